@@ -1,0 +1,19 @@
+"""What a user's mistake raises: one line, meant to be read as it is."""
+
+from __future__ import annotations
+
+
+class AbdosegError(Exception):
+    """Something that a user can mend; ``str(error)`` is the whole message."""
+
+
+class UsageError(AbdosegError):
+    """The command was called wrongly (exit code 2): nothing was segmented."""
+
+
+class CaseError(AbdosegError):
+    """One case cannot be segmented (exit code 1); other cases still run."""
+
+
+class ModelError(AbdosegError):
+    """A model folder is missing, incomplete or contradicts itself."""

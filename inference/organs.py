@@ -1,0 +1,46 @@
+"""The label numbers and names that every part of the project agrees on.
+
+The 13 abdominal organs of the FLARE 2024 challenge (task 2). 0 is background.
+"""
+
+from __future__ import annotations
+
+ORGANS: dict[int, str] = {
+    1: "liver",
+    2: "right_kidney",
+    3: "spleen",
+    4: "pancreas",
+    5: "aorta",
+    6: "inferior_vena_cava",
+    7: "right_adrenal_gland",
+    8: "left_adrenal_gland",
+    9: "gallbladder",
+    10: "esophagus",
+    11: "stomach",
+    12: "duodenum",
+    13: "left_kidney",
+}
+"""Label value to organ name, in the challenge's order."""
+
+LABEL_OF: dict[str, int] = {name: label for label, name in ORGANS.items()}
+"""Organ name to label value."""
+
+MIRRORED: dict[int, int] = {2: 13, 13: 2, 7: 8, 8: 7}
+"""What a label becomes when the patient is mirrored left to right."""
+
+COLOURS: dict[int, tuple[int, int, int]] = {
+    1: (221, 130, 101),
+    2: (185, 102, 83),
+    3: (157, 108, 162),
+    4: (249, 180, 111),
+    5: (224, 60, 49),
+    6: (0, 122, 204),
+    7: (249, 230, 90),
+    8: (180, 210, 60),
+    9: (60, 160, 75),
+    10: (211, 171, 143),
+    11: (250, 128, 190),
+    12: (90, 200, 200),
+    13: (120, 70, 220),
+}
+"""RGB colours (0 to 255) in which previews and overlays show the organs."""

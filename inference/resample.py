@@ -1,0 +1,117 @@
+"""Resizing of volumes: the one place that says which voxel lies where.
+
+A grid of ``n`` voxels resized to ``m`` covers the same extent, edge to edge: the centre of
+output voxel ``i`` lies at input coordinate ``(i + 0.5) * n / m - 0.5``. This is what nnU-Net,
+scikit-image and ``torch.nn.functional.interpolate(align_corners=False)`` do. Both directions
+use it: CT to the network's grid (`resize`), logits back to the CT's grid (`inference.decode`).
+
+Shrinking widens the linear filter with the step (as Pillow and torch's ``antialias=True``), so
+that thin slices are averaged, not skipped: a noisy CT gets less noisy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32Array = NDArray[np.float32]
+
+
+def shape_at_spacing(
+    shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
+) -> tuple[int, ...]:
+    """Number of voxels per axis when the same extent is sampled at another spacing.
+
+    Args:
+        shape: voxels per axis.
+        spacing: millimetres per axis, in the same axis order.
+        new_spacing: the wanted millimetres per axis.
+
+    Returns:
+        The rounded number of voxels, at least 1 per axis (nnU-Net's rule).
+    """
+    return tuple(
+        max(1, round(n * old / new))
+        for n, old, new in zip(shape, spacing, new_spacing, strict=True)
+    )
+
+
+def axis_weights(n: int, m: int) -> Float32Array:
+    """Linear interpolation along one axis as a matrix.
+
+    Args:
+        n: number of input voxels.
+        m: number of output voxels.
+
+    Returns:
+        Array of shape (m, n); every row sums to 1. At the borders the outermost voxel is
+        continued.
+    """
+    step = n / m
+    width = max(1.0, step)
+    centres = (np.arange(m) + 0.5) * step - 0.5
+    reach = int(np.ceil(width))
+    taps = np.floor(centres)[:, None].astype(np.int64) + np.arange(1 - reach, reach + 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(taps - centres[:, None]) / width)
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix = np.zeros((m, n))
+    np.add.at(matrix, (np.arange(m)[:, None], np.clip(taps, 0, n - 1)), weights)
+    return matrix.astype(np.float32)
+
+
+def resize(
+    volume: NDArray[np.generic],
+    shape: Sequence[int],
+    clip: tuple[float, float] | None = None,
+) -> Float32Array:
+    """Resize a volume with linear interpolation, averaging where it shrinks.
+
+    Works slice by slice, so that the full-size volume is never copied.
+
+    Args:
+        volume: array of shape (z, y, x), any real type.
+        shape: the wanted shape (z, y, x).
+        clip: values are limited to this range first (nnU-Net normalises before it resamples).
+
+    Returns:
+        float32 array of the wanted shape.
+    """
+    depth, height, width = shape
+    along_z = axis_weights(volume.shape[0], depth)
+    along_y = axis_weights(volume.shape[1], height)
+    along_x = np.ascontiguousarray(axis_weights(volume.shape[2], width).T)
+    same_plane = volume.shape[1:] == (height, width)
+    result = np.empty((depth, height, width), np.float32)
+    plane: dict[int, Float32Array] = {}  # in-plane resized input slices that are still needed
+    for k in range(depth):
+        needed = np.flatnonzero(along_z[k])
+        for z in [z for z in plane if z < needed[0]]:
+            del plane[z]
+        for z in needed:
+            if z not in plane:
+                raw = volume[z] if clip is None else np.clip(volume[z], *clip)
+                values = np.ascontiguousarray(raw, dtype=np.float32)
+                plane[z] = values if same_plane else along_y @ values @ along_x
+        np.multiply(plane[needed[0]], along_z[k, needed[0]], out=result[k])
+        for z in needed[1:]:
+            result[k] += along_z[k, z] * plane[z]
+    return result
+
+
+def resize_labels(labels: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Resize a label volume by the nearest voxel.
+
+    Args:
+        labels: array of shape (z, y, x).
+        shape: the wanted shape (z, y, x).
+
+    Returns:
+        uint8 array of the wanted shape.
+    """
+    nearest = [
+        np.minimum((np.arange(m) + 0.5) * n / m, n - 1).astype(np.int64)
+        for n, m in zip(labels.shape, shape, strict=True)
+    ]
+    return np.ascontiguousarray(labels[np.ix_(*nearest)])
