@@ -1,0 +1,227 @@
+"""Whole bodies from label maps: every organ map becomes a patient with all tissues.
+
+A map of the whole body (the atlas) is registered to each patient whose organs alone are
+labelled, and lends it bones, lungs, muscle, bowel and the organs that were not annotated. The
+registration is driven by labels: an affine fit of the shared organs' centroids, then a smooth
+displacement on a coarse control grid that maximises their overlap (gradient descent on the
+squared difference of the blurred masks, bending penalised).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+from torch import Tensor
+
+from inference.organs import ORGANS
+from inference.resample import resize_labels, shape_at_spacing
+from training.tissues import Tissue
+
+SPACING = 2.0
+"""Isotropic spacing of the stored bodies in mm."""
+
+_COARSE = 6.0  # mm, spacing at which bodies are registered
+_CONTROL = 30.0  # mm, spacing of the control grid
+_SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
+
+
+@dataclass(frozen=True)
+class Body:
+    """A tissue map with room for fat and skin around it.
+
+    Attributes:
+        tissues: uint8 (z, y, x) at `SPACING`, values of `training.tissues`.
+        hull: int8 (z, y, x), signed distance in mm to the hull of all labelled structures within
+            each axial slice: negative inside, limited to +-127.
+    """
+
+    tissues: NDArray[np.uint8]
+    hull: NDArray[np.int8]
+
+    def save(self, path: Path) -> None:
+        """Write as a compressed .npz."""
+        np.savez_compressed(path, tissues=self.tissues, hull=self.hull)
+
+    @staticmethod
+    def load(path: Path) -> Body:
+        """Read what `save` wrote."""
+        with np.load(path) as content:
+            return Body(content["tissues"], content["hull"])
+
+
+def isotropic(labels: NDArray[np.uint8], spacing: tuple[float, float, float]) -> NDArray[np.uint8]:
+    """Resample a label map to `SPACING`, with the steps of thick slices smoothed away.
+
+    Args:
+        labels: (z, y, x).
+        spacing: mm per axis (z, y, x).
+    """
+    shape = shape_at_spacing(labels.shape, spacing, (SPACING,) * 3)
+    result = resize_labels(labels, shape)
+    if spacing[0] <= 1.5 * SPACING:
+        return result
+    # Thick slices: every label's mask is blurred along z and the strongest one wins.
+    sigma = 0.5 * spacing[0] / SPACING
+    best = np.full(shape, 0.5, np.float32)
+    smooth = np.zeros(shape, np.uint8)
+    for value, box in enumerate(ndimage.find_objects(result), start=1):
+        if box is None:
+            continue
+        box = tuple(slice(max(0, s.start - 8), s.stop + 8) for s in box)
+        mask = ndimage.gaussian_filter1d((result[box] == value).astype(np.float32), sigma, axis=0)
+        wins = mask > best[box]
+        best[box][wins] = mask[wins]
+        smooth[box][wins] = value
+    return smooth
+
+
+def finish(tissues: NDArray[np.uint8]) -> Body:
+    """Pad a whole-body tissue map for fat and skin and measure the distance to its hull."""
+    pad = round(_SKIN / SPACING)
+    tissues = np.pad(tissues, ((0, 0), (pad, pad), (pad, pad)))
+    inside = np.zeros(tissues.shape, bool)
+    grid = np.indices(tissues.shape[1:]).reshape(2, -1).T
+    for z in range(tissues.shape[0]):
+        points = np.argwhere(ndimage.binary_opening(tissues[z] > 0))
+        if len(points) < 20 or np.ptp(points, axis=0).min() < 3:
+            continue
+        sides = ConvexHull(points).equations
+        inside[z] = (grid @ sides[:, :2].T + sides[:, 2] <= 0).all(axis=1).reshape(inside[z].shape)
+    distance = np.empty(tissues.shape, np.int8)
+    for z in range(tissues.shape[0]):
+        if inside[z].any():
+            out = ndimage.distance_transform_edt(~inside[z])
+            within = ndimage.distance_transform_edt(inside[z])
+            distance[z] = np.clip((out - within) * SPACING, -127, 127)
+        else:
+            distance[z] = 127
+    # The body's surface runs smoothly from slice to slice.
+    distance = ndimage.gaussian_filter1d(distance.astype(np.float32), 4.0, axis=0)
+    columns = np.flatnonzero((distance < _SKIN).any(axis=(0, 1)))
+    rows = np.flatnonzero((distance < _SKIN).any(axis=(0, 2)))
+    box = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Body(
+        np.ascontiguousarray(tissues[box]),
+        np.ascontiguousarray(np.round(distance[box]).astype(np.int8)),
+    )
+
+
+def complete(
+    organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8], seed: int = 0
+) -> NDArray[np.uint8]:
+    """Give a patient of whom only organs are labelled the other tissues of an atlas.
+
+    Args:
+        organs: the patient's organ labels (z, y, x) at `SPACING`.
+        annotated: which organs were annotated; the others come from the atlas.
+        atlas: tissue map (z, y, x) of another patient's whole body at `SPACING`.
+        seed: of the order in which nothing is left to chance but ties.
+
+    Returns:
+        Tissue map (z, y, x) at `SPACING`: the patient's own organs, exactly, in a body that
+        reaches as far as the atlas does within 100 mm above and 150 mm below the organs.
+    """
+    shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
+    z = np.flatnonzero((np.isin(organs, shared)).any(axis=(1, 2)))
+    above, below, side = (round(mm / SPACING) for mm in (100, 150, 40))
+    # Array axis 0 runs towards the head: what lies below the organs comes first.
+    padded = np.pad(organs, ((below, above), (side, side), (side, side)))
+    grown = padded[z[0] : z[-1] + 1 + below + above]
+    coordinates = _register(grown, atlas, shared, seed)
+    warped = _warp(atlas, coordinates, outside=255)
+    covered = (warped != 255).mean(axis=(1, 2)) > 0.2
+    warped[warped == 255] = Tissue.NONE
+
+    # The atlas's own shared organs give way to what surrounds them.
+    foreign = np.isin(warped, shared)
+    nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
+    merged = warped[tuple(nearest)]
+    own = np.isin(grown, shared)
+    merged[own] = grown[own]
+    slices = np.flatnonzero(covered)
+    return merged[slices[0] : slices[-1] + 1]
+
+
+def _register(
+    target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int], seed: int
+) -> Tensor:
+    """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid."""
+    torch.manual_seed(seed)
+    fixed, fixed_points = _masks(target, labels)
+    moving, moving_points = _masks(atlas, labels)
+
+    # Affine by regularised least squares: few organs must not shear the body.
+    centre_f, centre_m = fixed_points.mean(0), moving_points.mean(0)
+    f, m = fixed_points - centre_f, moving_points - centre_m
+    scale = float(m.norm() / f.norm())
+    ridge = 0.3 * float((f**2).sum()) / 3
+    matrix = torch.linalg.solve(f.T @ f + ridge * torch.eye(3), f.T @ m + ridge * scale * torch.eye(3))
+
+    shape = fixed.shape[2:]
+    axes = [(torch.arange(n) + 0.5) * _COARSE for n in shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    affine = (grid - centre_f) @ matrix + centre_m
+
+    control = [max(4, round(n * _COARSE / _CONTROL)) for n in shape]
+    shift = torch.zeros(1, 3, *control, requires_grad=True)
+    extent = torch.tensor([n * _COARSE for n in moving.shape[2:]])
+    weight = fixed.flatten(2).mean(-1).clamp(min=1e-5).rsqrt().reshape(1, -1, 1, 1, 1)
+    optimiser = torch.optim.Adam([shift], lr=2.0)
+    for step in range(120):
+        optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / 120)
+        displacement = F.interpolate(shift, size=shape, mode="trilinear", align_corners=True)
+        places = affine + displacement[0].permute(1, 2, 3, 0)
+        warped = F.grid_sample(
+            moving, (places / extent * 2 - 1).flip(-1)[None], align_corners=False
+        )
+        difference = (weight * (warped - fixed) ** 2).mean()
+        bending = sum(
+            shift.diff(n=2, dim=axis).pow(2).mean() for axis in (2, 3, 4)
+        )
+        loss = difference * 100 + 0.002 * bending
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        fine = tuple(target.shape)
+        displacement = F.interpolate(shift, size=shape, mode="trilinear", align_corners=True)
+        places = (affine + displacement[0].permute(1, 2, 3, 0)).permute(3, 0, 1, 2)[None]
+        return F.interpolate(places, size=fine, mode="trilinear")[0].permute(1, 2, 3, 0)
+
+
+def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor]:
+    """Blurred masks (1, n, z, y, x) at the coarse spacing and centroids (n, 3) in mm."""
+    shape = [max(1, round(n * SPACING / _COARSE)) for n in labels.shape]
+    masks, points = [], []
+    for value in values:
+        mask = torch.from_numpy((labels == value).astype(np.float32))[None, None]
+        small = F.adaptive_avg_pool3d(mask, shape)[0, 0].numpy()
+        masks.append(torch.from_numpy(ndimage.gaussian_filter(small, 1.0)))
+        middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * _COARSE
+        points.append(torch.tensor(middle, dtype=torch.float32))
+    return torch.stack(masks)[None], torch.stack(points)
+
+
+def _warp(labels: NDArray[np.uint8], places: Tensor, outside: int) -> NDArray[np.uint8]:
+    """Nearest label at places (z, y, x, 3) given in mm; ``outside`` beyond the map."""
+    index = torch.floor(places / SPACING).long()
+    size = torch.tensor(labels.shape)
+    valid = ((index >= 0) & (index < size)).all(dim=-1)
+    index = torch.minimum(index.clamp(min=0), size - 1)
+    values = torch.from_numpy(labels)[index[..., 0], index[..., 1], index[..., 2]]
+    return np.where(valid.numpy(), values.numpy(), outside).astype(np.uint8)
+
+
+def anchored(tissues: NDArray[np.uint8]) -> bool:
+    """Whether the liver lies on the right and the spleen on the left, as they should."""
+    x = {
+        v: ndimage.center_of_mass(tissues == v)[2] for v in ORGANS if v in (1, 3) and v in tissues
+    }
+    return len(x) < 2 or x[1] < x[3]

@@ -1,0 +1,91 @@
+"""The tissues that a synthetic body is made of, and how named structures map to them.
+
+Numbers 1 to 13 are the organs of `inference.organs`, so a tissue map contains its own labels.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.organs import LABEL_OF, ORGANS
+
+
+class Tissue(IntEnum):
+    """Tissue numbers beyond the 13 organs."""
+
+    NONE = 0  # not labelled: outside the body, fat, muscle or mesentery
+    MUSCLE = 14
+    BONE = 15
+    LUNG = 16
+    AIRWAY = 17
+    HEART = 18
+    VEIN = 19
+    ARTERY = 20
+    SMALL_BOWEL = 21
+    COLON = 22
+    BLADDER = 23
+    NERVE = 24
+    CARTILAGE = 25
+    SOFT = 26
+
+
+TISSUES = 1 + max(Tissue)
+"""Number of tissue values, 0 included."""
+
+_PATTERNS: tuple[tuple[str, Tissue], ...] = (
+    (r"autochthon|gluteus|iliopsoas", Tissue.MUSCLE),
+    (r"costal_cartilages", Tissue.CARTILAGE),
+    (r"vertebrae|rib_|sacrum|hip_|femur|humerus|scapula|clavicula|sternum|skull", Tissue.BONE),
+    (r"lung_", Tissue.LUNG),
+    (r"trachea", Tissue.AIRWAY),
+    (r"heart|atrial", Tissue.HEART),
+    (r"vein|vena|venous", Tissue.VEIN),
+    (r"artery|trunk", Tissue.ARTERY),
+    (r"small_bowel", Tissue.SMALL_BOWEL),
+    (r"colon", Tissue.COLON),
+    (r"bladder", Tissue.BLADDER),
+    (r"spinal_cord|brain", Tissue.NERVE),
+    (r"prostate|thyroid|face", Tissue.SOFT),
+)
+
+
+def tissue_of(name: str) -> int:
+    """The tissue number of a structure named as in TotalSegmentator ("vertebrae_L1").
+
+    Raises:
+        KeyError: the name fits no tissue.
+    """
+    turned = re.sub(r"^(kidney|adrenal_gland)_(left|right)$", r"\2_\1", name)
+    if turned in LABEL_OF:
+        return LABEL_OF[turned]
+    if side := re.fullmatch(r"kidney_cyst_(left|right)", name):
+        return LABEL_OF[f"{side[1]}_kidney"]
+    for pattern, tissue in _PATTERNS:
+        if re.search(pattern, name):
+            return int(tissue)
+    raise KeyError(f"no tissue is known for the structure {name!r}")
+
+
+def tissues_from_names(labels: NDArray[np.uint8], names: dict[str, str]) -> NDArray[np.uint8]:
+    """Turn a label map of named structures into a tissue map.
+
+    Args:
+        labels: any shape; values are keys of ``names`` or 0.
+        names: label value, as JSON gives it (a string), to structure name.
+
+    Returns:
+        uint8 array of the same shape.
+    """
+    table = np.zeros(256, np.uint8)
+    for value, name in names.items():
+        table[int(value)] = tissue_of(name)
+    return table[labels]
+
+
+def organs_only(tissues: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Keep the 13 organs of a tissue map, 0 elsewhere."""
+    return np.where(tissues <= max(ORGANS), tissues, 0).astype(np.uint8)
