@@ -1,0 +1,184 @@
+"""``python -m evaluation score``: tables, figures and pictures from two folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import figures, overlay, summary
+from evaluation.challenge import COLUMN_OF, METRICS, columns
+from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
+from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.volumes import list_volumes, stem
+from inference.errors import CaseError, UsageError
+
+
+def run(
+    reference: Path,
+    prediction: Path,
+    out: Path,
+    strict: bool = False,
+    labels: Sequence[int] = ALL_LABELS,
+    images: Path | None = None,
+    worst: int = 5,
+    workers: int = 1,
+    quiet: bool = False,
+) -> list[CaseScore]:
+    """Score a folder and write everything that there is to say about it.
+
+    Writes into ``out``: ``scores.csv`` (the organisers' table), ``cases.csv`` (state, means and
+    notes per case), ``summary.csv`` and ``summary.md`` (per organ and overall), ``boxplots.png``,
+    ``worst.md`` and ``overlays/NAME.png`` of the worst cases.
+
+    Args:
+        reference: folder of reference label files.
+        prediction: folder of predictions under the same names.
+        out: folder for the results, made where missing.
+        strict: treat what cannot be scored as the organisers' script does (`evaluation.scoring`).
+        labels: which organs.
+        images: folder with the CTs, to lay under the overlays (``X.nii.gz`` or ``X_0000.nii.gz``).
+        worst: how many cases to list and draw.
+        workers: processes.
+        quiet: show no progress bar.
+
+    Raises:
+        UsageError: a folder is missing or empty, or ``out`` cannot be written.
+    """
+    cts = {} if images is None else list_volumes(images)
+    scores = score_folders(reference, prediction, strict, labels, workers, quiet)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_scores(scores, labels, out / "scores.csv")
+        _write_cases(scores, out / "cases.csv")
+        _write_summary(scores, labels, strict, out)
+        if any(score.values for score in scores):
+            figures.box_plots(scores, labels, out / "boxplots.png")
+        worst_cases = summary.worst(scores, worst)
+        truths, guesses = list_volumes(reference), list_volumes(prediction)
+        _write_worst(worst_cases, truths, guesses, cts, out)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return scores
+
+
+def write_scores(scores: Sequence[CaseScore], labels: Sequence[int], path: Path) -> None:
+    """The organisers' table: one row per counted case, four decimals in every cell."""
+    keys = [(metric, label) for metric in METRICS for label in labels]
+    rows = [
+        [score.name, *(number(score.values[key]) for key in keys)]
+        for score in scores
+        if score.values
+    ]
+    write_text(path, csv_text(columns(labels), rows))
+
+
+def _write_cases(scores: Sequence[CaseScore], path: Path) -> None:
+    rows = [
+        [
+            score.name,
+            score.status,
+            "yes" if score.values else "no",
+            number(score.mean("DSC")),
+            number(score.mean("NSD")),
+            " ".join(COLUMN_OF[label] for label in score.absent),
+            "; ".join(score.notes),
+        ]
+        for score in scores
+    ]
+    header = ["Name", "Status", "Counted", "Mean_DSC", "Mean_NSD", "Absent", "Notes"]
+    write_text(path, csv_text(header, rows))
+
+
+def _write_summary(
+    scores: Sequence[CaseScore], labels: Sequence[int], strict: bool, out: Path
+) -> None:
+    lines = summary.summarise(scores, labels)
+    header = ["Organ", "Metric", "Cases", "Absent", "Mean", "SD", "Median", "Q1", "Q3"]
+    rows = [
+        [
+            line.organ,
+            line.metric,
+            str(line.cases),
+            str(line.absent),
+            *(number(v) for v in (line.mean, line.sd, line.median, line.lower, line.upper)),
+        ]
+        for line in lines
+    ]
+    write_text(out / "summary.csv", csv_text(header, rows))
+
+    states = {
+        state: sum(score.status == state for score in scores)
+        for state in ("scored", "missing", "error", "extra")
+    }
+    text = [
+        f"{states['scored']} cases scored, {states['missing']} predictions missing, "
+        f"{states['error']} pairs that cannot be scored, {states['extra']} predictions without "
+        "a reference. "
+        + (
+            "Strict mode: only scored cases are counted.\n\n"
+            if strict
+            else "Missing predictions and pairs that cannot be scored count as zero.\n\n"
+        )
+    ]
+    by_organ: dict[str, list[str]] = {}
+    for line in lines:
+        cells = by_organ.setdefault(line.organ, [line.organ, str(line.cases), str(line.absent)])
+        cells.append(f"{number(line.mean)} ± {number(line.sd)}")
+        cells.append(f"{number(line.median)} ({number(line.lower)} to {number(line.upper)})")
+    text.append(
+        markdown_text(
+            [
+                "Organ",
+                "Cases",
+                "Absent",
+                *(
+                    f"{metric} {what}"
+                    for metric in METRICS
+                    for what in ("mean ± SD", "median (quartiles)")
+                ),
+            ],
+            by_organ.values(),
+        )
+    )
+    text.append(
+        "\nOverall: mean over a case's organs, then over the cases. Absent: cases in which "
+        "neither mask has the organ; the challenge's rules count each as 1.\n"
+    )
+    if problems := [note for score in scores for note in score.notes]:
+        text.append("\n" + "".join(f"- {note}\n" for note in problems))
+    write_text(out / "summary.md", "".join(text))
+
+
+def _write_worst(
+    cases: Sequence[CaseScore],
+    truths: dict[str, Path],
+    guesses: dict[str, Path],
+    cts: dict[str, Path],
+    out: Path,
+) -> None:
+    pictures = out / "overlays"
+    if pictures.is_dir():  # of an earlier run: pictures of other cases would mislead
+        for old in pictures.glob("*.png"):
+            old.unlink()
+    rows, trouble = [], []
+    for case in cases:
+        name = stem(case.name)
+        picture = pictures / f"{name}.png"
+        pictures.mkdir(exist_ok=True)
+        link = f"[picture](overlays/{picture.name})"
+        try:
+            ct = cts.get(name, cts.get(f"{name}_0000"))
+            overlay.draw(case, truths[name], guesses.get(name), ct, picture)
+        except CaseError as error:
+            link = "-"
+            trouble.append(f"- no picture: {error}\n")
+        label = case.worst_label
+        lowest = "-"
+        if label is not None:
+            dsc, nsd = case.values["DSC", label], case.values["NSD", label]
+            lowest = f"{COLUMN_OF[label]} ({number(dsc)} / {number(nsd)})"
+        means = (number(case.mean(metric)) for metric in METRICS)
+        rows.append([case.name, case.status, *means, lowest, link])
+    header = ["Case", "Status", "Mean DSC", "Mean NSD", "Lowest organ (DSC / NSD)", "Overlay"]
+    text = markdown_text(header, rows) + ("\n" + "".join(trouble) if trouble else "")
+    write_text(out / "worst.md", text)

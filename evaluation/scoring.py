@@ -1,0 +1,224 @@
+"""Scores two folders of label files: by the challenge's rules, and without keeping quiet.
+
+For a pair that can be scored, the numbers are the organisers' in either mode. The modes differ in
+what happens to the rest:
+
+============================  ================================  ================================
+what is found                 default                           strict (as the organisers do)
+============================  ================================  ================================
+a prediction is missing       a row of zeros, counted           no row (their script only lists
+                                                                the predictions); reported
+prediction unreadable, or of  a row of zeros, counted           no row (their script stops
+another size                                                    there); reported
+same size, other spacing or   a row of zeros, counted           scored as stored with the
+position                                                        reference's zooms; reported
+values that are no labels     a row of zeros, counted           cast to uint8
+============================  ================================  ================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+from tqdm import tqdm
+
+from evaluation.challenge import COLUMN_OF, DECIMALS, METRICS
+from evaluation.metrics import Box, is_single_slice, score_organ
+from evaluation.volumes import LabelVolume, check_same_grid, list_volumes, read_labels
+from inference.errors import CaseError, UsageError
+from inference.organs import ORGANS
+
+ALL_LABELS: tuple[int, ...] = tuple(ORGANS)
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """What came out for one case.
+
+    Attributes:
+        name: the reference's file name, as in the organisers' table.
+        status: "scored", "missing" (no prediction), "error" (a pair that cannot be scored) or
+            "extra" (a prediction without a reference).
+        values: (metric, label) to its value, rounded; empty where there is no row for the case.
+        absent: labels that neither the reference nor the prediction has.
+        notes: sentences on what is wrong or unusual.
+    """
+
+    name: str
+    status: str
+    values: dict[tuple[str, int], float] = field(default_factory=dict)
+    absent: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the organs (nan where the case has no row)."""
+        own = [value for (name, _), value in self.values.items() if name == metric]
+        return float(np.mean(own)) if own else float("nan")
+
+    @property
+    def worst_label(self) -> int | None:
+        """The label with the lowest DSC (then NSD), ``None`` where the case has no row."""
+        labels = [label for metric, label in self.values if metric == "DSC"]
+        if not labels:
+            return None
+        return min(labels, key=lambda v: (self.values["DSC", v], self.values["NSD", v]))
+
+
+def score_labels(
+    reference: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    zooms: tuple[float, ...],
+    labels: Sequence[int] = ALL_LABELS,
+) -> dict[tuple[str, int], float]:
+    """DSC and NSD of every organ of one pair, rounded as the organisers round.
+
+    Args:
+        reference: uint8 volume of shape (i, j, k) in NIfTI's axis order; k is the axial axis.
+        prediction: uint8 volume of the same shape.
+        zooms: millimetres along i, j and k.
+        labels: which organs.
+
+    Returns:
+        (metric, label) to the value.
+    """
+    boxes_r, boxes_p = _boxes(reference), _boxes(prediction)
+    scores = {
+        label: score_organ(reference, prediction, label, zooms, (boxes_r[label], boxes_p[label]))
+        for label in labels
+    }
+    # numpy's rounding, not Python's: the organisers round numpy numbers, ties to the even digit
+    # of the scaled value.
+    return {
+        (metric, label): float(np.round(np.float64(scores[label][i]), DECIMALS))
+        for i, metric in enumerate(METRICS)
+        for label in labels
+    }
+
+
+def _boxes(volume: NDArray[np.uint8]) -> dict[int, Box | None]:
+    found = find_objects(volume, max_label=max(ORGANS))
+    boxes: dict[int, Box | None] = {}
+    for label in ORGANS:
+        box = found[label - 1]
+        boxes[label] = None if box is None else (box[0], box[1], box[2])
+    return boxes
+
+
+def score_case(
+    name: str,
+    reference: Path,
+    prediction: Path | None,
+    strict: bool = False,
+    labels: Sequence[int] = ALL_LABELS,
+) -> CaseScore:
+    """Score one pair of files; what is wrong with them ends in the result, not in an exception.
+
+    Args:
+        name: what the case is called in the tables.
+        reference: the reference's file.
+        prediction: the prediction's file, ``None`` where there is none.
+        strict: see the module's table.
+        labels: which organs.
+    """
+    zeros = {} if strict else {(metric, v): 0.0 for metric in METRICS for v in labels}
+    if prediction is None:
+        return CaseScore(name, "missing", zeros, notes=(f"{name}: prediction is missing",))
+    try:
+        truth = read_labels(reference, strict)
+    except CaseError as error:  # nothing can be said about the prediction
+        return CaseScore(name, "error", notes=(str(error),))
+    try:
+        guess = read_labels(prediction, strict)
+        difference = check_same_grid(truth, guess, strict)
+    except CaseError as error:
+        return CaseScore(name, "error", zeros, notes=(str(error),))
+    notes = [] if difference is None else [difference]
+    notes += _oddities(truth, guess, labels)
+    present = set(np.unique(truth.labels)) | set(np.unique(guess.labels))
+    return CaseScore(
+        name,
+        "scored",
+        score_labels(truth.labels, guess.labels, truth.zooms, labels),
+        tuple(label for label in labels if label not in present),
+        tuple(notes),
+    )
+
+
+def _oddities(truth: LabelVolume, guess: LabelVolume, labels: Sequence[int]) -> list[str]:
+    notes = []
+    boxes = _boxes(truth.labels)
+    for label in labels:
+        if is_single_slice(label, boxes[label]) and (guess.labels == label).any():
+            notes.append(
+                f"{truth.path}: {COLUMN_OF[label]} is labelled on one slice only, of which the "
+                "slab rule leaves nothing; counted as two empty masks"
+            )
+    for volume in (truth, guess):
+        if unknown := [int(v) for v in np.unique(volume.labels) if v > max(ORGANS)]:
+            values = ", ".join(map(str, unknown))
+            notes.append(f"{volume.path}: values beyond the 13 organs are ignored ({values})")
+    return notes
+
+
+def score_folders(
+    reference: Path,
+    prediction: Path,
+    strict: bool = False,
+    labels: Sequence[int] = ALL_LABELS,
+    workers: int = 1,
+    quiet: bool = False,
+) -> list[CaseScore]:
+    """Score every case of a reference folder, several at once.
+
+    Args:
+        reference: folder of reference label files.
+        prediction: folder of predictions under the same names.
+        strict: see the module's table.
+        labels: which organs.
+        workers: processes.
+        quiet: show no progress bar.
+
+    Returns:
+        One result per reference in the order of their names, then predictions that have no
+        reference ("extra").
+
+    Raises:
+        UsageError: a folder is missing or the reference folder has no NIfTI file.
+    """
+    truths, guesses = list_volumes(reference), list_volumes(prediction)
+    if not truths:
+        raise UsageError(f"{reference}: no .nii.gz or .nii file in the reference folder")
+    results: dict[str, CaseScore] = {}
+    with tqdm(total=len(truths), unit="case", desc="scoring", disable=quiet or None) as bar:
+        # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
+        with ProcessPoolExecutor(min(workers, len(truths)), get_context("spawn")) as pool:
+            jobs = {
+                pool.submit(
+                    score_case, path.name, path, guesses.get(name), strict, tuple(labels)
+                ): name
+                for name, path in truths.items()
+            }
+            for job in as_completed(jobs):
+                name = jobs[job]
+                try:
+                    results[name] = job.result()
+                except (MemoryError, OSError, BrokenExecutor) as error:
+                    reason = "a process was killed or ran out of memory"
+                    if isinstance(error, OSError):
+                        reason = str(error)
+                    note = f"{truths[name]}: cannot be scored ({reason})"
+                    results[name] = CaseScore(truths[name].name, "error", notes=(note,))
+                bar.update()
+    extras = [
+        CaseScore(path.name, "extra", notes=(f"{path}: has no reference, so no score",))
+        for name, path in guesses.items()
+        if name not in truths
+    ]
+    return [results[name] for name in truths] + extras

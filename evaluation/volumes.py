@@ -1,0 +1,157 @@
+"""Label volumes as NIfTI stores them, and whether two of them lie on the same grid.
+
+Read with nibabel and not with SimpleITK, since the challenge's rules speak of the stored array's
+third axis and of the header's zooms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import CaseError, UsageError
+
+SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class LabelVolume:
+    """One label file.
+
+    Attributes:
+        path: the file.
+        labels: uint8 array of shape (i, j, k) in the stored axis order.
+        zooms: millimetres along i, j and k as the header has them (float32).
+        affine: 4 x 4, voxel to millimetres (RAS).
+    """
+
+    path: Path
+    labels: NDArray[np.uint8]
+    zooms: tuple[float, ...]
+    affine: NDArray[np.float64]
+
+
+def stem(name: str) -> str:
+    """A file's name without ``.nii.gz`` or ``.nii``."""
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def list_volumes(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder, by name without suffix, sorted.
+
+    Raises:
+        UsageError: no such folder, or a case lies there under both suffixes.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+            continue
+        if (name := stem(path.name)) in found:
+            raise UsageError(f"{path}: the case is there twice, as {found[name].name} too")
+        found[name] = path
+    return found
+
+
+def read_labels(path: Path, strict: bool = False) -> LabelVolume:
+    """Read a label file.
+
+    Args:
+        path: a ``.nii.gz`` or ``.nii`` file.
+        strict: cast whatever is there to uint8, as the organisers' script does, instead of
+            refusing values that are not labels.
+
+    Raises:
+        CaseError: it cannot be read, is not 3D, or holds values that no label has.
+    """
+    try:
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.spatialimages.SpatialImage):
+            raise CaseError(f"{path}: not a volume")
+        values = np.asanyarray(image.dataobj)
+        affine = np.asarray(image.affine, np.float64)
+        zooms = tuple(image.header.get_zooms())
+    except FileNotFoundError:
+        raise CaseError(f"{path}: no such file") from None
+    except CaseError:
+        raise
+    except Exception as error:  # gzip, zlib, nibabel and numpy each raise their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CaseError(f"{path}: cannot be read ({reason})") from None
+    if values.ndim != 3:
+        raise CaseError(f"{path}: not a 3D volume, its shape is {_text(values.shape)}")
+    if values.dtype != np.uint8:
+        if not strict:
+            _refuse_other_than_labels(path, values)
+        with np.errstate(invalid="ignore"):
+            values = values.astype(np.uint8)
+    return LabelVolume(path, values, zooms, affine)
+
+
+def _refuse_other_than_labels(path: Path, values: NDArray[np.generic]) -> None:
+    if values.dtype.kind not in "iub":
+        if values.dtype.kind != "f" or not np.array_equal(values, np.rint(values)):
+            raise CaseError(f"{path}: holds values that are not whole numbers, so not labels")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        raise CaseError(f"{path}: holds values from {low} to {high}; labels are 0 to 255")
+
+
+def check_same_grid(
+    reference: LabelVolume, prediction: LabelVolume, strict: bool = False
+) -> str | None:
+    """Whether two volumes have the same size, zooms and position.
+
+    Args:
+        reference: one volume.
+        prediction: the other.
+        strict: tell a difference in zooms or position instead of raising (the organisers'
+            script never looks at the prediction's header).
+
+    Returns:
+        With ``strict``, one sentence about the difference; otherwise ``None``.
+
+    Raises:
+        CaseError: they differ; the message has the numbers.
+    """
+    if reference.labels.shape != prediction.labels.shape:
+        raise CaseError(
+            f"{prediction.path}: size {_text(prediction.labels.shape)} voxels, but the reference "
+            f"has {_text(reference.labels.shape)}"
+        )
+    problem = None
+    if not np.allclose(reference.zooms, prediction.zooms, rtol=1e-4, atol=1e-4):
+        problem = (
+            f"{prediction.path}: spacing {_text(prediction.zooms)} mm, but the reference has "
+            f"{_text(reference.zooms)} mm"
+        )
+    elif (shift := _corner_shift(reference, prediction)) > 0.05 * min(reference.zooms):
+        problem = (
+            f"{prediction.path}: lies up to {shift:.4g} mm away from the reference (origin "
+            f"{_text(prediction.affine[:3, 3])} mm against {_text(reference.affine[:3, 3])} mm, "
+            f"first axis {_text(prediction.affine[:3, 0])} against "
+            f"{_text(reference.affine[:3, 0])})"
+        )
+    if problem is not None and not strict:
+        raise CaseError(problem)
+    return problem
+
+
+def _corner_shift(first: LabelVolume, second: LabelVolume) -> float:
+    """The largest distance in mm between the same corner voxel of two grids."""
+    ends = [(0, n - 1) for n in first.labels.shape]
+    corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], float)
+    offset = corners @ (first.affine - second.affine).T
+    return float(np.sqrt((offset[:, :3] ** 2).sum(axis=1)).max())
+
+
+def _text(values: object) -> str:
+    return " x ".join(f"{float(v):.6g}" for v in np.asarray(values).ravel())
