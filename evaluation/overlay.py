@@ -55,6 +55,8 @@ def draw(
     turned = [apply_orientation(volume, orientation) for volume in volumes]
     zooms = [truth.zooms[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3)]
 
+    around = _around(turned[0] | turned[1], zooms)
+    turned = [volume[around] for volume in turned]
     centre = _worst_place(turned[0], turned[1], score.worst_label)
     figure = Figure(figsize=(12, 11), layout="constrained")
     grid = figure.subplots(3, 3)
@@ -93,6 +95,17 @@ def _read_ct(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if values.shape != shape:
         raise CaseError(f"{path}: the CT's size {values.shape} is not the labels' {shape}")
     return values
+
+
+def _around(labels: NDArray[np.uint8], zooms: list[float]) -> tuple[slice, ...]:
+    """The box of all labels with a margin of 30 mm."""
+    box = []
+    for axis, step in enumerate(zooms):
+        held = np.flatnonzero(labels.any(axis=tuple(a for a in range(3) if a != axis)))
+        margin = int(np.ceil(30 / step))
+        ends = (held[0] - margin, held[-1] + 1 + margin) if len(held) else (0, labels.shape[axis])
+        box.append(slice(max(0, int(ends[0])), int(ends[1])))
+    return tuple(box)
 
 
 def _worst_place(

@@ -23,6 +23,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,30 +196,43 @@ def score_folders(
     truths, guesses = list_volumes(reference), list_volumes(prediction)
     if not truths:
         raise UsageError(f"{reference}: no .nii.gz or .nii file in the reference folder")
-    results: dict[str, CaseScore] = {}
-    with tqdm(total=len(truths), unit="case", desc="scoring", disable=quiet or None) as bar:
-        # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
-        with ProcessPoolExecutor(min(workers, len(truths)), get_context("spawn")) as pool:
-            jobs = {
-                pool.submit(
-                    score_case, path.name, path, guesses.get(name), strict, tuple(labels)
-                ): name
-                for name, path in truths.items()
-            }
-            for job in as_completed(jobs):
-                name = jobs[job]
-                try:
-                    results[name] = job.result()
-                except (MemoryError, OSError, BrokenExecutor) as error:
-                    reason = "a process was killed or ran out of memory"
-                    if isinstance(error, OSError):
-                        reason = str(error)
-                    note = f"{truths[name]}: cannot be scored ({reason})"
-                    results[name] = CaseScore(truths[name].name, "error", notes=(note,))
+    pairs = [(path.name, path, guesses.get(name)) for name, path in truths.items()]
+    with tqdm(total=len(pairs), unit="case", desc="scoring", disable=quiet or None) as bar:
+        if min(workers, len(pairs)) == 1:
+            results = []
+            for pair in pairs:
+                results.append(score_case(*pair, strict, labels))
                 bar.update()
+        else:
+            results = _score_in_processes(pairs, strict, labels, workers, bar)
     extras = [
         CaseScore(path.name, "extra", notes=(f"{path}: has no reference, so no score",))
         for name, path in guesses.items()
         if name not in truths
     ]
-    return [results[name] for name in truths] + extras
+    return results + extras
+
+
+def _score_in_processes(
+    pairs: Sequence[tuple[str, Path, Path | None]],
+    strict: bool,
+    labels: Sequence[int],
+    workers: int,
+    bar: tqdm[NoReturn],
+) -> list[CaseScore]:
+    """Score pairs in several processes; a process that dies costs its cases, not the others'."""
+    results: dict[str, CaseScore] = {}
+    # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
+    with ProcessPoolExecutor(min(workers, len(pairs)), get_context("spawn")) as pool:
+        jobs = {pool.submit(score_case, *pair, strict, tuple(labels)): pair[0] for pair in pairs}
+        for job in as_completed(jobs):
+            name = jobs[job]
+            try:
+                results[name] = job.result()
+            except (MemoryError, OSError, BrokenExecutor) as error:
+                killed = not isinstance(error, OSError)
+                reason = "a process was killed or ran out of memory" if killed else str(error)
+                note = f"{name}: cannot be scored ({reason}); fewer --workers need less memory"
+                results[name] = CaseScore(name, "error", notes=(note,))
+            bar.update()
+    return [results[name] for name, *_ in pairs]

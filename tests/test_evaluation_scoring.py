@@ -1,0 +1,319 @@
+"""Scores against an implementation that shares nothing with ours: loops and all pairs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+nibabel = pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
+surface_distance = pytest.importorskip("surface_distance", reason="needs the extra 'evaluation'")
+
+from evaluation.cli import main  # noqa: E402
+from evaluation.metrics import surface_dice  # noqa: E402
+from evaluation.scoring import score_folders, score_labels  # noqa: E402
+from evaluation.summary import summarise  # noqa: E402
+
+NAMES = [
+    "Liver", "RK", "Spleen", "Pancreas", "Aorta", "IVC", "RAG", "LAG", "Gallbladder",
+    "Esophagus", "Stomach", "Duodenum", "LK",
+]  # fmt: skip
+TOLERANCES = [5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3]
+SLAB = {"Aorta", "IVC", "Esophagus"}
+AREAS = surface_distance.lookup_tables.create_table_neighbour_code_to_surface_area
+
+
+def corners(mask: np.ndarray, spacing: tuple[float, ...]) -> list[tuple[np.ndarray, float]]:
+    """Every corner on the surface: its place in mm and its area, voxel by voxel."""
+    table = AREAS(spacing)
+    big = np.pad(mask.astype(int), 1)
+    found = []
+    for i in range(mask.shape[0] + 1):
+        for j in range(mask.shape[1] + 1):
+            for k in range(mask.shape[2] + 1):
+                code = 0
+                for bit, (a, b, c) in enumerate(np.ndindex(2, 2, 2)):
+                    code |= int(big[i + a, j + b, k + c]) << (7 - bit)
+                if code not in (0, 255):
+                    place = np.array([float(n) * float(s) for n, s in zip((i, j, k), spacing)])
+                    found.append((place, float(table[code])))
+    return found
+
+
+def brute_force(
+    truth: np.ndarray, guess: np.ndarray, spacing: tuple[float, ...]
+) -> dict[str, float]:
+    """The challenge's rules, as they are written."""
+    row: dict[str, float] = {}
+    for label, (name, tolerance) in enumerate(zip(NAMES, TOLERANCES), start=1):
+        a, b = truth == label, guess == label
+        if not a.any() and not b.any():
+            dsc, nsd = 1.0, 1.0
+        elif not a.any() or not b.any():
+            dsc, nsd = 0.0, 0.0
+        else:
+            if name in SLAB:
+                slices = [k for k in range(truth.shape[2]) if a[:, :, k].any()]
+                a, b = a[:, :, slices[0] : slices[-1]], b[:, :, slices[0] : slices[-1]]
+            total = int(a.sum()) + int(b.sum())
+            if total == 0:
+                row[f"{name}_DSC"], row[f"{name}_NSD"] = 1.0, 1.0
+                continue
+            dsc, nsd = 2 * int((a & b).sum()) / total, 0.0
+            if dsc >= 0.2:
+                on_a, on_b = corners(a, spacing), corners(b, spacing)
+                near = 0.0
+                for own, others in ((on_a, on_b), (on_b, on_a)):
+                    for place, area in own:
+                        if min(math.dist(place, other) for other, _ in others) <= tolerance + 1e-9:
+                            near += area
+                nsd = near / (sum(area for _, area in on_a) + sum(area for _, area in on_b))
+        row[f"{name}_DSC"], row[f"{name}_NSD"] = dsc, nsd
+    return row
+
+
+def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes that may touch the border, a noisy copy, single voxels and organs that are absent."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(3, 10, 3))
+    truth = np.zeros(shape, np.uint8)
+    for label in rng.permutation(np.arange(1, 14))[: rng.integers(1, 8)]:
+        low = [int(rng.integers(0, n)) for n in shape]
+        size = rng.integers(1, 6, 3)
+        truth[tuple(slice(a, a + s) for a, s in zip(low, size))] = label
+    guess = np.roll(truth, rng.integers(-1, 2, 3), (0, 1, 2))
+    noise = rng.random(shape)
+    guess[noise < 0.05] = 0
+    guess[noise > 0.95] = rng.integers(1, 14)
+    return truth, guess
+
+
+def save(array: np.ndarray, spacing: tuple[float, ...], path: Path, shift: float = 0.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([*spacing, 1.0])
+    affine[0, 3] = shift
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.75, 0.75, 5.0), (2.5, 0.8, 1.25)])
+def test_scores_equal_brute_force(seed: int, spacing: tuple[float, float, float]) -> None:
+    truth, guess = random_pair(seed)
+    spacing32 = tuple(np.float32(s) for s in spacing)
+    expected = brute_force(truth, guess, spacing32)
+    for (metric, label), value in score_labels(truth, guess, spacing32).items():
+        assert value == pytest.approx(expected[f"{NAMES[label - 1]}_{metric}"], abs=5.1e-5)
+        assert value == round(value, 4)
+
+
+def test_csv_is_the_organisers_table(tmp_path: Path) -> None:
+    """Columns, order, and every cell of the file, brute force against the command."""
+    spacing = (0.8, 0.9, 3.0)
+    expected = {}
+    for seed in range(20, 26):
+        truth, guess = random_pair(seed)
+        save(truth, spacing, tmp_path / "r" / f"case_{seed}.nii.gz")
+        save(guess, spacing, tmp_path / "p" / f"case_{seed}.nii.gz")
+        row = brute_force(truth, guess, tuple(np.float32(s) for s in spacing))
+        expected[f"case_{seed}.nii.gz"] = row
+    arguments = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
+    command = ["score", *arguments, "--out", tmp_path / "o", "--workers", "2", "--quiet"]
+    assert main([str(word) for word in command]) == 0
+
+    header = (tmp_path / "o" / "scores.csv").read_text().splitlines()[0].split(",")
+    assert header == ["Name"] + [f"{n}_DSC" for n in NAMES] + [f"{n}_NSD" for n in NAMES]
+    rows = read(tmp_path / "o" / "scores.csv")
+    assert [row["Name"] for row in rows] == sorted(expected)
+    for row in rows:
+        for column in header[1:]:
+            assert row[column] == f"{expected[row['Name']][column]:.4f}", (row["Name"], column)
+    for name in ("cases.csv", "summary.csv", "summary.md", "worst.md", "boxplots.png"):
+        assert (tmp_path / "o" / name).stat().st_size > 0
+    assert len(list((tmp_path / "o" / "overlays").glob("*.png"))) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spacing=st.tuples(*[st.sampled_from([0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0])] * 3),
+    tolerance=st.sampled_from([2.0, 3.0, 5.0, 7.0]),
+    density=st.floats(0.02, 0.9),
+)
+def test_surface_dice_equals_the_library(
+    seed: int, spacing: tuple[float, float, float], tolerance: float, density: float
+) -> None:
+    """Distances that equal the tolerance are frequent on these grids, and must not flip."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 9, 3))
+    a, b = rng.random(shape) < density, rng.random(shape) < density
+    a.flat[0] = b.flat[-1] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        distances = surface_distance.compute_surface_distances(a, b, spacing)
+    expected = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+    assert surface_dice(a, b, spacing, tolerance) == pytest.approx(expected, abs=1e-12)
+
+
+def test_special_cases() -> None:
+    truth = np.zeros((12, 6, 6), np.uint8)
+    guess = truth.copy()
+    truth[:3, :3, :3] = 2  # only in the reference
+    guess[3:6, :3, :3] = 3  # only in the prediction
+    truth[6:9, :3, :3] = 4  # overlap below 0.2
+    guess[8:11, 2:4, 2:4] = 4
+    scores = score_labels(truth, guess, (1.0, 1.0, 1.0))
+    assert scores["DSC", 1] == scores["NSD", 1] == 1  # both empty
+    assert scores["DSC", 2] == scores["NSD", 2] == 0
+    assert scores["DSC", 3] == scores["NSD", 3] == 0
+    assert 0 < scores["DSC", 4] < 0.2
+    assert scores["NSD", 4] == 0  # though every voxel lies within 5 mm
+
+
+@pytest.mark.parametrize(("label", "slab"), [(5, True), (6, True), (10, True), (1, False)])
+def test_slab_leaves_the_last_slice_out(label: int, slab: bool) -> None:
+    """Tubes: what the prediction does above, below and on the last slice does not count."""
+    truth = np.zeros((5, 5, 10), np.uint8)
+    truth[1:4, 1:4, 3:7] = label
+    guess = truth.copy()
+    guess[1:4, 1:4, 0:3] = label  # below
+    guess[1:4, 1:4, 7:] = label  # above
+    guess[:, :, 6] = 0  # the last labelled slice
+    scores = score_labels(truth, guess, (1.0, 1.0, 1.0))
+    if slab:
+        assert scores["DSC", label] == scores["NSD", label] == 1
+    else:
+        assert scores["DSC", label] == round(2 * 27 / (36 + 81), 4)
+    guess[2, 2, 3] = 0  # the first one does count
+    assert score_labels(truth, guess, (1.0, 1.0, 1.0))["DSC", label] < 1
+
+
+def test_far_stray_voxel_costs_no_memory() -> None:
+    """A voxel far off makes the box the whole volume: memory must follow the surface."""
+    import tracemalloc
+
+    truth = np.zeros((160, 160, 160), np.uint8)
+    truth[:20, :20, :20] = 1
+    guess = truth.copy()
+    guess[-1, -1, -1] = 1
+    tracemalloc.start()
+    value = score_labels(truth, guess, (1.0, 1.0, 1.0))["NSD", 1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.999 < value < 1
+    assert peak < 8 * truth.size  # a distance map alone is 8 bytes per voxel, and needs indices
+
+
+def test_missing_and_extra_predictions(tmp_path: Path) -> None:
+    truth, guess = random_pair(1)
+    for name in ("a", "b"):
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+    save(guess, (1, 1, 1), tmp_path / "p" / "a.nii.gz")
+    save(guess, (1, 1, 1), tmp_path / "p" / "c.nii.gz")
+    honest = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert [(s.name, s.status) for s in honest] == [
+        ("a.nii.gz", "scored"), ("b.nii.gz", "missing"), ("c.nii.gz", "extra"),
+    ]  # fmt: skip
+    assert set(honest[1].values.values()) == {0.0}
+    assert not honest[2].values
+    strict = score_folders(tmp_path / "r", tmp_path / "p", strict=True, quiet=True)
+    assert strict[0].values == honest[0].values
+    assert not strict[1].values
+    assert strict[1].notes
+
+    def overall(scores: list) -> float:
+        return next(
+            line.mean for line in summarise(scores, range(1, 14)) if line.organ == "Overall"
+        )
+
+    assert overall(honest) == pytest.approx(overall(strict) / 2)
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, _ = random_pair(2)
+    save(truth, (1, 1, 1), tmp_path / "r" / "a.nii.gz")
+    (tmp_path / "p").mkdir()
+    common = ["--reference", str(tmp_path / "r"), "--out", str(tmp_path / "o"), "--quiet"]
+    assert main(["score", *common, "--prediction", str(tmp_path / "p")]) == 1
+    assert "a.nii.gz: prediction is missing" in capsys.readouterr().err
+    assert main(["score", *common, "--prediction", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    strict = ["score", *common, "--prediction", str(tmp_path / "p"), "--strict-challenge"]
+    assert main(strict) == 0
+    assert "a.nii.gz: prediction is missing" in capsys.readouterr().err
+    assert read(tmp_path / "o" / "scores.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words", "scored_in_strict"),
+    [
+        (lambda t, p: save(t[:-1], (1, 1, 2), p), ["size", "x"], False),
+        (lambda t, p: save(t, (1, 1, 2.5), p), ["spacing", "2.5", "2"], True),
+        (lambda t, p: save(t, (1, 1, 2), p, shift=7), ["7 mm", "origin"], True),
+        (lambda t, p: save(t + np.float32(0.5), (1, 1, 2), p), ["whole numbers"], True),
+        (lambda t, p: save(t.astype(np.int16) - 300, (1, 1, 2), p), ["-300"], True),
+        (lambda t, p: save(np.stack([t, t], -1), (1, 1, 2), p), ["3D"], False),
+        (lambda t, p: p.write_text("not a volume"), ["cannot be read"], False),
+        (lambda t, p: p.write_bytes(p.read_bytes()[:-40]), ["cannot be read"], False),
+    ],
+)
+def test_spoilt_predictions(tmp_path: Path, spoil, words: list[str], scored_in_strict) -> None:
+    truth = np.zeros((6, 7, 8), np.uint8)
+    truth[1:5, 1:5, 1:6] = 1
+    other, path = tmp_path / "p" / "b.nii.gz", tmp_path / "p" / "a.nii.gz"
+    for target in (tmp_path / "r" / "a.nii.gz", tmp_path / "r" / "b.nii.gz", other, path):
+        save(truth, (1, 1, 2), target)
+    spoil(truth, path)
+    spoilt, good = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert spoilt.status == "error"
+    assert set(spoilt.values.values()) == {0.0}
+    assert str(path) in spoilt.notes[0]
+    assert all(word in spoilt.notes[0] for word in words), spoilt.notes
+    assert "\n" not in spoilt.notes[0]
+    assert good.status == "scored"
+    assert set(good.values.values()) == {1.0}
+    strict, _ = score_folders(tmp_path / "r", tmp_path / "p", strict=True, quiet=True)
+    assert bool(strict.values) == scored_in_strict
+
+
+def test_summary_numbers(tmp_path: Path) -> None:
+    """Mean, sample standard deviation, median, quartiles, by the standard library."""
+    import statistics
+
+    for name, cut in (("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 0)):
+        truth = np.zeros((6, 6, 6), np.uint8)
+        truth[1:5, 1:5, 1:6] = 1
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+        truth[:, :, :cut] = 0
+        save(truth, (1, 1, 1), tmp_path / "p" / f"{name}.nii.gz")
+    scores = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    values = [score.values["DSC", 1] for score in scores]
+    line = next(line for line in summarise(scores, (1, 2)) if line.organ == "Liver")
+    assert line.cases == 5
+    assert line.mean == pytest.approx(statistics.mean(values))
+    assert line.sd == pytest.approx(statistics.stdev(values))
+    quartiles = statistics.quantiles(values, n=4, method="inclusive")
+    assert [line.lower, line.median, line.upper] == pytest.approx(quartiles)
+    absent = next(line for line in summarise(scores, (1, 2)) if line.organ == "RK")
+    assert (absent.absent, absent.mean) == (5, 1.0)
+
+
+def test_only_some_organs(tmp_path: Path) -> None:
+    truth, guess = random_pair(3)
+    save(truth, (1, 1, 1), tmp_path / "r" / "a.nii")
+    save(guess, (1, 1, 1), tmp_path / "p" / "a.nii.gz")
+    arguments = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p", "--out", tmp_path]
+    options = ["--organs", "lk,Liver", "--quiet", "--workers", "1"]
+    assert main(["score", *map(str, arguments), *options]) == 0
+    (row,) = read(tmp_path / "scores.csv")
+    assert list(row) == ["Name", "Liver_DSC", "LK_DSC", "Liver_NSD", "LK_NSD"]
