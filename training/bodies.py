@@ -23,6 +23,7 @@ from torch import Tensor
 from inference.organs import ORGANS
 from inference.resample import resize_labels, shape_at_spacing
 from training.tissues import Tissue
+from training.warp import regular_places, sample_linear, sample_nearest, upsample
 
 SPACING = 2.0
 """Isotropic spacing of the stored bodies in mm."""
@@ -114,7 +115,7 @@ def finish(tissues: NDArray[np.uint8]) -> Body:
 
 
 def complete(
-    organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8], seed: int = 0
+    organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Give a patient of whom only organs are labelled the other tissues of an atlas.
 
@@ -122,7 +123,6 @@ def complete(
         organs: the patient's organ labels (z, y, x) at `SPACING`.
         annotated: which organs were annotated; the others come from the atlas.
         atlas: tissue map (z, y, x) of another patient's whole body at `SPACING`.
-        seed: of the order in which nothing is left to chance but ties.
 
     Returns:
         Tissue map (z, y, x) at `SPACING`: the patient's own organs, exactly, in a body that
@@ -134,8 +134,8 @@ def complete(
     # Array axis 0 runs towards the head: what lies below the organs comes first.
     padded = np.pad(organs, ((below, above), (side, side), (side, side)))
     grown = padded[z[0] : z[-1] + 1 + below + above]
-    coordinates = _register(grown, atlas, shared, seed)
-    warped = _warp(atlas, coordinates, outside=255)
+    places = _register(grown, atlas, shared)
+    warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
     covered = (warped != 255).mean(axis=(1, 2)) > 0.2
     warped[warped == 255] = Tissue.NONE
 
@@ -150,10 +150,9 @@ def complete(
 
 
 def _register(
-    target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int], seed: int
+    target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]
 ) -> Tensor:
     """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid."""
-    torch.manual_seed(seed)
     fixed, fixed_points = _masks(target, labels)
     moving, moving_points = _masks(atlas, labels)
 
@@ -164,40 +163,31 @@ def _register(
     ridge = 0.3 * float((f**2).sum()) / 3
     matrix = torch.linalg.solve(f.T @ f + ridge * torch.eye(3), f.T @ m + ridge * scale * torch.eye(3))
 
-    shape = fixed.shape[2:]
-    axes = [(torch.arange(n) + 0.5) * _COARSE for n in shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    affine = (grid - centre_f) @ matrix + centre_m
+    shape = fixed.shape[1:]
+    affine = (regular_places(shape, _COARSE) - centre_f) @ matrix + centre_m
 
     control = [max(4, round(n * _COARSE / _CONTROL)) for n in shape]
-    shift = torch.zeros(1, 3, *control, requires_grad=True)
-    extent = torch.tensor([n * _COARSE for n in moving.shape[2:]])
-    weight = fixed.flatten(2).mean(-1).clamp(min=1e-5).rsqrt().reshape(1, -1, 1, 1, 1)
+    shift = torch.zeros(3, *control, requires_grad=True)
+    weight = fixed.flatten(1).mean(-1).clamp(min=1e-5).rsqrt().reshape(-1, 1, 1, 1)
     optimiser = torch.optim.Adam([shift], lr=2.0)
     for step in range(120):
         optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / 120)
-        displacement = F.interpolate(shift, size=shape, mode="trilinear", align_corners=True)
-        places = affine + displacement[0].permute(1, 2, 3, 0)
-        warped = F.grid_sample(
-            moving, (places / extent * 2 - 1).flip(-1)[None], align_corners=False
-        )
+        places = affine + upsample(shift, shape).permute(1, 2, 3, 0)
+        warped = sample_linear(moving, places, _COARSE)
         difference = (weight * (warped - fixed) ** 2).mean()
-        bending = sum(
-            shift.diff(n=2, dim=axis).pow(2).mean() for axis in (2, 3, 4)
-        )
-        loss = difference * 100 + 0.002 * bending
+        bending = torch.stack([shift.diff(n=2, dim=axis).pow(2).mean() for axis in (1, 2, 3)])
+        loss = difference * 100 + 0.002 * bending.sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     with torch.no_grad():
-        fine = tuple(target.shape)
-        displacement = F.interpolate(shift, size=shape, mode="trilinear", align_corners=True)
-        places = (affine + displacement[0].permute(1, 2, 3, 0)).permute(3, 0, 1, 2)[None]
-        return F.interpolate(places, size=fine, mode="trilinear")[0].permute(1, 2, 3, 0)
+        places = (affine + upsample(shift, shape).permute(1, 2, 3, 0)).permute(3, 0, 1, 2)
+        fine = F.interpolate(places[None], size=target.shape, mode="trilinear")[0]
+        return fine.permute(1, 2, 3, 0)
 
 
 def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor]:
-    """Blurred masks (1, n, z, y, x) at the coarse spacing and centroids (n, 3) in mm."""
+    """Blurred masks (n, z, y, x) at the coarse spacing and centroids (n, 3) in mm."""
     shape = [max(1, round(n * SPACING / _COARSE)) for n in labels.shape]
     masks, points = [], []
     for value in values:
@@ -206,17 +196,7 @@ def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor
         masks.append(torch.from_numpy(ndimage.gaussian_filter(small, 1.0)))
         middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * _COARSE
         points.append(torch.tensor(middle, dtype=torch.float32))
-    return torch.stack(masks)[None], torch.stack(points)
-
-
-def _warp(labels: NDArray[np.uint8], places: Tensor, outside: int) -> NDArray[np.uint8]:
-    """Nearest label at places (z, y, x, 3) given in mm; ``outside`` beyond the map."""
-    index = torch.floor(places / SPACING).long()
-    size = torch.tensor(labels.shape)
-    valid = ((index >= 0) & (index < size)).all(dim=-1)
-    index = torch.minimum(index.clamp(min=0), size - 1)
-    values = torch.from_numpy(labels)[index[..., 0], index[..., 1], index[..., 2]]
-    return np.where(valid.numpy(), values.numpy(), outside).astype(np.uint8)
+    return torch.stack(masks), torch.stack(points)
 
 
 def anchored(tissues: NDArray[np.uint8]) -> bool:

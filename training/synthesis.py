@@ -1,0 +1,326 @@
+"""Synthetic CT: Hounsfield units drawn for a tissue map.
+
+No two draws share a scanner, a contrast phase or a habitus: every range below is meant to be
+wider than what hospitals see, so that real CT lies inside (the idea of SynthSeg, Billot et al.
+2023, with anatomy-aware priors in place of uniformly random intensities). Organ labels are exact
+by construction, whatever the image looks like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from inference.organs import LABEL_OF
+from training.tissues import TISSUES, Tissue
+from training.warp import upsample
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """Short names for random numbers, so that the physiology below reads as such."""
+
+    rng: Generator
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand(1, generator=self.rng))
+
+    def normal(self, mean: float, sd: float) -> float:
+        return mean + sd * float(torch.randn(1, generator=self.rng))
+
+    def happens(self, probability: float) -> bool:
+        return float(torch.rand(1, generator=self.rng)) < probability
+
+    def field(self, shape: torch.Size, scale: float) -> Tensor:
+        """Smooth noise of about unit variance; ``scale`` is its correlation length in voxels."""
+        knots = [max(2, round(n / scale) + 1) for n in shape]
+        return upsample(torch.randn(knots, generator=self.rng), shape) * 1.7
+
+    def tubes(self, shape: torch.Size, scale: float, width: float) -> Tensor:
+        """Mask of thin random tubes: where two smooth fields both cross zero."""
+        return (self.field(shape, scale).abs() < width) & (self.field(shape, scale).abs() < width)
+
+
+def synthesise(tissues: Tensor, hull: Tensor, spacing: float, rng: Generator) -> Tensor:
+    """Draw a CT for a tissue map.
+
+    Args:
+        tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
+        hull: (z, y, x), signed distance in mm to the hull of the labelled structures.
+        spacing: isotropic spacing in mm.
+        rng: source of chance; the same state draws the same CT.
+
+    Returns:
+        float32 (z, y, x), Hounsfield units.
+    """
+    chance = _Chance(rng)
+    shape = tissues.shape
+    tissues = tissues.long()
+    hull = hull.float()
+    arterial, venous = _phase(chance)
+    table = _hounsfield(chance, arterial, venous)
+
+    hu = table[tissues]
+    _fill_body(hu, tissues, hull, table, chance, spacing)
+    soft = (hu > -300) & (hull < 200)
+    texture = chance.field(shape, 8 / spacing) * chance.uniform(1, 8)
+    texture += chance.field(shape, 30 / spacing) * chance.uniform(1, 7)
+    hu += texture * soft
+    _vessels_and_lesions(hu, tissues, table, chance, spacing)
+    _kidneys(hu, tissues, chance, arterial, venous)
+    _hollow_organs(hu, tissues, table, chance, spacing)
+    _bones(hu, tissues, chance)
+    _lungs(hu, tissues, table, chance, spacing)
+    if chance.happens(0.5):
+        _table(hu, hull, chance, spacing)
+    return _scanner(hu, chance, spacing)
+
+
+def _phase(chance: _Chance) -> tuple[float, float]:
+    """Arterial and venous enhancement, each 0 to 1: plain, arterial, portal or late."""
+    kind = chance.uniform(0, 1)
+    if kind < 0.35:
+        return 0.0, 0.0
+    if kind < 0.5:
+        return chance.uniform(0.5, 1.0), chance.uniform(0.0, 0.5)
+    if kind < 0.88:
+        return chance.uniform(0.2, 0.5), chance.uniform(0.5, 1.0)
+    return chance.uniform(0.1, 0.3), chance.uniform(0.2, 0.6)
+
+
+def _hounsfield(chance: _Chance, a: float, v: float) -> Tensor:
+    """Mean Hounsfield units of every tissue for one patient in one phase."""
+    liver = chance.uniform(-5, 45) if chance.happens(0.15) else chance.normal(56, 7)
+    bile = chance.uniform(20, 70) if chance.happens(0.12) else chance.normal(8, 6)
+    aorta = chance.normal(40, 5) + chance.uniform(240, 360) * a
+    blood = chance.normal(40, 5)
+    bowel = chance.normal(35, 7) + 30 * a + 35 * v
+    organ = {
+        "liver": liver + 12 * a + chance.uniform(40, 65) * v,
+        "right_kidney": 0.0,
+        "left_kidney": 0.0,
+        "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
+        "pancreas": chance.normal(36, 9) + 60 * a + 38 * v,
+        "aorta": aorta + 20 * v,
+        "inferior_vena_cava": blood + 45 * a + chance.uniform(70, 125) * v,
+        "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,
+        "left_adrenal_gland": 0.0,
+        "gallbladder": bile,
+        "esophagus": chance.normal(36, 6) + 18 * a + 25 * v,
+        "stomach": bowel + chance.normal(0, 5),
+        "duodenum": bowel + chance.normal(0, 5),
+    }
+    organ["right_kidney"] = chance.normal(32, 4) + 100 * a + 110 * v
+    organ["left_kidney"] = organ["right_kidney"] + chance.normal(0, 4)
+    organ["left_adrenal_gland"] = organ["right_adrenal_gland"] + chance.normal(0, 4)
+    table = torch.full((TISSUES,), 30.0)
+    for name, value in organ.items():
+        table[LABEL_OF[name]] = value + chance.normal(0, 4)
+    muscle = chance.normal(52, 9)
+    table[Tissue.NONE] = chance.normal(-104, 8)
+    table[Tissue.MUSCLE] = muscle + 5 * a + 8 * v
+    table[Tissue.BONE] = chance.uniform(90, 280)
+    table[Tissue.LUNG] = chance.uniform(-920, -720)
+    table[Tissue.AIRWAY] = -980
+    table[Tissue.HEART] = blood + chance.uniform(100, 240) * a + 90 * v
+    table[Tissue.VEIN] = blood + 25 * a + chance.uniform(90, 150) * v
+    table[Tissue.ARTERY] = aorta + 20 * v
+    table[Tissue.SMALL_BOWEL] = bowel
+    table[Tissue.COLON] = bowel
+    table[Tissue.BLADDER] = chance.uniform(100, 500) if chance.happens(0.08) else chance.normal(6, 5)
+    table[Tissue.NERVE] = chance.normal(34, 6)
+    table[Tissue.CARTILAGE] = chance.normal(95, 35)
+    table[Tissue.SOFT] = chance.normal(42, 8) + 20 * v
+    return table
+
+
+def _fill_body(
+    hu: Tensor, tissues: Tensor, hull: Tensor, table: Tensor, chance: _Chance, spacing: float
+) -> None:
+    """Air, skin, fat, the abdominal wall and what lies loose in the belly, where unlabelled."""
+    shape = tissues.shape
+    unlabelled = tissues == Tissue.NONE
+    lean = chance.uniform(0, 1)
+    thickness = 3 + (1 - lean) ** 1.5 * chance.uniform(10, 50)
+    variation = chance.uniform(0.1, 0.45)
+    surface = (thickness * (1 + variation * chance.field(shape, 60 / spacing))).clamp_(2, 58)
+    wall = chance.uniform(4, 16) * (1 + 0.3 * chance.field(shape, 40 / spacing))
+    fat = float(table[Tissue.NONE])
+
+    outside = unlabelled & (hull > surface)
+    skin = unlabelled & ~outside & (hull > surface - chance.uniform(1.5, 4))
+    muscle = unlabelled & (hull < 0) & (hull > -wall)
+    loose = unlabelled & (hull <= -wall)
+
+    # Mesentery, unlabelled bowel and vessels: little in an obese belly, nearly all of a lean one.
+    share = min(0.85, 0.05 + 0.75 * lean * chance.uniform(0.4, 1.0))
+    lumps = chance.field(shape, chance.uniform(12, 35) / spacing)
+    threshold = torch.erfinv(torch.tensor(1 - 2 * share)) * 2**0.5
+    packed = loose & (lumps > threshold)
+    hu[packed] = chance.normal(30, 12)
+    if chance.happens(0.06):  # ascites
+        hu[loose & ~packed] = chance.normal(8, 5)
+    strands = loose & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
+    hu[strands] = float(table[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
+    hu[unlabelled & (hull >= 0)] = fat + chance.normal(0, 4)
+    hu[muscle] = float(table[Tissue.MUSCLE])
+    marbling = muscle & (chance.field(shape, 10 / spacing) > chance.uniform(0.8, 3))
+    hu[marbling] = fat
+    hu[skin] = chance.uniform(-60, 40)
+    hu[outside] = -1000
+
+
+def _vessels_and_lesions(
+    hu: Tensor, tissues: Tensor, table: Tensor, chance: _Chance, spacing: float
+) -> None:
+    shape = tissues.shape
+    liver = tissues == LABEL_OF["liver"]
+    tree = liver & chance.tubes(shape, 35 / spacing, chance.uniform(0.1, 0.28))
+    hu[tree] = float(table[Tissue.VEIN])
+    if chance.happens(0.3):
+        solid = liver | (tissues == LABEL_OF["spleen"]) | (tissues == LABEL_OF["right_kidney"])
+        solid |= tissues == LABEL_OF["left_kidney"]
+        blobs = solid & (chance.field(shape, chance.uniform(12, 40) / spacing) > 2.2)
+        hu[blobs] = chance.normal(8, 6) if chance.happens(0.5) else hu[blobs] + chance.normal(-15, 30)
+    # Enhancement of the spleen and of blood before it has mixed is uneven.
+    for name, amount in (("spleen", 12.0), ("inferior_vena_cava", 15.0)):
+        place = tissues == LABEL_OF[name]
+        hu[place] += (chance.field(shape, 15 / spacing) * chance.uniform(0, amount))[place]
+
+
+def _kidneys(hu: Tensor, tissues: Tensor, chance: _Chance, a: float, v: float) -> None:
+    """Cortex brighter than medulla early; urine in the middle, dark or full of contrast."""
+    kidney = (tissues == LABEL_OF["right_kidney"]) | (tissues == LABEL_OF["left_kidney"])
+    depth = _share_nearby(kidney, 5)
+    medulla = kidney & (depth > 0.92)
+    hu[medulla] -= chance.uniform(10, 100) * a * (1 - 0.7 * v)
+    pelvis = kidney & (_share_nearby(kidney, 7) > chance.uniform(0.9, 1.2))
+    hu[pelvis] = chance.uniform(150, 600) if chance.happens(0.12) else chance.uniform(-30, 30)
+
+
+def _hollow_organs(
+    hu: Tensor, tissues: Tensor, table: Tensor, chance: _Chance, spacing: float
+) -> None:
+    """Fluid, food, stool, oral contrast and gas inside the gut; gas rises to the front."""
+    shape = tissues.shape
+    oral_contrast = chance.happens(0.3)
+    clumps = chance.field(shape, 12 / spacing)
+    grain = torch.randn(shape, generator=chance.rng)
+    front = torch.linspace(1, -1, shape[1])[None, :, None]
+    gut = (
+        (LABEL_OF["stomach"], 0.35, 0.5),
+        (LABEL_OF["duodenum"], 0.5, 0.15),
+        (LABEL_OF["esophagus"], 0.5, 0.4),
+        (Tissue.SMALL_BOWEL, 0.45, 0.15),
+        (Tissue.COLON, 0.2, 0.8),
+    )
+    for value, collapsed, gas in gut:
+        mask = tissues == value
+        if chance.happens(collapsed) or not mask.any():
+            continue
+        lumen = mask & (_share_nearby(mask, 3) > chance.uniform(0.75, 0.99))
+        if value == Tissue.COLON:
+            content = chance.uniform(-60, 50) + 45 * grain + 30 * clumps
+        elif oral_contrast and chance.happens(0.8):
+            content = chance.uniform(120, 450) + 30 * clumps
+        elif chance.happens(0.3):
+            content = chance.uniform(0, 50) + 30 * clumps + 25 * grain
+        else:
+            content = chance.uniform(0, 30) + 4 * clumps
+        hu[lumen] = content[lumen]
+        if chance.happens(gas):
+            places = torch.nonzero(mask.any(dim=2).any(dim=0)).flatten()
+            height = (places[-1] - places[0]).item() / shape[1]
+            middle = float(front[0, places, 0].mean())
+            level = middle + chance.uniform(-0.6, 1.0) * height
+            mix = clumps * 0.15 if value in (Tissue.COLON, Tissue.SMALL_BOWEL) else 0.0
+            hu[lumen & (front + mix > level)] = -950
+
+
+def _bones(hu: Tensor, tissues: Tensor, chance: _Chance) -> None:
+    bone = tissues == Tissue.BONE
+    cortex = bone & (_share_nearby(bone, 3) < 0.8)
+    hu[cortex] = chance.uniform(250, 700)
+
+
+def _lungs(hu: Tensor, tissues: Tensor, table: Tensor, chance: _Chance, spacing: float) -> None:
+    shape = tissues.shape
+    lung = tissues == Tissue.LUNG
+    if not lung.any():
+        return
+    dependent = torch.linspace(-1, 1, shape[1])[None, :, None] * chance.uniform(0, 120)
+    grain = chance.field(shape, 8 / spacing) * 30 + dependent
+    hu[lung] += grain[lung]
+    vessels = lung & chance.tubes(shape, 18 / spacing, chance.uniform(0.1, 0.3))
+    hu[vessels] = float(table[Tissue.HEART]) * chance.uniform(0.3, 1)
+    if chance.happens(0.1):  # effusion or consolidation behind
+        level = torch.linspace(-1, 1, shape[1])[None, :, None] > chance.uniform(0.1, 0.5)
+        hu[lung & level] = chance.uniform(0, 50)
+
+
+def _table(hu: Tensor, hull: Tensor, chance: _Chance, spacing: float) -> None:
+    """A curved couch behind the back: a bright shell around foam."""
+    rows = torch.nonzero((hu > -300).any(dim=2).any(dim=0)).flatten()
+    if not len(rows):
+        return
+    width = hu.shape[2]
+    across = torch.linspace(-1, 1, width)
+    sag = chance.uniform(0, 45) * across**2
+    top = (float(rows[-1]) + 1) * spacing + chance.uniform(-10, 15) - sag + sag.min()
+    y = (torch.arange(hu.shape[1]) * spacing)[:, None]
+    below = y - top[None, :]
+    thickness = chance.uniform(20, 60)
+    air = (hu < -500) & (hull > 0)
+    foam = air & ((below > 0) & (below < thickness))[None]
+    shell = air & (((below > 0) & (below < 4)) | ((below > thickness) & (below < thickness + 4)))[None]
+    hu[foam] = chance.uniform(-960, -800)
+    hu[shell] = chance.uniform(-400, 300)
+
+
+def _scanner(hu: Tensor, chance: _Chance, spacing: float) -> Tensor:
+    """Point spread, slice thickness, noise, a slight offset and a round field of view."""
+    in_plane = chance.uniform(0.25, 0.7) if chance.happens(0.8) else chance.uniform(0.7, 1.3)
+    thick = chance.uniform(0.2, 0.6) if chance.happens(0.55) else chance.uniform(0.6, 1.4)
+    hu = _blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
+    sigma = min(60.0, 2.718 ** chance.normal(1.9, 0.7))
+    noise = torch.randn(hu.shape, generator=chance.rng)
+    if chance.happens(0.5):
+        noise = _blur(noise, (thick, 0.6, 0.6))
+        noise /= noise.std()
+    if chance.happens(0.5):
+        noise *= (1 + 0.4 * chance.field(hu.shape, 30)).clamp_(0.2, 2.5)
+    hu = hu + noise * sigma + chance.normal(0, 4)
+    if chance.happens(0.12):
+        y = torch.linspace(-1, 1, hu.shape[1])[:, None] * hu.shape[1] / hu.shape[2]
+        x = torch.linspace(-1, 1, hu.shape[2])[None, :]
+        radius = chance.uniform(0.7, 1.0)
+        hu[:, (y**2 + x**2) > radius**2] = -1024
+    return hu.clamp_(-1024, 3071)
+
+
+def _share_nearby(mask: Tensor, size: int) -> Tensor:
+    """Share of a cube of ``size`` voxels around each voxel that is in the mask."""
+    count = F.pad(mask.to(torch.int16), [size // 2] * 6)
+    for axis in range(3):  # running sums along one axis at a time; small integers add fastest
+        n = count.shape[axis] - size + 1
+        total = count.narrow(axis, 0, n).clone()
+        for offset in range(1, size):
+            total += count.narrow(axis, offset, n)
+        count = total
+    return count.float() / size**3
+
+
+def _blur(volume: Tensor, sigmas: tuple[float, float, float]) -> Tensor:
+    """Separable Gaussian blur; sigmas (z, y, x) in voxels."""
+    result = volume[None, None]
+    for axis, sigma in enumerate(sigmas):
+        reach = max(1, round(2.5 * sigma))
+        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
+        taps = (taps / taps.sum()).reshape([-1 if i == axis else 1 for i in range(3)])
+        pad = [0, 0, 0, 0, 0, 0]
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach
+        result = F.conv3d(F.pad(result, pad, mode="replicate"), taps[None, None])
+    return result[0, 0]
