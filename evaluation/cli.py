@@ -6,13 +6,13 @@ Exit codes: 0, all went well; 1, some case failed or is missing; 2, wrong usage.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.challenge import SHORT_NAMES, label_of
 from inference.errors import AbdosegError, UsageError
+from inference.machine import usable_threads
 from inference.organs import ORGANS
 
 Command = Callable[[argparse.Namespace], int]
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_score(commands.add_parser("score", help="DSC and NSD of a folder of predictions"))
+    _add_compare(commands.add_parser("compare", help="two folders of predictions, paired"))
     return parser
 
 
@@ -87,7 +88,7 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
         f"({', '.join(SHORT_NAMES.values())}; default all)",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=available_cpus(), help="processes (default: all CPUs)"
+        "--workers", type=_positive, default=usable_threads(), help="processes (default: all CPUs)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
@@ -115,6 +116,37 @@ def _score(options: argparse.Namespace) -> int:
     return 1 if any(score.status in bad for score in scores) else 0
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", type=Path, help="folder of reference labels")
+    for side in ("first", "second"):
+        parser.add_argument(
+            f"--{side}", type=Path, required=True, help="folder of predictions, or its scores.csv"
+        )
+    parser.add_argument("--out", type=Path, required=True, help="folder for table and figure")
+    _add_scoring_options(parser)
+    parser.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from evaluation import compare_command
+
+    _, notes = compare_command.run(
+        options.reference,
+        options.first,
+        options.second,
+        options.out,
+        options.strict_challenge,
+        options.organs,
+        options.workers,
+        options.quiet,
+    )
+    for note in notes:
+        print(note, file=sys.stderr)
+    if not options.quiet:
+        print((options.out / "comparison.md").read_text(encoding="utf-8").rstrip())
+    return 1 if notes and not options.strict_challenge else 0
+
+
 def _organs(text: str) -> tuple[int, ...]:
     try:
         labels = {label_of(name) for name in text.split(",") if name.strip()}
@@ -140,10 +172,3 @@ def _count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return number
-
-
-def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

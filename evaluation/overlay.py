@@ -51,8 +51,11 @@ def draw(
     volumes: list[NDArray[Any]] = [truth.labels, guess.labels]
     if image is not None:
         volumes.append(_read_ct(image, truth.labels.shape))
-    orientation = io_orientation(truth.affine)
-    turned = [apply_orientation(volume, orientation) for volume in volumes]
+    orientation = io_orientation(truth.affine)  # type: ignore[no-untyped-call]
+    turned = [
+        apply_orientation(volume, orientation)  # type: ignore[no-untyped-call]
+        for volume in volumes
+    ]
     zooms = [truth.zooms[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3)]
 
     around = _around(turned[0] | turned[1], zooms)
@@ -142,7 +145,8 @@ def _outline(axes: Any, mask: NDArray[np.bool_]) -> None:
 
 
 def _title(score: CaseScore, truth: LabelVolume) -> str:
-    title = f"{score.name}   {''.join(aff2axcodes(truth.affine))}   {score.status}"
+    axes = aff2axcodes(truth.affine)  # type: ignore[no-untyped-call]
+    title = f"{score.name}   {''.join(axes)}   {score.status}"
     if score.values:
         title += f"   mean DSC {score.mean('DSC'):.4f}, mean NSD {score.mean('NSD'):.4f}"
     if (label := score.worst_label) is not None:

@@ -97,9 +97,9 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
 
 
 def _refuse_other_than_labels(path: Path, values: NDArray[np.generic]) -> None:
-    if values.dtype.kind not in "iub":
-        if values.dtype.kind != "f" or not np.array_equal(values, np.rint(values)):
-            raise CaseError(f"{path}: holds values that are not whole numbers, so not labels")
+    kind = values.dtype.kind
+    if kind not in "iub" and not (kind == "f" and np.array_equal(values, np.rint(values))):
+        raise CaseError(f"{path}: holds values that are not whole numbers, so not labels")
     low, high = values.min(), values.max()
     if low < 0 or high > 255:
         raise CaseError(f"{path}: holds values from {low} to {high}; labels are 0 to 255")

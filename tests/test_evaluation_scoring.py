@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ surface_distance = pytest.importorskip("surface_distance", reason="needs the ext
 
 from evaluation.cli import main  # noqa: E402
 from evaluation.metrics import surface_dice  # noqa: E402
-from evaluation.scoring import score_folders, score_labels  # noqa: E402
+from evaluation.scoring import CaseScore, score_folders, score_labels  # noqa: E402
 from evaluation.summary import summarise  # noqa: E402
 
 NAMES = [
@@ -41,7 +42,9 @@ def corners(mask: np.ndarray, spacing: tuple[float, ...]) -> list[tuple[np.ndarr
                 for bit, (a, b, c) in enumerate(np.ndindex(2, 2, 2)):
                     code |= int(big[i + a, j + b, k + c]) << (7 - bit)
                 if code not in (0, 255):
-                    place = np.array([float(n) * float(s) for n, s in zip((i, j, k), spacing)])
+                    place = np.array(
+                        [float(n) * float(s) for n, s in zip((i, j, k), spacing, strict=True)]
+                    )
                     found.append((place, float(table[code])))
     return found
 
@@ -51,7 +54,7 @@ def brute_force(
 ) -> dict[str, float]:
     """The challenge's rules, as they are written."""
     row: dict[str, float] = {}
-    for label, (name, tolerance) in enumerate(zip(NAMES, TOLERANCES), start=1):
+    for label, (name, tolerance) in enumerate(zip(NAMES, TOLERANCES, strict=True), start=1):
         a, b = truth == label, guess == label
         if not a.any() and not b.any():
             dsc, nsd = 1.0, 1.0
@@ -86,7 +89,7 @@ def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
     for label in rng.permutation(np.arange(1, 14))[: rng.integers(1, 8)]:
         low = [int(rng.integers(0, n)) for n in shape]
         size = rng.integers(1, 6, 3)
-        truth[tuple(slice(a, a + s) for a, s in zip(low, size))] = label
+        truth[tuple(slice(a, a + s) for a, s in zip(low, size, strict=True))] = label
     guess = np.roll(truth, rng.integers(-1, 2, 3), (0, 1, 2))
     noise = rng.random(shape)
     guess[noise < 0.05] = 0
@@ -135,9 +138,12 @@ def test_csv_is_the_organisers_table(tmp_path: Path) -> None:
     assert header == ["Name"] + [f"{n}_DSC" for n in NAMES] + [f"{n}_NSD" for n in NAMES]
     rows = read(tmp_path / "o" / "scores.csv")
     assert [row["Name"] for row in rows] == sorted(expected)
-    for row in rows:
+    for cells in rows:
         for column in header[1:]:
-            assert row[column] == f"{expected[row['Name']][column]:.4f}", (row["Name"], column)
+            assert cells[column] == f"{expected[cells['Name']][column]:.4f}", (
+                cells["Name"],
+                column,
+            )
     for name in ("cases.csv", "summary.csv", "summary.md", "worst.md", "boxplots.png"):
         assert (tmp_path / "o" / name).stat().st_size > 0
     assert len(list((tmp_path / "o" / "overlays").glob("*.png"))) == 5
@@ -231,7 +237,7 @@ def test_missing_and_extra_predictions(tmp_path: Path) -> None:
     assert not strict[1].values
     assert strict[1].notes
 
-    def overall(scores: list) -> float:
+    def overall(scores: list[CaseScore]) -> float:
         return next(
             line.mean for line in summarise(scores, range(1, 14)) if line.organ == "Overall"
         )
@@ -267,7 +273,12 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (lambda t, p: p.write_bytes(p.read_bytes()[:-40]), ["cannot be read"], False),
     ],
 )
-def test_spoilt_predictions(tmp_path: Path, spoil, words: list[str], scored_in_strict) -> None:
+def test_spoilt_predictions(
+    tmp_path: Path,
+    spoil: Callable[[np.ndarray, Path], object],
+    words: list[str],
+    scored_in_strict: bool,
+) -> None:
     truth = np.zeros((6, 7, 8), np.uint8)
     truth[1:5, 1:5, 1:6] = 1
     other, path = tmp_path / "p" / "b.nii.gz", tmp_path / "p" / "a.nii.gz"
