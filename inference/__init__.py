@@ -1,0 +1,57 @@
+"""Fast CPU segmentation of 13 abdominal organs in CT.
+
+>>> import inference, SimpleITK as sitk
+>>> labels = inference.segment(sitk.ReadImage("ct.nii.gz"))
+
+Names are imported when they are first used: ``import inference`` alone loads neither OpenVINO
+nor SimpleITK.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inference.errors import AbdosegError, CaseError, ModelError, UsageError
+    from inference.model import Model
+    from inference.organs import ORGANS
+    from inference.plan import Plan
+    from inference.segment import segment
+
+__all__ = [
+    "ORGANS",
+    "AbdosegError",
+    "CaseError",
+    "Model",
+    "ModelError",
+    "Plan",
+    "UsageError",
+    "segment",
+]
+
+_HOME = {
+    "ORGANS": "organs",
+    "AbdosegError": "errors",
+    "CaseError": "errors",
+    "Model": "model",
+    "ModelError": "errors",
+    "Plan": "plan",
+    "UsageError": "errors",
+    "segment": "segment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("abdoseg")
+        except PackageNotFoundError:  # run from a checkout
+            return "0 (not installed)"
+    if name not in _HOME:
+        raise AttributeError(f"module 'inference' has no attribute {name!r}")
+    value = getattr(import_module(f"inference.{_HOME[name]}"), name)
+    globals()[name] = value  # the module `inference.segment` gives way to the function
+    return value

@@ -31,12 +31,14 @@ class Turn:
 
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """Turn an array of shape (z, y, x) as stored to the model's axes."""
-        return array.transpose(self.axes)[self._slices]
+        turned: NDArray[Any] = array.transpose(self.axes)[self._slices]
+        return turned
 
     def undo(self, array: NDArray[Any]) -> NDArray[Any]:
         """Turn an array on the model's axes back to how the image is stored."""
         back = np.argsort(self.axes)
-        return array[self._slices].transpose(tuple(int(axis) for axis in back))
+        stored: NDArray[Any] = array[self._slices].transpose(tuple(int(axis) for axis in back))
+        return stored
 
     def reorder(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Put one value per stored array axis (a spacing, say) in the model's axis order."""

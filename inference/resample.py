@@ -12,6 +12,7 @@ that thin slices are averaged, not skipped: a noisy CT gets less noisy.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,7 @@ def resize(
     volume: NDArray[np.generic],
     shape: Sequence[int],
     clip: tuple[float, float] | None = None,
+    threads: int = 1,
 ) -> Float32Array:
     """Resize a volume with linear interpolation, averaging where it shrinks.
 
@@ -74,6 +76,7 @@ def resize(
         volume: array of shape (z, y, x), any real type.
         shape: the wanted shape (z, y, x).
         clip: values are limited to this range first (nnU-Net normalises before it resamples).
+        threads: how many parts of the result are computed at once; it does not depend on it.
 
     Returns:
         float32 array of the wanted shape.
@@ -84,19 +87,30 @@ def resize(
     along_x = np.ascontiguousarray(axis_weights(volume.shape[2], width).T)
     same_plane = volume.shape[1:] == (height, width)
     result = np.empty((depth, height, width), np.float32)
-    plane: dict[int, Float32Array] = {}  # in-plane resized input slices that are still needed
-    for k in range(depth):
-        needed = np.flatnonzero(along_z[k])
-        for z in [z for z in plane if z < needed[0]]:
-            del plane[z]
-        for z in needed:
-            if z not in plane:
-                raw = volume[z] if clip is None else np.clip(volume[z], *clip)
-                values = np.ascontiguousarray(raw, dtype=np.float32)
-                plane[z] = values if same_plane else along_y @ values @ along_x
-        np.multiply(plane[needed[0]], along_z[k, needed[0]], out=result[k])
-        for z in needed[1:]:
-            result[k] += along_z[k, z] * plane[z]
+
+    def fill(start: int, stop: int) -> None:
+        plane: dict[int, Float32Array] = {}  # in-plane resized input slices still needed
+        for k in range(start, stop):
+            needed = [int(z) for z in np.flatnonzero(along_z[k])]
+            for z in [z for z in plane if z < needed[0]]:
+                del plane[z]
+            for z in needed:
+                if z not in plane:
+                    values = np.array(volume[z], dtype=np.float32, order="C")
+                    if clip is not None:
+                        np.clip(values, *clip, out=values)
+                    plane[z] = values if same_plane else along_y @ values @ along_x
+            np.multiply(plane[needed[0]], along_z[k, needed[0]], out=result[k])
+            for z in needed[1:]:
+                result[k] += along_z[k, z] * plane[z]
+
+    parts = max(1, min(threads, depth // 4))
+    edges = [depth * part // parts for part in range(parts + 1)]
+    if parts == 1:
+        fill(0, depth)
+    else:
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(fill, edges[:-1], edges[1:]))
     return result
 
 

@@ -1,0 +1,123 @@
+"""Segmenting files one after the other: what fails does not keep the others from being done."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from inference.cases import Case
+from inference.decode import Labels
+from inference.errors import CaseError
+from inference.machine import peak_memory, restart_peak_memory
+from inference.model import Model
+from inference.preview import write_preview
+from inference.progress import Progress
+from inference.reading import ending, read
+from inference.report import CaseReport, write_report
+from inference.segment import segment_in_stages
+from inference.writing import write
+
+
+def segment_files(
+    cases: list[Case],
+    model: Model,
+    progress: Progress,
+    *,
+    version: str,
+    report: Path | None = None,
+    preview: bool = False,
+) -> int:
+    """Segment CTs and write their labels.
+
+    Args:
+        cases: what to segment.
+        model: with what.
+        progress: is told of everything.
+        version: the program's version, for the report.
+        report: where to write the report, after every case anew; ``None`` for no report.
+        preview: whether to write a picture beside each label file.
+
+    Returns:
+        How many cases failed.
+    """
+    reports: list[CaseReport] = []
+    for case in cases:
+        entry = CaseReport(str(case.source))
+        reports.append(entry)
+        progress.start(case.source)
+        restart_peak_memory()
+        start = time.perf_counter()
+        try:
+            _segment_file(case, model, progress, entry, preview)
+        except CaseError as error:
+            entry.error = str(error)
+        except MemoryError:
+            entry.error = "is too large for the memory there is"
+        except Exception as error:  # a bug here or below: the other cases still run
+            entry.error = f"failed unexpectedly ({type(error).__name__}: {_one_line(error)})"
+            entry.traceback = traceback.format_exc()
+        entry.seconds["total"] = time.perf_counter() - start
+        entry.seconds = {stage: round(value, 4) for stage, value in entry.seconds.items()}
+        entry.peak_memory_mb = round(peak_memory() / 2**20, 1)
+        if entry.error is None:
+            for warning in entry.warnings:
+                progress.warn(case.source, warning)
+            progress.done(case.source, case.target, entry.seconds["total"])
+        else:
+            progress.fail(case.source, entry.error)
+        if report:
+            write_report(report, model, version, reports)
+    return sum(entry.error is not None for entry in reports)
+
+
+def _segment_file(
+    case: Case, model: Model, progress: Progress, entry: CaseReport, preview: bool
+) -> None:
+    """Segment one case and fill in its report.
+
+    Raises:
+        CaseError: it cannot be segmented, or its labels not be written.
+    """
+    if case.problem:
+        raise CaseError(case.problem)
+    start = time.perf_counter()
+    progress.stage("read", 0.0)
+    scan = read(case.source)
+    entry.seconds["read"] = time.perf_counter() - start
+    entry.warnings.extend(scan.warnings)
+    entry.shape = tuple(scan.image.GetSize())
+    entry.spacing = tuple(scan.image.GetSpacing())
+
+    result = segment_in_stages(scan.image, model, progress.stage)
+    entry.seconds.update(result.seconds)
+    entry.warnings.extend(result.warnings)
+
+    start = time.perf_counter()
+    progress.stage("write", 0.0)
+    write(case.target, result.labels, scan, model.threads)
+    entry.seconds["write"] = time.perf_counter() - start
+    entry.labels = str(case.target)
+    entry.millilitres = result.millilitres
+    if preview:
+        _write_preview(case, scan.image, result.labels, result.offset, entry)
+
+
+def _write_preview(
+    case: Case, image: sitk.Image, labels: Labels, offset: float, entry: CaseReport
+) -> None:
+    """Write the picture; a failure is a warning, since the labels are there."""
+    name = case.target.name[: -len(ending(case.target) or "")] + "_preview.png"
+    start = time.perf_counter()
+    try:
+        write_preview(case.target.with_name(name), image, labels, offset)
+    except OSError as error:
+        entry.warnings.append(f"no preview could be written ({error.strerror or error})")
+    entry.seconds["preview"] = time.perf_counter() - start
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

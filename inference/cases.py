@@ -1,0 +1,101 @@
+"""Which files are segmented, and under which names their labels are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.errors import UsageError
+from inference.reading import ENDINGS, ending
+
+_CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (here: only) modality
+
+
+@dataclass(frozen=True)
+class Case:
+    """One CT to segment.
+
+    Attributes:
+        source: the CT's file.
+        target: where its labels go.
+        problem: why it cannot be segmented, known before it is read; ``None`` if it can.
+    """
+
+    source: Path
+    target: Path
+    problem: str | None = None
+
+
+def label_name(name: str) -> str:
+    """The name of the label file of a CT.
+
+    ``X_0000.nii.gz`` and ``X.nii.gz`` both give ``X.nii.gz``. Other formats keep their ending,
+    but ``.mhd``, which is a pair of files, gives the single file ``.mha``.
+    """
+    suffix = ending(Path(name))
+    if suffix is None:
+        raise ValueError(f"{name} has none of the endings {', '.join(ENDINGS)}")
+    stem = name[: -len(suffix)]
+    if stem.endswith(_CHANNEL) and stem != _CHANNEL:
+        stem = stem[: -len(_CHANNEL)]
+    return stem + (".mha" if suffix == ".mhd" else suffix)
+
+
+def find_cases(source: Path, folder: Path) -> list[Case]:
+    """List the CTs to segment.
+
+    In a folder, files are taken by their ending, sorted by name; hidden files and subfolders
+    are left alone.
+
+    Args:
+        source: a CT or a folder of CTs.
+        folder: where labels go.
+
+    Returns:
+        At least one case. Those whose labels would have the same name as another's have a
+        ``problem``: none of them is written, or the last would replace the others.
+
+    Raises:
+        UsageError: there is nothing to segment, or labels would replace a CT.
+    """
+    if source.is_dir():
+        try:
+            files = sorted(
+                path
+                for path in source.iterdir()
+                if path.is_file() and not path.name.startswith(".")
+            )
+        except OSError as error:
+            raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
+        images = [path for path in files if ending(path)]
+        if not images:
+            found = ", ".join(path.name for path in files[:3]) + (" ..." if files[3:] else "")
+            raise UsageError(
+                f"{source}: no CT here ({', '.join(ENDINGS)}), only {found}"
+                if files
+                else f"{source}: the folder is empty"
+            )
+    elif source.exists():
+        if not ending(source):
+            raise UsageError(f"{source}: not a CT by its ending ({', '.join(ENDINGS)})")
+        images = [source]
+    else:
+        raise UsageError(f"{source}: no such file or folder")
+
+    targets = [folder / label_name(path.name) for path in images]
+    for image, target in zip(images, targets, strict=True):
+        if target.exists() and any(target.samefile(other) for other in images):
+            raise UsageError(
+                f"{target}: the labels of {image.name} would replace a CT;"
+                " choose another output folder"
+            )
+    cases = []
+    for image, target in zip(images, targets, strict=True):
+        rivals = [
+            other.name
+            for other, theirs in zip(images, targets, strict=True)
+            if theirs == target and other != image
+        ]
+        problem = f"its labels would have the same name as those of {', '.join(rivals)}"
+        cases.append(Case(image, target, problem if rivals else None))
+    return cases

@@ -1,0 +1,175 @@
+"""The command: ``abdoseg`` or ``python -m inference``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from inference.errors import ModelError, UsageError
+
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the program's name; ``None`` for this process's.
+
+    Returns:
+        The exit code: 0, or 1 where some case failed, or 2 where the command was called
+        wrongly and nothing was done.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.input and not options.output:
+        parser.error("-i needs -o FOLDER")
+    if options.demo and options.output:
+        parser.error("--demo FOLDER writes into FOLDER; it takes no -o")
+    # Slices are worked on side by side already, and numpy's BLAS would start as many threads
+    # as the host has cores. It looks at this when numpy is imported, which is not done yet.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(options)
+    except (UsageError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    import inference
+    from inference.batch import segment_files
+    from inference.cases import find_cases
+    from inference.model import Model
+    from inference.progress import progress_for
+    from inference.writing import make_folder
+
+    if options.demo:
+        source, target = _write_demo(options.demo), options.demo / "outputs"
+    else:
+        source, target = options.input, options.output
+    cases = find_cases(source, target)
+    make_folder(target)
+    if options.report:
+        make_folder(options.report.parent)
+        if options.report.is_dir():
+            raise UsageError(f"{options.report}: is a folder; --report needs a file")
+    model = Model.load(options.model, threads=options.threads, precision=options.precision)
+    with progress_for(len(cases), options.quiet) as progress:
+        failed = segment_files(
+            cases,
+            model,
+            progress,
+            version=inference.__version__,
+            report=options.report,
+            preview=options.preview,
+        )
+    return 1 if failed else 0
+
+
+def _write_demo(folder: Path) -> Path:
+    """Write a synthetic CT into ``folder/inputs``; return that folder."""
+    import SimpleITK as sitk
+
+    from inference.phantom import make_phantom
+    from inference.writing import appearing, make_folder
+
+    inputs = folder / "inputs"
+    make_folder(inputs)
+    image, _ = make_phantom()
+    with appearing(inputs / "phantom_0000.nii.gz") as temporary:
+        sitk.WriteImage(image, str(temporary), True, 1)
+    return inputs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="abdoseg",
+        description="Segment 13 abdominal organs in CT.",
+        epilog="Labels are uint8 on the CT's own grid. Exit codes: 0; 1 some case failed;"
+        " 2 wrong usage, nothing was done.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="a CT (.nii.gz, .nii, .mha, .mhd, .nrrd) or a folder of CTs",
+    )
+    what.add_argument(
+        "--demo",
+        type=Path,
+        metavar="FOLDER",
+        help="write a synthetic CT into FOLDER/inputs and segment it into FOLDER/outputs",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where labels go: X_0000.nii.gz and X.nii.gz give X.nii.gz",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model's name or folder (default: $ABDOSEG_MODEL, else abdoseg)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("f32", "bf16", "int8"),
+        help="run the network so (default: what the model chooses)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="default: what the CPU affinity and the container's quota allow",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write times, volumes and warnings as JSON"
+    )
+    parser.add_argument(
+        "--preview", action="store_true", help="write X_preview.png beside each label file"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        import inference
+
+        print(f"abdoseg {inference.__version__}")
+        parser.exit()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the program as Ctrl-C does: nothing half-written stays."""
+    raise SystemExit(_TERMINATED)

@@ -1,0 +1,116 @@
+"""A model: its folder found by name, its plan read, its network loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inference.errors import ModelError
+from inference.machine import usable_threads
+from inference.plan import Plan
+
+if TYPE_CHECKING:
+    from inference.network import Network
+
+DEFAULT = "abdoseg"
+"""The model that is used where neither the caller nor ``$ABDOSEG_MODEL`` names one."""
+
+
+def weights_folders() -> list[Path]:
+    """Folders in which models are looked for by name, in order.
+
+    ``$ABDOSEG_WEIGHTS``, ``/weights`` (a mount into a container), ``weights/`` of the
+    repository, and ``_weights`` inside an installed package.
+    """
+    package = Path(__file__).resolve().parent
+    given = os.environ.get("ABDOSEG_WEIGHTS")
+    return [
+        *([Path(given)] if given else []),
+        Path("/weights"),
+        package.parent / "weights",
+        package / "_weights",
+    ]
+
+
+def find_model(name: str | Path | None = None) -> Path:
+    """The folder of a model.
+
+    Args:
+        name: a model's name (the name of its folder under one of `weights_folders`) or the
+            path of a model folder; ``None`` for ``$ABDOSEG_MODEL`` or else the default model.
+
+    Raises:
+        ModelError: there is no such model; the message names those there are.
+    """
+    wanted = str(name or os.environ.get("ABDOSEG_MODEL") or DEFAULT)
+    if (Path(wanted) / "plan.json").is_file():
+        return Path(wanted)
+    folders = weights_folders()
+    if Path(wanted).name == wanted:
+        for folder in folders:
+            if (folder / wanted / "plan.json").is_file():
+                return folder / wanted
+    there = sorted({path.parent.name for f in folders for path in f.glob("*/plan.json")})
+    raise ModelError(
+        f"no model {wanted!r} (a model is a folder with a plan.json); "
+        + (f"there are: {', '.join(there)}" if there else "there are no models at all")
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to segment.
+
+    Attributes:
+        plan: what it wants and what it gives.
+        folder: where it lies.
+        precision: the precision it runs in.
+        threads: how many threads it uses.
+        network: the network; compiled for the shape it ran last.
+    """
+
+    plan: Plan
+    folder: Path
+    precision: str
+    threads: int
+    network: Network
+
+    @staticmethod
+    def load(
+        name: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        precision: str | None = None,
+    ) -> Model:
+        """Load a model.
+
+        Args:
+            name: its name or its folder, see `find_model`.
+            threads: how many threads to use; ``None`` for as many as the CPU affinity and the
+                container's CPU quota allow.
+            precision: "f32", "bf16" or "int8", if the model has it; ``None`` for what its plan
+                chooses.
+
+        Raises:
+            ModelError: no such model or precision, or a broken model folder.
+            ValueError: ``threads`` is less than 1.
+        """
+        from inference.network import Network  # brings in OpenVINO
+
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        folder = find_model(name)
+        plan = Plan.load(folder)
+        precision = precision or plan.precision
+        if precision not in plan.networks:
+            raise ModelError(
+                f"model {plan.name!r} has no {precision!r} network, only "
+                + ", ".join(sorted(plan.networks))
+            )
+        threads = threads or usable_threads()
+        network = Network(
+            folder / plan.networks[precision], precision, threads, len(plan.label_values)
+        )
+        return Model(plan, folder, precision, threads, network)

@@ -1,0 +1,227 @@
+"""Running the network with OpenVINO: compiling, one pass or sliding windows.
+
+Settings are explicit: what OpenVINO would choose by itself depends on the CPU (bf16 where it
+has it, all of the host's cores).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from inference.errors import ModelError
+from inference.plan import Plan
+from inference.resample import Float32Array
+
+Logits = NDArray[np.floating[Any]]
+Progress = Callable[[float], None]
+
+_HINT = {"f32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: what is not quantised stays f32
+_EVERY_CHANNEL = (slice(None),)
+
+
+class Network:
+    """An OpenVINO network for volumes, compiled for one input shape at a time.
+
+    Static shapes are faster than dynamic ones and let OpenVINO reuse memory. The last one stays
+    compiled, so that windows and cases of the same size share it.
+
+    Args:
+        path: the IR's ``.xml``; input (1, 1, z, y, x), output (1, C, z, y, x), float32.
+        precision: "f32", "bf16" or "int8".
+        threads: how many threads a pass uses.
+        channels: the number of output channels that is expected.
+
+    Raises:
+        ModelError: the IR cannot be read or is not such a network.
+    """
+
+    def __init__(self, path: Path, precision: str, threads: int, channels: int) -> None:
+        self._core = ov.Core()
+        self._path = path
+        try:
+            self._model = self._core.read_model(path)
+        except RuntimeError as error:
+            raise ModelError(f"{path}: OpenVINO cannot read it ({_first_line(error)})") from None
+        if len(self._model.inputs) != 1 or len(self._model.outputs) != 1:
+            raise ModelError(f"{path}: has not one input and one output")
+        made = self._model.output(0).partial_shape
+        if made.rank.is_static and made.rank.get_length() != 5:
+            raise ModelError(f"{path}: its output is not (1, C, z, y, x) but {made}")
+        if made.rank.is_static and made[1].is_static and made[1].get_length() != channels:
+            raise ModelError(
+                f"{path}: {made[1].get_length()} channels, but the plan has {channels} labels"
+                " with background"
+            )
+        self._channels = channels
+        self._settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINT[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are
+            "ENABLE_CPU_PINNING": False,  # other containers may be pinned to the same cores
+        }
+        self._shape: tuple[int, ...] = ()
+        self._request: ov.InferRequest | None = None
+
+    def compile(self, shape: Sequence[int]) -> ov.InferRequest:
+        """Compile for an input of this shape (z, y, x), if that is not done yet."""
+        if self._request is None or self._shape != tuple(shape):
+            self._request = None  # frees its memory first
+            try:
+                self._model.reshape([1, 1, *shape])
+                compiled = self._core.compile_model(self._model, "CPU", self._settings)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"{self._path}: OpenVINO cannot compile it for {tuple(shape)} voxels"
+                    f" ({_first_line(error)})"
+                ) from None
+            self._request = compiled.create_infer_request()
+            self._shape = tuple(shape)
+        return self._request
+
+    def run(self, volume: Float32Array) -> Float32Array:
+        """One pass over a volume.
+
+        Args:
+            volume: float32 array (z, y, x), normalised; each size a multiple of the network's
+                total stride.
+
+        Returns:
+            Logits (C, z, y, x): OpenVINO's own memory, which the next pass overwrites.
+        """
+        request = self.compile(volume.shape)
+        tensor = ov.Tensor(np.ascontiguousarray(volume, np.float32)[None, None], shared_memory=True)
+        request.set_input_tensor(tensor)
+        request.start_async()
+        try:
+            # In slices of time, so that Python sees Ctrl-C and SIGTERM during a long pass.
+            while not request.wait_for(100):
+                pass
+        except BaseException:
+            request.cancel()
+            raise
+        logits: Float32Array = request.get_output_tensor().data[0]
+        if logits.shape != (self._channels, *volume.shape):
+            raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")
+        return logits
+
+
+def predict(
+    network: Network,
+    volume: Float32Array,
+    plan: Plan,
+    outside: float,
+    memory: int,
+    progress: Progress | None = None,
+) -> Logits:
+    """Logits of a whole volume, in one pass where that is possible, else in windows.
+
+    Args:
+        network: the network.
+        volume: float32 array (z, y, x), normalised.
+        plan: its tiling, patch, multiple and bytes per voxel.
+        outside: value around the volume where it must be padded.
+        memory: bytes that may be used.
+        progress: is called with the finished share.
+
+    Returns:
+        Logits (C, z, y, x) on the volume's grid. They may be the network's own memory.
+    """
+    whole = tuple(
+        math.ceil(n / multiple) * multiple
+        for n, multiple in zip(volume.shape, plan.multiple, strict=True)
+    )
+    if plan.tiling == "whole" and math.prod(whole) * plan.bytes_per_voxel <= memory:
+        window = whole
+    elif plan.tiling == "whole":
+        # A window larger than the volume would only be padding.
+        window = tuple(min(n, size) for n, size in zip(whole, plan.patch, strict=True))
+    else:
+        window = plan.patch
+
+    grown = [max(n, size) for n, size in zip(volume.shape, window, strict=True)]
+    before = [(size - n) // 2 for n, size in zip(volume.shape, grown, strict=True)]
+    inside = tuple(slice(b, b + n) for b, n in zip(before, volume.shape, strict=True))
+    if any(size != n for n, size in zip(volume.shape, grown, strict=True)):
+        padded = np.full(grown, outside, np.float32)
+        padded[inside] = volume
+    else:
+        padded = volume
+
+    starts = [window_starts(n, size, plan.overlap) for n, size in zip(grown, window, strict=True)]
+    count = math.prod(len(s) for s in starts)
+    if count == 1:
+        logits: Logits = network.run(padded)
+        if progress:
+            progress(1.0)
+        return logits[_EVERY_CHANNEL + inside]
+
+    channels = len(plan.label_values)
+    needed = channels * math.prod(grown) * 4
+    total: Logits = np.zeros(
+        (channels, *grown), np.float32 if needed <= memory // 2 else np.float16
+    )
+    shares = [window_shares(n, size, s) for n, size, s in zip(grown, window, starts, strict=True)]
+    done = 0
+    for z, share_z in zip(starts[0], shares[0], strict=True):
+        for y, share_y in zip(starts[1], shares[1], strict=True):
+            for x, share_x in zip(starts[2], shares[2], strict=True):
+                here = tuple(slice(s, s + size) for s, size in zip((z, y, x), window, strict=True))
+                share = share_z[:, None, None] * share_y[:, None] * share_x
+                for channel, values in enumerate(network.run(padded[here])):
+                    total[channel][here] += values * share
+                done += 1
+                if progress:
+                    progress(done / count)
+    return total[_EVERY_CHANNEL + inside]
+
+
+def window_starts(n: int, size: int, overlap: float) -> list[int]:
+    """Where windows begin along an axis: evenly spread, overlapping at least so much.
+
+    This is nnU-Net's rule (Isensee et al. 2021).
+
+    Args:
+        n: voxels of the axis, at least ``size``.
+        size: voxels of a window.
+        overlap: the share of a window that the next one covers again.
+    """
+    steps = math.ceil((n - size) / max(1.0, size * (1 - overlap)))
+    return [round(i * (n - size) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def window_shares(n: int, size: int, starts: Sequence[int]) -> list[Float32Array]:
+    """The weight of every voxel of every window along an axis.
+
+    A Gaussian around the window's centre with nnU-Net's sigma, an eighth of the window, scaled
+    so that at each voxel the weights of all windows that hold it add up to 1. Windows stand on
+    a grid, so the product of three axes' weights does so too.
+
+    Args:
+        n: voxels of the axis.
+        size: voxels of a window.
+        starts: where the windows begin.
+
+    Returns:
+        One float32 array of ``size`` weights per window.
+    """
+    distance = np.arange(size) - (size - 1) / 2
+    gaussian = np.exp(-0.5 * (distance / (size / 8)) ** 2)
+    total = np.zeros(n)
+    for start in starts:
+        total[start : start + size] += gaussian
+    return [(gaussian / total[s : s + size]).astype(np.float32) for s in starts]
+
+
+def _first_line(error: BaseException) -> str:
+    """The last line of an OpenVINO message is what went wrong; the others are source lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,240 @@
+"""NIfTI headers, where SimpleITK's reader and writer say less than a user must know.
+
+SimpleITK (ITK 5.4) reads a truncated ``.nii.gz`` without a word (what is missing becomes 0),
+replaces a spacing of 0 or NaN by 1, writes to a full disk without an error, and changes oblique
+directions in the eighth digit when it writes what it has read. Here the header's own bytes are
+looked at, and the labels are written with them.
+
+The format: https://nifti.nimh.nih.gov/nifti-1 and nifti-2.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import CaseError
+
+_GZIP = b"\x1f\x8b"
+_CHUNK = 1 << 22  # bytes
+
+# Field: (offset, struct format), in versions 1 and 2.
+_FIELDS: dict[int, dict[str, tuple[int, str]]] = {
+    1: {
+        "dim": (40, "8h"),
+        "intent": (56, "3fh"),
+        "datatype": (70, "hh"),  # with bits per voxel
+        "pixdim": (76, "8f"),
+        "offset": (108, "f"),
+        "scale": (112, "ff"),  # slope and intercept
+        "display": (124, "ff"),
+        "range": (140, "ii"),
+        "description": (148, "80s"),
+        "magic": (344, "4s"),
+    },
+    2: {
+        "dim": (16, "8q"),
+        "datatype": (12, "hh"),
+        "pixdim": (104, "8d"),
+        "offset": (168, "q"),
+        "scale": (176, "dd"),
+        "display": (192, "dd"),
+        "description": (240, "80s"),
+        "intent": (504, "i"),
+        "magic": (4, "8s"),
+    },
+}
+_SIZES = {348: 1, 540: 2}
+_UINT8 = 2
+
+
+@dataclass(frozen=True)
+class Header:
+    """The bytes of a NIfTI file before its voxels.
+
+    Attributes:
+        raw: all bytes before the voxels, extensions included.
+        version: 1 or 2.
+        order: "<" or ">", the byte order.
+        compressed: whether the file is gzipped.
+    """
+
+    raw: bytes
+    version: int
+    order: str
+    compressed: bool
+
+    @staticmethod
+    def read(path: Path) -> Header:
+        """Read the header of a ``.nii`` or ``.nii.gz`` file.
+
+        Raises:
+            CaseError: the file is no NIfTI file, or ends within the header.
+        """
+        with path.open("rb") as probe:
+            compressed = probe.read(2) == _GZIP
+        try:
+            with _open(path, compressed) as file:
+                raw = file.read(544)
+                for order in "<>":
+                    size = struct.unpack(order + "i", raw[:4])[0] if len(raw) >= 348 else 0
+                    if version := _SIZES.get(size, 0):
+                        break
+                header = Header(raw, version, order, compressed)
+                if not version or header.get("magic")[0][:3] not in (b"n+1", b"n+2"):
+                    raise CaseError("is not a NIfTI file, whatever its name says")
+                missing = header.voxels_at - len(raw)
+                raw = raw + file.read(missing) if missing > 0 else raw[: header.voxels_at]
+        except (OSError, EOFError, zlib.error) as error:
+            raise CaseError(f"is damaged or truncated ({error})") from None
+        return Header(raw, version, order, compressed)
+
+    def get(self, field: str) -> tuple[Any, ...]:
+        """The values of a header field."""
+        offset, form = _FIELDS[self.version][field]
+        return struct.unpack_from(self.order + form, self.raw, offset)
+
+    @property
+    def voxels_at(self) -> int:
+        """Bytes before the first voxel."""
+        offset = self.get("offset")[0]
+        return max(len(self.raw[:348]), int(offset)) if math.isfinite(offset) else 352
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis: x, y, z and what more there is."""
+        dim = self.get("dim")
+        return dim[1 : 1 + dim[0]] if 1 <= dim[0] <= 7 else ()
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """The spacing x, y, z as the file gives it, in the file's unit, wrong as it may be."""
+        return self.get("pixdim")[1:4]
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of the (uncompressed) file up to the last voxel."""
+        bits: int = self.get("datatype")[1]
+        return self.voxels_at + math.prod(self.shape) * bits // 8
+
+    def for_labels(self) -> bytes:
+        """The header of a uint8 label file on the same grid, bit for bit."""
+        size = {1: 348, 2: 540}[self.version]
+        raw = bytearray(self.raw[:size] + bytes(4))  # no extensions
+        for field, values in {
+            "datatype": (_UINT8, 8),
+            "offset": (size + 4,),
+            "scale": (1, 0),
+            "display": (0, 0),
+            "description": (b"Abdoseg labels",),
+            "intent": (0, 0, 0, 0) if self.version == 1 else (0,),
+            "range": (0, 0),
+        }.items():
+            if field in _FIELDS[self.version]:
+                offset, form = _FIELDS[self.version][field]
+                struct.pack_into(self.order + form, raw, offset, *values)
+        return bytes(raw)
+
+
+def check_complete(path: Path, header: Header, voxels: NDArray[Any]) -> None:
+    """Check that a file holds all of its voxels, undamaged.
+
+    gzip ends with a checksum and the length of its content. Where the voxels are in memory just
+    as they are in the file, their checksum is compared with it, which costs little; otherwise
+    the file is inflated once more.
+
+    Args:
+        path: the file.
+        header: its header.
+        voxels: its voxels as they were read.
+
+    Raises:
+        CaseError: the file is truncated or damaged.
+    """
+    needed = header.bytes_needed
+    if not header.compressed:
+        there = path.stat().st_size
+        if there < needed:
+            raise CaseError(f"is truncated: {there} of {needed} bytes")
+        return
+    if header.voxels_at + voxels.nbytes == needed and voxels.flags.c_contiguous:
+        with path.open("rb") as file:
+            file.seek(-8, 2)
+            checksum, length = struct.unpack("<II", file.read(8))
+        found = zlib.crc32(_bytes_of(voxels), zlib.crc32(header.raw))
+        if (checksum, length) == (found, needed % (1 << 32)):
+            return
+    # Several gzip members, scaled or byte-swapped voxels, something behind them, or damage.
+    total = 0
+    try:
+        with gzip.open(path) as content:
+            while chunk := content.read(_CHUNK):
+                total += len(chunk)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CaseError(f"is damaged or truncated ({error})") from None
+    if total < needed:
+        raise CaseError(f"is truncated: {total} of {needed} bytes")
+
+
+def write_labels(
+    file: BinaryIO, header: Header, labels: NDArray[np.uint8], compress: bool, threads: int = 1
+) -> None:
+    """Write labels with the geometry of the file they belong to, bit for bit.
+
+    Args:
+        file: where to write.
+        header: of the CT.
+        labels: uint8 array (z, y, x), as stored.
+        compress: whether to write ``.nii.gz``.
+        threads: how many parts are deflated at once.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    start = header.for_labels()
+    voxels = _bytes_of(labels)
+    if not compress:
+        file.write(start)
+        file.write(voxels)
+        return
+    file.write(b"\x1f\x8b\x08\0\0\0\0\0\x04\xff")  # deflate, no name, no time: reproducible
+    for part in _deflated(start, voxels, threads):
+        file.write(part)
+    length = (len(start) + len(voxels)) % (1 << 32)
+    file.write(struct.pack("<II", zlib.crc32(voxels, zlib.crc32(start)), length))
+
+
+def _deflated(start: bytes, voxels: memoryview, threads: int) -> Iterator[bytes]:
+    """One deflate stream, made of parts that are compressed side by side (as pigz does it)."""
+    parts: list[bytes | memoryview] = [start]
+    parts += [voxels[i : i + _CHUNK] for i in range(0, len(voxels), _CHUNK)]
+
+    def deflate(number: int) -> bytes:
+        packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+        last = number == len(parts) - 1
+        return packer.compress(parts[number]) + packer.flush(
+            zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH
+        )
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        yield from pool.map(deflate, range(len(parts)))
+
+
+def _bytes_of(voxels: NDArray[Any]) -> memoryview:
+    """An array's memory, not copied if it is contiguous."""
+    return memoryview(cast("Any", np.ascontiguousarray(voxels))).cast("B")
+
+
+def _open(path: Path, compressed: bool) -> BinaryIO:
+    opener = cast("Callable[..., BinaryIO]", gzip.open if compressed else open)
+    return opener(path, "rb")

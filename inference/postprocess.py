@@ -1,0 +1,139 @@
+"""Anatomical clean-up of the network's answer, as far as the plan asks for it.
+
+It works on the network's grid and edits the logits, so that the upsampled labels follow: a
+voxel that loses its organ falls to the next best class there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from inference.decode import Labels, winners
+from inference.errors import ModelError
+from inference.plan import Plan
+
+Logits = NDArray[np.floating[Any]]
+
+
+def postprocess(logits: Logits, spacing: tuple[float, float, float], plan: Plan) -> None:
+    """Apply ``plan.postprocessing`` to logits, in place.
+
+    The steps, each for the organs in its ``labels`` (label values) one after the other:
+
+    - ``{"step": "keep_largest", "labels": [...]}``: all connected parts but the largest go.
+    - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
+    - ``{"step": "close", "labels": [...]}``: holes and notches of up to one voxel that are
+      background are filled (morphological closing, 3 x 3 x 3).
+
+    Parts are connected through faces, edges and corners: parts that are not, share no cell of
+    the interpolation, so removing one leaves the others' surface as it is.
+
+    Args:
+        logits: shape (C, z, y, x).
+        spacing: millimetres per axis (z, y, x).
+        plan: the steps, and which label each channel stands for.
+
+    Raises:
+        ModelError: a step that does not exist, a label that the model does not have.
+    """
+    if not plan.postprocessing:
+        return
+    labels = np.stack([winners(logits[:, z]) for z in range(logits.shape[1])])
+    millilitres = float(np.prod(spacing)) / 1000
+    for step in plan.postprocessing:
+        try:
+            action = _STEPS[step["step"]]
+            channels = [plan.label_values.index(value) for value in step["labels"]]
+            for channel in channels:
+                if channel == 0:
+                    raise ValueError
+                action(logits, labels, channel, millilitres, step)
+        except (KeyError, ValueError):
+            raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
+
+
+def _keep_largest(
+    logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
+) -> None:
+    box, parts, sizes = _parts(labels, channel)
+    largest = max(sizes, key=lambda part: sizes[part], default=0)
+    _remove(logits, labels, channel, box, parts, (part for part in sizes if part != largest))
+
+
+def _remove_small(
+    logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
+) -> None:
+    box, parts, sizes = _parts(labels, channel)
+    least = float(step["millilitres"])
+    small = (part for part, size in sizes.items() if size * voxel < least)
+    _remove(logits, labels, channel, box, parts, small)
+
+
+def _close(
+    logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
+) -> None:
+    box = _box(labels == channel)
+    if box is None:
+        return
+    here = labels[box]
+    mask = sitk.GetImageFromArray((here == channel).astype(np.uint8))
+    closed = sitk.BinaryMorphologicalClosing(mask, [1, 1, 1], sitk.sitkBox)
+    added = (sitk.GetArrayViewFromImage(closed) != 0) & (here == 0)
+    if added.any():
+        part = logits[(slice(None),) + box]
+        part[channel][added] = part[:, added].max(axis=0) + 1
+        here[added] = channel
+
+
+_STEPS: dict[str, Callable[[Logits, Labels, int, float, Mapping[str, Any]], None]] = {
+    "keep_largest": _keep_largest,
+    "remove_small": _remove_small,
+    "close": _close,
+}
+
+
+def _parts(labels: Labels, channel: int) -> tuple[Any, NDArray[Any], dict[int, int]]:
+    """Connected parts of a class: the box around it, the parts in the box, their sizes."""
+    box = _box(labels == channel)
+    if box is None:
+        return (), np.empty(0), {}
+    mask = sitk.GetImageFromArray((labels[box] == channel).astype(np.uint8))
+    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(mask, True))
+    sizes = np.bincount(parts.ravel())
+    return box, parts, {part: int(sizes[part]) for part in range(1, len(sizes))}
+
+
+def _remove(
+    logits: Logits,
+    labels: Labels,
+    channel: int,
+    box: tuple[slice, ...],
+    parts: NDArray[Any],
+    unwanted: Iterable[int],
+) -> None:
+    """Take parts away from a class: there it becomes the least likely one."""
+    gone = list(unwanted)
+    if not gone:
+        return
+    mask = np.isin(parts, gone)
+    here = logits[(slice(None),) + box]
+    values = here[:, mask]
+    values[channel] = values.min(axis=0) - 1
+    here[channel][mask] = values[channel]
+    labels[box][mask] = winners(values)
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box around what is marked, one voxel wider; ``None`` for an empty mask."""
+    box = []
+    for axis in range(mask.ndim):
+        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not len(hits):
+            return None
+        box.append(slice(max(0, int(hits[0]) - 1), int(hits[-1]) + 2))
+    return tuple(box)

@@ -1,0 +1,71 @@
+"""From a CT to what the network sees: crop to the body, resize, clip, normalise.
+
+Training prepares its CTs with the same function, so that both see the same thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.body import Box, body_box, whole_box
+from inference.plan import Plan
+from inference.resample import Float32Array, resize, shape_at_spacing
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume ready for the network.
+
+    Attributes:
+        values: float32 array (z, y, x), normalised, on the network's grid.
+        box: the part of the volume that ``values`` covers, edge to edge, slices (z, y, x).
+        spacing: millimetres per axis (z, y, x) of ``values``.
+    """
+
+    values: Float32Array
+    box: Box
+    spacing: tuple[float, float, float]
+
+
+def preprocess(
+    volume: NDArray[Any],
+    spacing: tuple[float, float, float],
+    plan: Plan,
+    offset: float = 0.0,
+    threads: int = 1,
+) -> Prepared:
+    """Prepare a CT for the network.
+
+    Args:
+        volume: CT, shape (z, y, x), already turned to ``plan.orientation``; any real type.
+        spacing: millimetres per axis (z, y, x).
+        plan: how the network wants its input.
+        offset: what has to be added to the volume's values to make them HU.
+        threads: how many slices are resized at once.
+
+    Returns:
+        The network's input and where it lies in the volume.
+    """
+    box = body_box(volume, spacing, offset) if plan.crop == "body" else whole_box(volume.shape)
+    part = volume[box]
+    shape = tuple(
+        fixed or shape_at_spacing([n], [size], [wanted or size])[0]
+        for n, size, wanted, fixed in zip(part.shape, spacing, plan.spacing, plan.size, strict=True)
+    )
+    low, high = plan.clip
+    values = resize(part, shape, (low - offset, high - offset), threads=threads)
+    values -= np.float32(plan.subtract - offset)
+    values /= np.float32(plan.divide)
+    depth, height, width = (
+        n * size / m for n, size, m in zip(part.shape, spacing, shape, strict=True)
+    )
+    return Prepared(values, box, (depth, height, width))
+
+
+def air(plan: Plan) -> float:
+    """The normalised value of air: what lies outside the volume."""
+    return (plan.clip[0] - plan.subtract) / plan.divide

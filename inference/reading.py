@@ -1,0 +1,223 @@
+"""Reading a CT and finding out what is wrong with it before anything is computed."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from inference.errors import CaseError
+from inference.nifti import Header, check_complete
+
+ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+"""File name endings of the formats that are read."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A CT as it was read.
+
+    Attributes:
+        image: the volume.
+        header: the file's header, if it is NIfTI.
+        warnings: what a user should know about the file.
+    """
+
+    image: sitk.Image
+    header: Header | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """What the voxel values of a CT are.
+
+    Attributes:
+        offset: what has to be added to make them HU.
+        warnings: what a user should know about them.
+    """
+
+    offset: float = 0.0
+    warnings: tuple[str, ...] = field(default=())
+
+
+def ending(path: Path) -> str | None:
+    """The ending (of `ENDINGS`, in lower case) of a file's name; ``None`` for any other file."""
+    name = path.name.lower()
+    return next((e for e in ENDINGS if name.endswith(e) and name != e), None)
+
+
+def read(path: Path) -> Scan:
+    """Read a CT from a file.
+
+    Args:
+        path: a file in one of the formats of `ENDINGS`.
+
+    Raises:
+        CaseError: it cannot be read, is damaged or truncated, is not one scalar volume, or has
+            a spacing that is not positive. The message does not name the file.
+    """
+    header = None
+    try:
+        if ending(path) in (".nii", ".nii.gz"):
+            header = Header.read(path)
+            _check_spacing(header.spacing, header.shape)
+        else:
+            _check_spacing_text(path)
+    except OSError as error:
+        raise CaseError(f"cannot be read ({error.strerror})") from None
+    with _without_noise() as noise:
+        # ITK then repairs axes that are not quite perpendicular instead of refusing them.
+        os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
+        try:
+            image = sitk.ReadImage(str(path))
+        except RuntimeError as error:
+            raise CaseError(_reason(str(error))) from None
+    if any("Uncompress failed" in line for line in noise):
+        raise CaseError("is damaged (its compressed voxels cannot be inflated)")
+    warnings = []
+    if header is not None:
+        check_complete(path, header, sitk.GetArrayViewFromImage(image))
+        corrected = "ITK_sform_corrected"
+        if image.HasMetaDataKey(corrected) and image.GetMetaData(corrected) == "YES":
+            warnings.append("its axes are not perpendicular; taken as if they were")
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    check_geometry(image)
+    return Scan(image, header, tuple(warnings))
+
+
+def check_geometry(image: sitk.Image) -> None:
+    """Check that an image is one scalar volume with a sound grid.
+
+    Raises:
+        CaseError: it is 2D or 4D, has several components, or its spacing or direction is
+            impossible.
+    """
+    size = " x ".join(str(n) for n in image.GetSize())
+    if image.GetDimension() == 4:
+        raise CaseError(f"is a series of volumes ({size}), not one CT volume")
+    if image.GetDimension() != 3:
+        raise CaseError(f"is a {image.GetDimension()}D image ({size}), not a CT volume")
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise CaseError(
+            f"has {image.GetNumberOfComponentsPerPixel()} values per voxel (a colour or vector"
+            " image), not one"
+        )
+    if "complex" in image.GetPixelIDTypeAsString() or "label" in image.GetPixelIDTypeAsString():
+        raise CaseError(f"has voxels of type {image.GetPixelIDTypeAsString()}, not numbers")
+    _check_spacing(image.GetSpacing(), image.GetSize())
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    if not np.isfinite(direction).all() or abs(np.linalg.det(direction)) < 1e-3:
+        raise CaseError("has impossible axis directions")
+    if not np.isfinite(image.GetOrigin()).all():
+        raise CaseError("has an origin that is not a number")
+
+
+def check_intensities(volume: NDArray[Any]) -> Intensities:
+    """Find out whether voxel values are HU.
+
+    A CT without any value near that of air is either no CT in HU or was stored with 1024 added;
+    the latter is recognised by soft tissue lying near 1024 instead of near 0.
+
+    Args:
+        volume: shape (z, y, x), any real type. It is looked at slice by slice.
+
+    Raises:
+        CaseError: voxels are NaN or infinite, or all are the same.
+    """
+    lowest, highest = math.inf, -math.inf
+    for plane in volume:
+        low, high = float(plane.min()), float(plane.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise CaseError("has voxels that are NaN or infinite")
+        lowest, highest = min(lowest, low), max(highest, high)
+    if lowest == highest:
+        raise CaseError(f"is constant: every voxel is {lowest:g}")
+    if lowest <= -200:
+        return Intensities()
+    span = f"values from {lowest:g} to {highest:g}"
+    if lowest >= 0 and highest > 1100:
+        some = volume[:: max(1, volume.shape[0] // 32), ::4, ::4]
+        as_stored = int(((some > 0) & (some < 350)).sum())
+        shifted = int(((some > 850) & (some < 1300)).sum())
+        if shifted > as_stored:
+            return Intensities(-1024.0, (f"{span} look like HU + 1024: 1024 was taken off",))
+    return Intensities(0.0, (f"{span} do not look like HU: the labels may be useless",))
+
+
+def _check_spacing(spacing: tuple[float, ...], shape: tuple[int, ...]) -> None:
+    """Raise CaseError where one of the first three axes (if there) has no positive spacing."""
+    used = spacing[: max(1, min(3, len(shape)))]
+    if not all(math.isfinite(size) and size > 0 for size in used):
+        raise CaseError(
+            "has an impossible spacing: " + " x ".join(f"{size:g}" for size in used) + " mm"
+        )
+
+
+def _check_spacing_text(path: Path) -> None:
+    """Look at the spacing in the text header of MetaImage and NRRD files.
+
+    SimpleITK takes the absolute value of a negative one without a word.
+    """
+    with path.open("rb") as file:
+        start = file.read(1 << 14)
+    found = re.search(rb"^(?:ElementSpacing *=|spacings *:)([^\r\n]*)", start, re.M)
+    if found:
+        try:
+            spacing = tuple(float(word) for word in found.group(1).split())
+        except ValueError:
+            return
+        _check_spacing(spacing, (1,) * len(spacing))
+
+
+@contextmanager
+def _without_noise() -> Iterator[list[str]]:
+    """Keep what ITK's C and C++ libraries print on standard error from the user's terminal.
+
+    Yields:
+        A list that holds the printed lines afterwards.
+    """
+    lines: list[str] = []
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        with tempfile.TemporaryFile() as file:
+            terminal = os.dup(2)
+            os.dup2(file.fileno(), 2)
+            try:
+                yield lines
+            finally:
+                os.dup2(terminal, 2)
+                os.close(terminal)
+                file.seek(0)
+                lines += file.read().decode(errors="replace").splitlines()
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def _reason(message: str) -> str:
+    """What a SimpleITK exception means, in a few words."""
+    for sign, meaning in {
+        "Unable to determine ImageIO reader": "is not an image, whatever its name says",
+        "orthonormal": "has axes that are not perpendicular",
+        "Zero-valued spacing": "has a spacing of 0 mm",
+        "determinant is 0": "has impossible axis directions",
+        "allocate memory": "is too large for the memory there is",
+        "bad alloc": "is too large for the memory there is",
+        "bad_alloc": "is too large for the memory there is",
+    }.items():
+        if sign in message:
+            return meaning
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"cannot be read, perhaps damaged or truncated ({lines[-1]})"

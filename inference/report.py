@@ -1,0 +1,60 @@
+"""The JSON file of ``--report``: what was done to each case and what it took."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inference.model import Model
+from inference.writing import appearing
+
+
+@dataclass
+class CaseReport:
+    """What the report says about a case.
+
+    Attributes:
+        file: the CT.
+        labels: its label file; ``None`` where the case failed.
+        shape: voxels along x, y, z, as SimpleITK and nibabel count them.
+        spacing: millimetres along x, y, z.
+        seconds: by stage (read, preprocess, network, labels, write), and "total".
+        peak_memory_mb: most memory (MiB) the process had resident during the case.
+        millilitres: volume of each organ.
+        warnings: what a user should know about the case.
+        error: why it failed; ``None`` where it did not.
+        traceback: where the program itself failed, for a bug report.
+    """
+
+    file: str
+    labels: str | None = None
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    millilitres: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    error: str | None = None
+    traceback: str | None = None
+
+
+def write_report(path: Path, model: Model, version: str, cases: list[CaseReport]) -> None:
+    """Write the report; an existing one is replaced.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content: dict[str, Any] = {
+        "abdoseg": version,
+        "model": {
+            "name": model.plan.name,
+            "version": model.plan.version,
+            "precision": model.precision,
+        },
+        "threads": model.threads,
+        "cases": [asdict(case) for case in cases],
+    }
+    with appearing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The whole way from a CT to its labels, in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from inference.decode import decode
+from inference.machine import free_memory
+from inference.model import Model
+from inference.network import predict
+from inference.orientation import turn_to
+from inference.postprocess import postprocess
+from inference.preprocess import air, preprocess
+from inference.reading import check_geometry, check_intensities
+
+Progress = Callable[[str, float], None]
+"""Is called with a stage ("preprocess", "network" or "labels") and its finished share."""
+
+_RESERVE = 0.85  # share of the free memory that the network is planned to use at most
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What `segment_in_stages` finds out about a CT.
+
+    Attributes:
+        labels: uint8 array (z, y, x), as the CT is stored.
+        millilitres: volume of each organ, by name.
+        seconds: time spent in the stages "preprocess", "network" and "labels".
+        offset: what was added to the CT's values to make them HU.
+        warnings: what a user should know about this case.
+    """
+
+    labels: NDArray[np.uint8]
+    millilitres: dict[str, float]
+    seconds: dict[str, float]
+    offset: float
+    warnings: tuple[str, ...]
+
+
+def segment(
+    image: sitk.Image,
+    model: Model | str | Path | None = None,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    progress: Progress | None = None,
+) -> sitk.Image:
+    """Segment the abdominal organs in a CT.
+
+    >>> import inference, SimpleITK as sitk
+    >>> labels = inference.segment(sitk.ReadImage("ct.nii.gz"))
+    >>> sitk.WriteImage(labels, "labels.nii.gz")
+
+    Args:
+        image: CT in HU, 3D, any orientation, any real voxel type.
+        model: a loaded model (`Model.load`, worth it for several CTs), a model's name or
+            folder, or ``None`` for the default model.
+        threads: how many threads to use where the model is not loaded yet; ``None`` for all
+            that may be used.
+        precision: "f32", "bf16" or "int8" where the model is not loaded yet; ``None`` for what
+            its plan chooses.
+        progress: is told of the progress.
+
+    Returns:
+        uint8 image of the same size, spacing, origin and direction: 0 background, else
+        `inference.ORGANS`.
+
+    Raises:
+        CaseError: the image cannot be segmented.
+        ModelError: the model is not found or broken.
+        ValueError: ``threads`` or ``precision`` is given for a loaded model.
+    """
+    if not isinstance(model, Model):
+        model = Model.load(model, threads=threads, precision=precision)
+    elif threads is not None or precision is not None:
+        raise ValueError("threads and precision belong to Model.load when a model is passed")
+    labels = sitk.GetImageFromArray(segment_in_stages(image, model, progress).labels)
+    labels.CopyInformation(image)
+    return labels
+
+
+def segment_in_stages(
+    image: sitk.Image, model: Model, progress: Progress | None = None
+) -> Segmentation:
+    """Segment a CT and tell what it took; see `segment`.
+
+    Raises:
+        CaseError: the image cannot be segmented.
+        ModelError: the model is broken.
+    """
+    plan = model.plan
+    tell = progress or _silent
+    seconds: dict[str, float] = {}
+    with _simpleitk_threads(model.threads):
+        with _timed("preprocess", seconds, tell):
+            check_geometry(image)
+            stored = sitk.GetArrayViewFromImage(image)
+            intensities = check_intensities(stored)
+            turn = turn_to(image.GetDirection(), plan.orientation)
+            z, y, x = turn.reorder(image.GetSpacing()[::-1])
+            prepared = preprocess(
+                turn.apply(stored), (z, y, x), plan, intensities.offset, model.threads
+            )
+        with _timed("network", seconds, tell):
+            logits = predict(
+                model.network,
+                prepared.values,
+                plan,
+                air(plan),
+                int(free_memory() * _RESERVE),
+                lambda share: tell("network", share),
+            )
+        with _timed("labels", seconds, tell):
+            postprocess(logits, prepared.spacing, plan)
+            labels = np.zeros(stored.shape, np.uint8)
+            decode(
+                logits,
+                plan.label_values,
+                turn.apply(labels)[prepared.box],
+                model.threads,
+                lambda share: tell("labels", share),
+            )
+            counts = _count(labels)
+    voxel = float(np.prod(image.GetSpacing())) / 1000
+    warnings = list(intensities.warnings)
+    if not counts[1:].any():
+        warnings.append("no organ was found; is there an abdomen in this CT?")
+    millilitres = {
+        name: round(float(counts[value]) * voxel, 3) for name, value in plan.labels.items()
+    }
+    return Segmentation(labels, millilitres, seconds, intensities.offset, tuple(warnings))
+
+
+def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Number of voxels of each of the 256 labels (0 is not counted)."""
+    counts = np.zeros(256, np.int64)
+    for plane in labels:
+        counts += np.bincount(plane[plane > 0], minlength=256)
+    return counts
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float], tell: Progress) -> Iterator[None]:
+    tell(stage, 0.0)
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+    tell(stage, 1.0)
+
+
+@contextmanager
+def _simpleitk_threads(threads: int) -> Iterator[None]:
+    """SimpleITK would use as many threads as the host has cores."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
+def _silent(stage: str, share: float) -> None:
+    pass

@@ -1,0 +1,91 @@
+"""Writing files so that they are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from inference.errors import CaseError, UsageError
+from inference.nifti import Header, write_labels
+from inference.reading import Scan, ending
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name beside it, and rename it when it is complete.
+
+    On any error, Ctrl-C and termination included, the temporary file is removed; what was at
+    ``path`` before stays.
+
+    Args:
+        path: the file that shall appear.
+
+    Yields:
+        The temporary path, with the same ending.
+    """
+    # Hidden, so that nobody takes it for a result; the process's number keeps runs apart.
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for outputs and see that files can be written there.
+
+    Raises:
+        UsageError: it is a file, cannot be made, or cannot be written.
+    """
+    probe = folder / f".{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except FileExistsError:
+        raise UsageError(f"{folder}: is a file, not a folder") from None
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def write(path: Path, labels: NDArray[np.uint8], scan: Scan, threads: int = 1) -> None:
+    """Write labels on exactly the grid of the CT they belong to.
+
+    Args:
+        path: where to; the ending gives the format. An existing file is replaced.
+        labels: uint8 array (z, y, x), as the CT is stored.
+        scan: the CT.
+        threads: how many threads compress.
+
+    Raises:
+        CaseError: the file cannot be written; the message does not name the CT.
+    """
+    try:
+        with appearing(path) as temporary:
+            if scan.header is not None:
+                _write_nifti(temporary, labels, scan.header, ending(path) == ".nii.gz", threads)
+            else:
+                image = sitk.GetImageFromArray(labels)
+                image.CopyInformation(scan.image)
+                sitk.WriteImage(image, str(temporary), True, 1)
+    except OSError as error:
+        raise CaseError(f"labels cannot be written to {path} ({error.strerror})") from None
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if "Reason:" in line]
+        reason = lines[0].removeprefix("Reason: ") if lines else "is the disk full?"
+        raise CaseError(f"labels cannot be written to {path} ({reason})") from None
+
+
+def _write_nifti(
+    path: Path, labels: NDArray[np.uint8], header: Header, compress: bool, threads: int
+) -> None:
+    with path.open("wb") as file:
+        write_labels(file, header, labels, compress, threads)

@@ -1,0 +1,66 @@
+"""A model folder with a real OpenVINO network that needs no training: it labels by intensity.
+
+Its logits are triangles around given HU values, so that what it answers can be predicted: the
+class whose value lies nearest wins. A 3 x 3 x 3 mean filter in front gives it a neighbourhood,
+so that windows, padding and crops matter as they do for a trained network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from inference.plan import Plan
+
+LEVELS = {0: -1000.0, 1: 100.0, 2: 200.0, 3: 300.0, 13: 400.0}
+"""The HU value around which each label is the answer; between -450 and 50 it is background."""
+
+LABELS = {"liver": 1, "right_kidney": 2, "spleen": 3, "left_kidney": 13}
+
+
+def make_tiny_model(folder: Path, smooth: bool = True, **changes: Any) -> Plan:
+    """Write a tiny model into ``folder`` and return its plan.
+
+    Args:
+        folder: where to; made if it is missing.
+        smooth: whether to average over 3 x 3 x 3 voxels first.
+        changes: fields of the plan that shall be other than the defaults here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    levels = [LEVELS[0], 0.0, *(LEVELS[value] for value in sorted(LABELS.values()))]
+    source = ops.parameter([1, 1, -1, -1, -1], np.float32, name="image")
+    values = source
+    if smooth:
+        kernel = np.full((1, 1, 3, 3, 3), 1 / 27, np.float32)
+        values = ops.convolution(source, ops.constant(kernel), [1] * 3, [1] * 3, [1] * 3, [1] * 3)
+    centres = np.asarray(levels, np.float32).reshape(1, -1, 1, 1, 1) / 100
+    nearness = ops.negative(ops.abs(ops.subtract(values, ops.constant(centres))))
+    # Air and water are both background: the larger of the two.
+    air = ops.slice(nearness, [0], [2], [1], [1])
+    background = ops.reduce_max(air, ops.constant(np.array([1])), keep_dims=True)
+    organs = ops.slice(nearness, [2], [len(levels)], [1], [1])
+    network = ov.Model([ops.concat([background, organs], 1)], [source], "tiny")
+    ov.save_model(network, folder / "network.xml", compress_to_fp16=False)
+    plan = Plan(
+        **{
+            "name": folder.name,
+            "version": "1",
+            "spacing": (3.0, 2.0, 2.0),
+            "clip": (-1000.0, 1000.0),
+            "subtract": 0.0,
+            "divide": 100.0,
+            "patch": (16, 32, 32),
+            "multiple": (4, 4, 4),
+            "networks": {"f32": "network.xml"},
+            "precision": "f32",
+            "labels": LABELS,
+            "bytes_per_voxel": 100.0,
+            **changes,
+        }
+    )
+    plan.save(folder)
+    return plan
