@@ -1,0 +1,127 @@
+#!/bin/sh
+# Segment every CT of a folder:  sh predict.sh [INPUTS [OUTPUTS]] [OPTIONS]
+# Try it on a synthetic CT:      sh predict.sh --demo [FOLDER] [OPTIONS]
+#
+# Default folders: /workspace/inputs, /inputs or ./inputs, whichever exists first, with the
+# outputs folder beside it. OPTIONS go to "python -m inference" (see its --help).
+# Where no Python with the dependencies is found, .venv is made beside this file first.
+set -eu
+
+home=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+lock=$home/inference/requirements.lock
+
+die() {
+    echo "predict.sh: $*" >&2
+    exit 2
+}
+
+# Supported, and everything inference imports is there. Nothing is imported: this takes 0.02 s.
+complete() {
+    "$1" -c '
+import sys
+from importlib.util import find_spec
+needed = ("numpy", "SimpleITK", "openvino", "tqdm")
+sys.exit(not ((3, 10) <= sys.version_info < (3, 14) and all(map(find_spec, needed))))
+' 2>/dev/null
+}
+
+supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null
+}
+
+make_venv() {
+    for python in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if supported "$python"; then
+            echo "predict.sh: first run: installing the dependencies into $home/.venv" >&2
+            rm -rf "$home/.venv"
+            "$python" -m venv "$home/.venv" >&2 \
+                || die "'$python -m venv $home/.venv' failed (Debian and Ubuntu need the package python3-venv)"
+            set -- --quiet --disable-pip-version-check --no-deps --requirement "$lock"
+            [ ! -d "$home/wheelhouse" ] || set -- "$@" --find-links "$home/wheelhouse"
+            "$home/.venv/bin/python" -m pip install "$@" >&2 \
+                || die "pip could not install the dependencies (see above)"
+            cp "$lock" "$home/.venv/installed.lock" # written last: a broken .venv is made anew
+            return
+        fi
+    done
+    die "no Python 3.10 to 3.13 found"
+}
+
+# The image names its Python, which is complete. Elsewhere: an active environment or the
+# machine's own, if they are complete, else .venv.
+find_python() {
+    if [ -n "${ABDOSEG_PYTHON:-}" ]; then
+        python=$ABDOSEG_PYTHON
+    elif cmp -s "$lock" "$home/.venv/installed.lock"; then
+        python=$home/.venv/bin/python
+    elif complete python3; then
+        python=python3
+    elif complete python; then
+        python=python
+    else
+        make_venv
+        python=$home/.venv/bin/python
+    fi
+}
+
+first_of() { # the first folder that exists, else the last name
+    for folder; do
+        [ ! -d "$folder" ] || break
+    done
+    echo "$folder"
+}
+
+run() {
+    find_python
+    # Users without a home (docker run --user) get one that can be written.
+    [ -w "${HOME:-/nonexistent}" ] || export HOME="${TMPDIR:-/tmp}"
+    # The packages beside this file, never those of the folder in which it is called.
+    export PYTHONSAFEPATH=1 PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+    exec "$python" -m inference "$@"
+}
+
+case ${1:-} in
+-h | --help)
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    echo
+    run --help
+    ;;
+--demo)
+    shift
+    case ${1:-} in
+    '' | -*)
+        # A fresh folder: among the mounted outputs in a container, else right here.
+        demo=$(first_of /workspace/outputs /outputs .)
+        [ -w "$demo" ] || demo=${TMPDIR:-/tmp}
+        demo=$demo/demo
+        demo=${demo#./}
+        n=1
+        name=$demo
+        while [ -e "$name" ]; do
+            n=$((n + 1))
+            name=$demo-$n
+        done
+        ;;
+    *)
+        name=$1
+        shift
+        ;;
+    esac
+    run --demo "$name" "$@"
+    ;;
+esac
+
+for option; do # folders given as options: nothing to add
+    case $option in -i | --input | --input=*) run "$@" ;; esac
+done
+
+inputs='' outputs=''
+case ${1:-} in '' | -*) ;; *) inputs=$1 && shift ;; esac
+case ${1:-} in '' | -*) ;; *) outputs=$1 && shift ;; esac
+if [ -z "$inputs" ]; then
+    inputs=$(first_of /workspace/inputs /inputs ./inputs)
+    [ -d "$inputs" ] || die "no folder /workspace/inputs, /inputs or ./inputs; name one: sh predict.sh INPUTS OUTPUTS"
+    outputs=${inputs%inputs}outputs
+fi
+[ -n "$outputs" ] || outputs=$(first_of /workspace/outputs /outputs ./outputs)
+run -i "$inputs" -o "$outputs" "$@"
