@@ -6,6 +6,8 @@ Exit codes: 0, all went well; 1, some case failed or is missing; 2, wrong usage.
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_score(commands.add_parser("score", help="DSC and NSD of a folder of predictions"))
     _add_compare(commands.add_parser("compare", help="two folders of predictions, paired"))
+    _add_time(commands.add_parser("time", help="seconds and memory per case, one start for each"))
+    _add_timing_cases(
+        commands.add_parser("make-timing-cases", help="synthetic CTs of eight usual sizes")
+    )
+    _add_package(commands.add_parser("package", help="the image as an archive to submit, tried"))
     return parser
 
 
@@ -145,6 +152,155 @@ def _compare(options: argparse.Namespace) -> int:
     if not options.quiet:
         print((options.out / "comparison.md").read_text(encoding="utf-8").rstrip())
     return 1 if notes and not options.strict_challenge else 0
+
+
+def _add_time(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", help="Docker image, say abdoseg:latest")
+    what.add_argument(
+        "--command",
+        dest="template",
+        metavar="'... {inputs} {outputs}'",
+        help="run this instead of a container, say 'sh predict.sh {inputs} {outputs}'",
+    )
+    parser.add_argument("--cases", type=Path, required=True, help="folder of CTs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for table and figure")
+    parser.add_argument("--memory", type=_size, default="8g", help="limit (default 8g)")
+    parser.add_argument("--cpus", type=_amount, help="limit (default: all)")
+    parser.add_argument(
+        "--time-limit", type=_amount, default=60.0, help="seconds per case (default 60)"
+    )
+    parser.add_argument(
+        "--give-up", type=_amount, default=1800.0, help="seconds after which a case is stopped"
+    )
+    _add_docker_args(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    parser.set_defaults(command=_time)
+
+
+def _add_docker_args(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--docker-args",
+        type=_words,
+        default=[],
+        metavar="'...'",
+        help="more arguments of docker run, say --docker-args='--network none'",
+    )
+
+
+def _time(options: argparse.Namespace) -> int:
+    from evaluation.container import Container, image_of
+    from evaluation.timing import time_cases
+    from evaluation.usage import Runner, command_runner
+
+    runner: Runner
+    memory = None
+    if options.image is not None:
+        image_of(options.image)  # says at once when there is none
+        runner = Container(
+            options.image, options.memory, options.cpus, options.docker_args, options.give_up
+        )
+        title = options.image
+    else:
+        cpus = None if options.cpus is None else max(1, round(options.cpus))
+        runner = command_runner(options.template, cpus, options.give_up)
+        memory = _bytes(options.memory)
+        title = options.template
+    timings = time_cases(
+        options.cases, options.out, runner, options.time_limit, memory, title, options.quiet
+    )
+    if not options.quiet:
+        print((options.out / "timing.md").read_text(encoding="utf-8").rstrip())
+    return 0 if all(timing.passed for timing in timings) else 1
+
+
+def _add_timing_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder for the CTs")
+    parser.add_argument(
+        "--slices",
+        type=_slices,
+        metavar="N,...",
+        help="only the cases with these numbers of slices (default: all eight)",
+    )
+    parser.add_argument(
+        "--plane",
+        type=_positive,
+        default=512,
+        help="pixels along both sides of a slice (default 512); fewer are quicker to try with",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(command=_make_timing_cases)
+
+
+def _make_timing_cases(options: argparse.Namespace) -> int:
+    from evaluation.timing_cases import SLICES, make_timing_cases
+
+    slices = options.slices or SLICES
+    if unknown := sorted(set(slices) - set(SLICES)):
+        raise UsageError(f"--slices: {unknown[0]} is none of {', '.join(map(str, SLICES))}")
+    for path in make_timing_cases(options.out, slices, options.plane, options.quiet):
+        print(path)
+    return 0
+
+
+def _add_package(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", required=True, help="Docker image, say abdoseg")
+    parser.add_argument("--out", type=Path, required=True, help="the archive, TEAM.tar.gz")
+    parser.add_argument("--case", type=Path, help="CT to try it with (default: a small phantom)")
+    parser.add_argument("--memory", type=_size, default="8g", help="limit (default 8g)")
+    _add_docker_args(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(command=_package)
+
+
+def _package(options: argparse.Namespace) -> int:
+    from evaluation.package import package
+
+    done = package(
+        options.image,
+        options.out,
+        options.case,
+        options.memory,
+        options.docker_args,
+        options.quiet,
+    )
+    print(f"{done.path}: {done.size / 2**20:.1f} MiB, image {done.tag}")
+    print(f"sha256 {done.sha256}")
+    print(f"loaded again and run on one case: {done.usage.seconds:.2f} s, exit code 0")
+    return 0
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _slices(text: str) -> tuple[int, ...]:
+    return tuple(_positive(word) for word in text.split(","))
+
+
+def _size(text: str) -> str:
+    if _bytes(text) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 8g or 512m")
+    return text
+
+
+def _bytes(text: str) -> int:
+    """A size as Docker writes it ("8g", "512m"); 0 where it is none."""
+    match = re.fullmatch(r"(\d+)([bkmg]?)b?", text.strip().lower())
+    return int(match[1]) << {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}[match[2]] if match else 0
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
 
 
 def _organs(text: str) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ pytest.importorskip("surface_distance", reason="needs the extra 'evaluation'")
 from evaluation.challenge import columns
 from evaluation.cli import main
 from evaluation.comparison import Values, compare, interval
+
+Sides: TypeAlias = dict[str, Values]
 
 
 def exact_signed_rank(delta: list[float]) -> float:
@@ -28,10 +31,12 @@ def exact_signed_rank(delta: list[float]) -> float:
     return min(1.0, 2 * float(np.mean([s <= observed for s in sums])))
 
 
-def sides(deltas: dict[int, list[float]]) -> tuple[dict[str, Values], dict[str, Values]]:
+def sides(deltas: dict[int, list[float]]) -> tuple[Sides, Sides]:
     number = len(next(iter(deltas.values())))
-    first = {f"{i}": {(m, v): 0.5 for m in ("DSC", "NSD") for v in deltas} for i in range(number)}
-    second: dict[str, Values] = {
+    first: Sides = {
+        f"{i}": {(m, v): 0.5 for m in ("DSC", "NSD") for v in deltas} for i in range(number)
+    }
+    second: Sides = {
         f"{i}": {(m, v): 0.5 + d[i] for m in ("DSC", "NSD") for v, d in deltas.items()}
         for i in range(number)
     }

@@ -1,0 +1,40 @@
+"""Which machine a number was measured on: no timing means anything without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from inference.machine import usable_threads
+
+_TELLING_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+
+
+def processor() -> str:
+    """The processor's name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def describe() -> str:
+    """One line: processor, its instructions that matter here, threads, memory, system."""
+    flags = [flag for flag in _TELLING_FLAGS if flag in _cpuinfo().get("flags", "").split()]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return ", ".join(
+        [
+            processor(),
+            *([f"with {' '.join(flags)}"] if flags else []),
+            f"{usable_threads()} of {os.cpu_count()} threads",
+            f"{pages / 2**30:.0f} GiB memory",
+            f"{platform.system()} {platform.release()}",
+        ]
+    )
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries of Linux' list, empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -1,0 +1,179 @@
+"""Times a submission case by case: a fresh start for each, wall clock around it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+from tqdm import tqdm
+
+from evaluation import host
+from evaluation.figures import seconds_against_slices
+from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.usage import Runner, Usage
+from evaluation.volumes import list_volumes
+from inference.errors import CaseError, UsageError
+
+TIME_LIMIT = 60.0
+"""Seconds per case that the organisers allow before they count a case as too slow."""
+
+
+@dataclass(frozen=True)
+class CaseTiming:
+    """What one case took.
+
+    Attributes:
+        name: the input's file name.
+        shape: voxels along the file's axes, as NIfTI stores them (slices last).
+        zooms: millimetres along them.
+        usage: what was measured, ``None`` where it could not be started.
+        verdict: "ok" or what is wrong.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    zooms: tuple[float, ...]
+    usage: Usage | None
+    verdict: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing wrong."""
+        return self.verdict == "ok"
+
+
+def time_cases(
+    cases: Path,
+    out: Path,
+    runner: Runner,
+    limit: float = TIME_LIMIT,
+    memory: int | None = None,
+    title: str = "",
+    quiet: bool = False,
+) -> list[CaseTiming]:
+    """Run every case of a folder by itself and write what it took.
+
+    Writes into ``out``: ``timing.csv``, ``timing.md``, ``timing.png``, ``outputs/`` with the
+    labels and ``logs/`` with what each run printed.
+
+    Args:
+        cases: folder of CTs (``.nii.gz``, ``.nii``).
+        out: folder for the results, made where missing.
+        runner: what runs one case (`evaluation.container.Container`, or a command).
+        limit: seconds allowed per case.
+        memory: bytes allowed, where the runner does not enforce it.
+        title: what is timed, for the table and the plot.
+        quiet: show no progress bar.
+
+    Returns:
+        One timing per case, in the order of their names.
+
+    Raises:
+        UsageError: no cases, ``out`` cannot be written, or there is nothing that could be run.
+    """
+    files = list_volumes(cases)
+    if not files:
+        raise UsageError(f"{cases}: no .nii.gz or .nii file to time")
+    timings: list[CaseTiming] = []
+    try:
+        for folder in (out, out / "outputs", out / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, path in tqdm(files.items(), unit="case", desc="timing", disable=quiet or None):
+            timings.append(_time_case(name, path, out, runner, limit, memory))
+            # After every case: what was measured is not lost when a later one is interrupted.
+            _write(timings, out, limit, title)
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror or error}") from None
+    return timings
+
+
+def _time_case(
+    name: str, path: Path, out: Path, runner: Runner, limit: float, memory: int | None
+) -> CaseTiming:
+    try:
+        header: Any = nibabel.load(path).header
+        shape = tuple(int(n) for n in header.get_data_shape())
+        zooms = tuple(float(z) for z in header.get_zooms())
+    except Exception:  # a broken file is a case too: what the submission does with it is timed
+        shape, zooms = (), ()
+    # Beside the results, not in /tmp: a Docker in a virtual machine sees only some folders.
+    work = Path(tempfile.mkdtemp(prefix=".case-", dir=out))
+    try:
+        inputs, outputs = work / "inputs", work / "outputs"
+        inputs.mkdir()
+        outputs.mkdir()
+        outputs.chmod(0o777)  # the container's user may be another one
+        work.chmod(0o755)
+        shutil.copyfile(path, inputs / path.name)
+        try:
+            usage = runner(inputs, outputs, out / "logs" / f"{name}.txt")
+        except CaseError as error:
+            return CaseTiming(path.name, shape, zooms, None, f"failed: {error}")
+        labels = outputs / f"{name.removesuffix('_0000')}.nii.gz"
+        verdict = _verdict(usage, limit, memory, labels.is_file())
+        for written in outputs.iterdir():
+            target = out / "outputs" / written.name
+            if written.is_file():
+                shutil.move(written, target)
+        return CaseTiming(path.name, shape, zooms, usage, verdict)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _verdict(usage: Usage, limit: float, memory: int | None, has_labels: bool) -> str:
+    if usage.out_of_memory:
+        return "out of memory"
+    if usage.gave_up:
+        return "stopped: took too long"
+    if usage.exit_code < 0:
+        return f"killed by signal {-usage.exit_code}"
+    if usage.exit_code:
+        return f"failed: exit code {usage.exit_code}"
+    if not has_labels:
+        return "failed: no labels written"
+    if memory is not None and usage.peak_memory is not None and usage.peak_memory > memory:
+        return "too much memory"
+    return "ok" if usage.seconds <= limit else "too slow"
+
+
+def _write(timings: Sequence[CaseTiming], out: Path, limit: float, title: str) -> None:
+    header = [
+        "Name", "Slices", "Size", "Spacing_mm", "Seconds", "Peak_memory_MiB", "CPU_seconds",
+        "Exit_code", "Verdict",
+    ]  # fmt: skip
+    rows = []
+    for timing in timings:
+        usage = timing.usage
+        rows.append(
+            [
+                timing.name,
+                str(timing.shape[2]) if len(timing.shape) > 2 else "-",
+                " x ".join(map(str, timing.shape)) or "-",
+                " x ".join(f"{zoom:.4g}" for zoom in timing.zooms) or "-",
+                "-" if usage is None else number(usage.seconds, 2),
+                "-"
+                if usage is None or not usage.peak_memory
+                else f"{usage.peak_memory / 2**20:.0f}",
+                "-" if usage is None or usage.cpu_seconds is None else number(usage.cpu_seconds, 2),
+                "-" if usage is None else str(usage.exit_code),
+                timing.verdict,
+            ]
+        )
+    write_text(out / "timing.csv", csv_text(header, rows))
+    passed = sum(timing.passed for timing in timings)
+    write_text(
+        out / "timing.md",
+        f"{title}: {passed} of {len(timings)} cases pass ({limit:g} s each). Measured on "
+        f"{host.describe()}.\n\n" + markdown_text([h.replace("_", " ") for h in header], rows),
+    )
+    points = [
+        (timing.shape[2], timing.usage.seconds, timing.passed)
+        for timing in timings
+        if timing.usage is not None and len(timing.shape) > 2
+    ]
+    seconds_against_slices(points, limit, title, out / "timing.png")
