@@ -21,7 +21,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from inference.organs import ORGANS
-from inference.resample import resize_labels, shape_at_spacing
+from inference.resample import resize, resize_labels, shape_at_spacing
 from training.tissues import Tissue
 from training.warp import regular_places, sample_linear, sample_nearest, upsample
 
@@ -65,22 +65,34 @@ def isotropic(labels: NDArray[np.uint8], spacing: tuple[float, float, float]) ->
         spacing: mm per axis (z, y, x).
     """
     shape = shape_at_spacing(labels.shape, spacing, (SPACING,) * 3)
-    result = resize_labels(labels, shape)
     if spacing[0] <= 1.5 * SPACING:
-        return result
-    # Thick slices: every label's mask is blurred along z and the strongest one wins.
-    sigma = 0.5 * spacing[0] / SPACING
-    best = np.full(shape, 0.5, np.float32)
-    smooth = np.zeros(shape, np.uint8)
-    for value, box in enumerate(ndimage.find_objects(result), start=1):
+        return resize_labels(labels, shape)
+    # Shape-based interpolation (Raya and Udupa 1990): the signed distance to each organ's
+    # outline is measured within the slices and interpolated between them.
+    labels = resize_labels(labels, (labels.shape[0], *shape[1:]))
+    nearest = np.zeros(shape, np.float32)
+    result = np.zeros(shape, np.uint8)
+    for value, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
-        box = tuple(slice(max(0, s.start - 8), s.stop + 8) for s in box)
-        mask = ndimage.gaussian_filter1d((result[box] == value).astype(np.float32), sigma, axis=0)
-        wins = mask > best[box]
-        best[box][wins] = mask[wins]
-        smooth[box][wins] = value
-    return smooth
+        box = (slice(None), *(slice(max(0, s.start - 8), s.stop + 8) for s in box[1:]))
+        mask = labels[box] == value
+        distance = np.stack([_signed_distance(part) for part in mask])
+        distance = resize(distance, (shape[0], *mask.shape[1:]))
+        wins = distance > nearest[box]
+        nearest[box][wins] = distance[wins]
+        result[box][wins] = value
+    return result
+
+
+def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Distance to the outline, positive inside, limited to 8; an empty mask is far outside."""
+    if not mask.any():
+        return np.full(mask.shape, -8, np.float32)
+    inside = ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(~mask)
+    limited: NDArray[np.float32] = np.clip(inside - outside, -8, 8).astype(np.float32)
+    return limited
 
 
 def finish(tissues: NDArray[np.uint8]) -> Body:

@@ -63,6 +63,7 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
         batch_size=config.batch,
         num_workers=1,
         prefetch_factor=4,
+        worker_init_fn=_leave_signals_to_the_loop,
     )
 
     def loss_of(image: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
@@ -192,6 +193,12 @@ def _append(path: Path, header: str, line: str) -> None:
     new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.write((header + "\n" if new else "") + line + "\n")
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C reaches the workers too; they must outlive the step that is under way."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _StopRequest:

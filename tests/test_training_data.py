@@ -1,0 +1,276 @@
+"""Tissues, bodies, synthesis and patches: what the training sees."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training extra is not installed")
+
+import SimpleITK as sitk  # noqa: E402
+from scipy import ndimage  # noqa: E402
+
+from inference.organs import LABEL_OF, ORGANS  # noqa: E402
+from inference.phantom import make_phantom  # noqa: E402
+from training.bodies import Body, anchored, complete, finish, isotropic  # noqa: E402
+from training.cases import find_cases  # noqa: E402
+from training.config import Config  # noqa: E402
+from training.prepare import prepare  # noqa: E402
+from training.pseudolabel import judge  # noqa: E402
+from training.samples import UNKNOWN, Samples  # noqa: E402
+from training.synthesis import synthesise  # noqa: E402
+from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names  # noqa: E402
+from training.warp import random_places, regular_places, sample_linear, sample_nearest, upsample  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def test_names_of_both_label_vocabularies_map_to_tissues() -> None:
+    expected = {
+        "kidney_left": LABEL_OF["left_kidney"],
+        "kidney_cyst_right": LABEL_OF["right_kidney"],
+        "adrenal_gland_right": LABEL_OF["right_adrenal_gland"],
+        "inferior_vena_cava": LABEL_OF["inferior_vena_cava"],
+        "portal_vein_and_splenic_vein": Tissue.VEIN,
+        "pulmonary_artery": Tissue.ARTERY,
+        "vertebrae_L1": Tissue.BONE,
+        "urinary_bladder": Tissue.BLADDER,
+        "gallbladder": LABEL_OF["gallbladder"],
+        "autochthon_left": Tissue.MUSCLE,
+        "lung_upper_lobe_left": Tissue.LUNG,
+        "heart_ventricle_left": Tissue.HEART,
+    }
+    assert {name: tissue_of(name) for name in expected} == expected
+    with pytest.raises(KeyError, match="antlers"):
+        tissue_of("antlers")
+
+
+@pytest.mark.real_ct
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real_ct: ../shared is absent")
+def test_every_structure_of_the_shared_maps_is_known() -> None:
+    for path in SHARED.glob("*/*/full_labels_names.json"):
+        for name in json.loads(path.read_text()).values():
+            assert tissue_of(name) > 0
+
+
+def test_tissue_maps_keep_organ_labels() -> None:
+    labels = np.array([[[1, 2, 3]]], np.uint8)
+    tissues = tissues_from_names(labels, {"1": "liver", "2": "sacrum", "3": "spleen"})
+    assert tissues.tolist() == [[[1, Tissue.BONE, 3]]]
+    assert organs_only(tissues).tolist() == [[[1, 0, 3]]]
+
+
+def test_upsample_equals_torch() -> None:
+    knots = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(
+        knots[None], size=(7, 4, 11), mode="trilinear", align_corners=True
+    )[0]
+    assert torch.allclose(upsample(knots, (7, 4, 11)), expected, atol=1e-5)
+
+
+def test_sampling_at_the_own_places_gives_the_volume_back() -> None:
+    volume = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
+    places = regular_places(volume.shape, 2.5)
+    assert torch.equal(sample_nearest(volume, places, 2.5, 0), volume)
+    assert torch.allclose(sample_linear(volume[None], places, 2.5)[0], volume, atol=1e-4)
+    assert (sample_nearest(volume, places + 100, 2.5, 7) == 7).all()
+
+
+def test_a_warp_of_strength_zero_is_a_shift_to_the_centre() -> None:
+    rng = torch.Generator().manual_seed(2)
+    places = random_places((4, 4, 4), 3.0, torch.tensor([10.0, 20.0, 30.0]), 0.0, rng)
+    assert torch.allclose(places.reshape(-1, 3).mean(0), torch.tensor([10.0, 20.0, 30.0]))
+    assert torch.allclose(places[1, 0, 0] - places[0, 0, 0], torch.tensor([3.0, 0.0, 0.0]))
+
+
+@pytest.fixture(scope="module")
+def tissues() -> np.ndarray:
+    """A small whole body: the phantom's organs, with a spine and ribs' worth of bone."""
+    _, labels = make_phantom(shape=(60, 64, 80), spacing=(5.0, 5.0, 5.0), seed=1)
+    array = isotropic(sitk.GetArrayFromImage(labels), (5.0, 5.0, 5.0))
+    spine = np.zeros(array.shape, bool)
+    spine[:, -60:-45, array.shape[2] // 2 - 8 : array.shape[2] // 2 + 8] = True
+    return np.where((array == 0) & spine, Tissue.BONE, array).astype(np.uint8)
+
+
+def test_thick_slices_are_smoothed_without_losing_volume() -> None:
+    zz, yy, xx = np.indices((16, 60, 60))
+    ball = ((zz - 7.5) * 5) ** 2 + (yy - 30) ** 2 * 4 + (xx - 30) ** 2 * 4 < 34**2
+    fine = isotropic(ball.astype(np.uint8), (5.0, 2.0, 2.0))
+    assert fine.shape == (40, 60, 60)
+    assert fine.sum() == pytest.approx(ball.sum() * 2.5, rel=0.05)
+    # No pair of neighbouring slices differs as much as two 5 mm slices do.
+    steps = np.abs(np.diff(fine.astype(int).sum(axis=(1, 2))))
+    coarse = np.abs(np.diff(ball.astype(int).sum(axis=(1, 2))))
+    assert steps.max() < coarse.max()
+
+
+def test_the_hull_holds_every_structure(tissues: np.ndarray) -> None:
+    body = finish(tissues)
+    assert body.tissues.shape == body.hull.shape
+    assert (body.hull[(body.tissues > 0)] <= 10).mean() > 0.99
+    assert body.hull[:, 0, 0].min() > 20
+    assert sorted(np.unique(body.tissues)) == sorted(np.unique(tissues))
+
+
+def test_completion_keeps_the_patients_organs_and_adds_the_atlas_tissues(
+    tissues: np.ndarray,
+) -> None:
+    """The patient: the same body, bent and 10 % smaller, with four organs labelled."""
+    shown = (1, 2, 3, 13)
+    patient = ndimage.zoom(organs_only(tissues), 0.9, order=0)
+    patient = np.where(np.isin(patient, shown), patient, 0).astype(np.uint8)
+    whole = complete(patient, shown, tissues)
+    assert Tissue.BONE in whole
+    assert LABEL_OF["aorta"] in whole
+    for organ in shown:
+        assert (whole == organ).sum() == (patient == organ).sum()
+    truth = ndimage.zoom(organs_only(tissues), 0.9, order=0) == LABEL_OF["aorta"]
+    offset = np.argwhere(whole == 1).min(0) - np.argwhere(patient == 1).min(0)
+    middle = np.argwhere(whole == LABEL_OF["aorta"])[:, 1:].mean(0) - offset[1:]
+    assert np.abs(middle - np.argwhere(truth)[:, 1:].mean(0)).max() < 6  # voxels of 2 mm
+    assert anchored(whole)
+
+
+def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray) -> None:
+    body = finish(tissues)
+    arrays = torch.from_numpy(body.tissues), torch.from_numpy(body.hull)
+
+    def draw(seed: int) -> torch.Tensor:
+        return synthesise(*arrays, 2.0, torch.Generator().manual_seed(seed))
+
+    draws = [draw(seed) for seed in range(6)]
+    assert torch.equal(draws[0], draw(0))
+    assert not torch.equal(draws[0], draws[1])
+    liver = arrays[0] == LABEL_OF["liver"]
+    bone = arrays[0] == Tissue.BONE
+    for hu in draws:
+        assert torch.isfinite(hu).all()
+        assert hu.min() >= -1024 and hu.max() <= 3071
+        assert -60 < hu[liver].median() < 220
+        assert hu[bone].median() > hu[liver].median() - 60
+    corner = torch.stack([hu[:, 0, 0].median() for hu in draws])
+    assert (corner < -700).all()
+    livers = torch.stack([hu[liver].median() for hu in draws])
+    assert livers.max() - livers.min() > 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: two phantoms with all organs, one of them an atlas, and one mirrored."""
+    root = tmp_path_factory.mktemp("data")
+    for number, name in enumerate(("good", "whole", "mirrored")):
+        ct, labels = make_phantom(shape=(40, 48, 64), spacing=(7.0, 7.0, 7.0), seed=number)
+        if name == "mirrored":
+            flipped = sitk.GetArrayFromImage(labels)[:, :, ::-1]
+            wrong = sitk.GetImageFromArray(np.ascontiguousarray(flipped))
+            wrong.CopyInformation(labels)
+            labels = wrong
+        folder = root / "cases" / name
+        folder.mkdir(parents=True)
+        sitk.WriteImage(ct, str(folder / "ct.nii.gz"))
+        sitk.WriteImage(labels, str(folder / "labels.nii.gz"))
+        if name == "whole":
+            sitk.WriteImage(labels, str(folder / "full_labels.nii.gz"))
+            names = {str(v): n for v, n in ORGANS.items()}
+            (folder / "full_labels_names.json").write_text(json.dumps(names))
+        (folder / "meta.json").write_text(json.dumps({"annotated_labels": [1, 3, 5]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared")
+    refused = prepare(data, out, (6.0, 6.0, 6.0), ())
+    assert any(line.startswith("mirrored: the liver lies left") for line in refused)
+    return out
+
+
+@pytest.fixture
+def config() -> Config:
+    base = Config.load(Path(__file__).parents[1] / "training" / "configs" / "abdoseg.yaml")
+    return replace(base, patch=(32, 32, 48), spacing=6.0, features=(4, 8, 8), holdout=())
+
+
+def test_preparation_writes_bodies_and_images_and_goes_on(data: Path, prepared: Path) -> None:
+    assert {p.stem for p in (prepared / "images").iterdir()} == {"good", "whole"}
+    assert {p.stem for p in (prepared / "bodies").iterdir()} == {"whole", "good__whole"}
+    with np.load(prepared / "images" / "good.npz") as case:
+        assert case["hu"].shape == case["labels"].shape == (47, 56, 75)
+        assert case["annotated"].tolist() == [1, 3, 5]
+    before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
+    prepare(data, prepared, (6.0, 6.0, 6.0), ())
+    assert before == {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
+
+
+def test_held_out_cases_never_become_patches(
+    data: Path, tmp_path: Path, config: Config
+) -> None:
+    prepare(data, tmp_path, (6.0, 6.0, 6.0), ("whole",))
+    assert not list((tmp_path / "bodies").iterdir())  # the only atlas is held out
+    samples = Samples(tmp_path, replace(config, holdout=("whole",)))
+    assert [p.stem for p in samples.sources["labelled"]] == ["good"]
+
+
+def test_patches_depend_on_their_index_alone(prepared: Path, config: Config) -> None:
+    first, second = Samples(prepared, config), Samples(prepared, config)
+    second[3]
+    for a, b in zip(first[7], second[7], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first[7][0], first[8][0])
+
+
+def test_patches_say_what_was_annotated(prepared: Path, config: Config) -> None:
+    real = Samples(prepared, replace(config, shares={"labelled": 1.0}))
+    image, labels, annotated = real[0]
+    assert image.shape == (1, 32, 32, 48) and labels.shape == (32, 32, 48)
+    assert annotated.nonzero().flatten().tolist() == [0, 1, 3, 5]
+    low = (config.clip[0] - config.subtract) / config.divide
+    high = (config.clip[1] - config.subtract) / config.divide
+    assert image.min() >= low - 1e-5 and image.max() <= high + 1e-5
+    drawn = Samples(prepared, replace(config, shares={"synthetic": 1.0}))
+    assert drawn[0][2].all()
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing to train on"):
+        Samples(tmp_path, config)
+    with pytest.raises(FileNotFoundError, match="no cases/"):
+        find_cases(tmp_path)
+
+
+def _looks() -> list[np.ndarray]:
+    labels = np.zeros((30, 40, 60), np.uint8)
+    labels[5:25, 10:30, 5:25] = LABEL_OF["liver"]
+    labels[10:20, 10:25, 40:50] = LABEL_OF["spleen"]
+    return [labels.copy() for _ in range(3)]
+
+
+def test_agreeing_looks_are_kept() -> None:
+    found = judge(_looks(), 5.0, 0.85)
+    assert found.kept == (LABEL_OF["liver"], LABEL_OF["spleen"])
+    assert (found.labels == _looks()[0]).all()
+
+
+def test_looks_that_differ_leave_the_organ_unknown() -> None:
+    looks = _looks()
+    looks[1][looks[1] == LABEL_OF["spleen"]] = 0
+    found = judge(looks, 5.0, 0.85)
+    assert found.kept == (LABEL_OF["liver"],)
+    assert (found.labels[_looks()[0] == LABEL_OF["spleen"]] == UNKNOWN).all()
+
+
+def test_mirrored_and_tiny_organs_are_not_believed() -> None:
+    assert judge([look[:, :, ::-1] for look in _looks()], 5.0, 0.85).kept == ()
+    assert judge(_looks(), 1.0, 0.85).kept == ()
+
+
+def test_bodies_survive_storage(tmp_path: Path, tissues: np.ndarray) -> None:
+    body = finish(tissues)
+    body.save(tmp_path / "a.npz")
+    again = Body.load(tmp_path / "a.npz")
+    assert (again.tissues == body.tissues).all() and (again.hull == body.hull).all()
