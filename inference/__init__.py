@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from inference.errors import AbdosegError, CaseError, ModelError, UsageError
     from inference.model import Model
     from inference.organs import ORGANS
+    from inference.pipeline import segment
     from inference.plan import Plan
-    from inference.segment import segment
 
 __all__ = [
     "ORGANS",
@@ -38,7 +38,7 @@ _HOME = {
     "ModelError": "errors",
     "Plan": "plan",
     "UsageError": "errors",
-    "segment": "segment",
+    "segment": "pipeline",
 }
 
 
@@ -53,5 +53,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'inference' has no attribute {name!r}")
     value = getattr(import_module(f"inference.{_HOME[name]}"), name)
-    globals()[name] = value  # the module `inference.segment` gives way to the function
+    globals()[name] = value
     return value

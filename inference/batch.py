@@ -10,14 +10,14 @@ import SimpleITK as sitk
 
 from inference.cases import Case
 from inference.decode import Labels
-from inference.errors import CaseError
+from inference.errors import AbdosegError, CaseError
 from inference.machine import peak_memory, restart_peak_memory
 from inference.model import Model
+from inference.pipeline import segment_in_stages
 from inference.preview import write_preview
 from inference.progress import Progress
 from inference.reading import ending, read
 from inference.report import CaseReport, write_report
-from inference.segment import segment_in_stages
 from inference.writing import write
 
 
@@ -41,9 +41,10 @@ def segment_files(
         preview: whether to write a picture beside each label file.
 
     Returns:
-        How many cases failed.
+        How many cases failed; a report that cannot be written counts as one more.
     """
     reports: list[CaseReport] = []
+    unwritten = False
     for case in cases:
         entry = CaseReport(str(case.source))
         reports.append(entry)
@@ -52,7 +53,7 @@ def segment_files(
         start = time.perf_counter()
         try:
             _segment_file(case, model, progress, entry, preview)
-        except CaseError as error:
+        except AbdosegError as error:
             entry.error = str(error)
         except MemoryError:
             entry.error = "is too large for the memory there is"
@@ -68,9 +69,13 @@ def segment_files(
             progress.done(case.source, case.target, entry.seconds["total"])
         else:
             progress.fail(case.source, entry.error)
-        if report:
-            write_report(report, model, version, reports)
-    return sum(entry.error is not None for entry in reports)
+        if report and not unwritten:
+            try:
+                write_report(report, model, version, reports)
+            except OSError as error:
+                unwritten = True
+                progress.fail(report, f"the report cannot be written ({error.strerror})")
+    return sum(entry.error is not None for entry in reports) + unwritten
 
 
 def _segment_file(

@@ -83,19 +83,19 @@ def find_cases(source: Path, folder: Path) -> list[Case]:
         raise UsageError(f"{source}: no such file or folder")
 
     targets = [folder / label_name(path.name) for path in images]
+    sources = {path.resolve() for path in images}
     for image, target in zip(images, targets, strict=True):
-        if target.exists() and any(target.samefile(other) for other in images):
+        if target.resolve() in sources:
             raise UsageError(
                 f"{target}: the labels of {image.name} would replace a CT;"
                 " choose another output folder"
             )
+    claims: dict[Path, list[Path]] = {}
+    for image, target in zip(images, targets, strict=True):
+        claims.setdefault(target, []).append(image)
     cases = []
     for image, target in zip(images, targets, strict=True):
-        rivals = [
-            other.name
-            for other, theirs in zip(images, targets, strict=True)
-            if theirs == target and other != image
-        ]
-        problem = f"its labels would have the same name as those of {', '.join(rivals)}"
+        rivals = ", ".join(other.name for other in claims[target] if other != image)
+        problem = f"its labels would have the same name ({target.name}) as those of {rivals}"
         cases.append(Case(image, target, problem if rivals else None))
     return cases

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Slices are worked on side by side already, and numpy's BLAS would start as many threads
     # as the host has cores. It looks at this when numpy is imported, which is not done yet.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(options)
     except (UsageError, ModelError) as error:
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -164,10 +166,9 @@ class _Version(argparse.Action):
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,7 @@ replaces a spacing of 0 or NaN by 1, writes to a full disk without an error, and
 directions in the eighth digit when it writes what it has read. Here the header's own bytes are
 looked at, and the labels are written with them.
 
-The format: https://nifti.nimh.nih.gov/nifti-1 and nifti-2.
+The format: https://nifti.nimh.nih.gov/nifti-1.
 """
 
 from __future__ import annotations
@@ -27,50 +27,35 @@ from inference.errors import CaseError
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
+_LONGEST = 1 << 26  # bytes of header and extensions that are believed
 
-# Field: (offset, struct format), in versions 1 and 2.
-_FIELDS: dict[int, dict[str, tuple[int, str]]] = {
-    1: {
-        "dim": (40, "8h"),
-        "intent": (56, "3fh"),
-        "datatype": (70, "hh"),  # with bits per voxel
-        "pixdim": (76, "8f"),
-        "offset": (108, "f"),
-        "scale": (112, "ff"),  # slope and intercept
-        "display": (124, "ff"),
-        "range": (140, "ii"),
-        "description": (148, "80s"),
-        "magic": (344, "4s"),
-    },
-    2: {
-        "dim": (16, "8q"),
-        "datatype": (12, "hh"),
-        "pixdim": (104, "8d"),
-        "offset": (168, "q"),
-        "scale": (176, "dd"),
-        "display": (192, "dd"),
-        "description": (240, "80s"),
-        "intent": (504, "i"),
-        "magic": (4, "8s"),
-    },
+_SIZE = 348  # bytes of a NIfTI-1 header; SimpleITK does not read NIfTI-2
+_FIELDS: dict[str, tuple[int, str]] = {  # offset, struct format
+    "dim": (40, "8h"),
+    "intent": (56, "3fh"),
+    "datatype": (70, "hh"),  # with bits per voxel
+    "pixdim": (76, "8f"),
+    "offset": (108, "f"),
+    "scale": (112, "ff"),  # slope and intercept
+    "display": (124, "ff"),
+    "range": (140, "ii"),
+    "description": (148, "80s"),
+    "magic": (344, "4s"),
 }
-_SIZES = {348: 1, 540: 2}
 _UINT8 = 2
 
 
 @dataclass(frozen=True)
 class Header:
-    """The bytes of a NIfTI file before its voxels.
+    """The bytes of a NIfTI-1 file before its voxels.
 
     Attributes:
         raw: all bytes before the voxels, extensions included.
-        version: 1 or 2.
         order: "<" or ">", the byte order.
         compressed: whether the file is gzipped.
     """
 
     raw: bytes
-    version: int
     order: str
     compressed: bool
 
@@ -85,30 +70,30 @@ class Header:
             compressed = probe.read(2) == _GZIP
         try:
             with _open(path, compressed) as file:
-                raw = file.read(544)
-                for order in "<>":
-                    size = struct.unpack(order + "i", raw[:4])[0] if len(raw) >= 348 else 0
-                    if version := _SIZES.get(size, 0):
-                        break
-                header = Header(raw, version, order, compressed)
-                if not version or header.get("magic")[0][:3] not in (b"n+1", b"n+2"):
+                raw = file.read(_SIZE)
+                order = "<" if raw[:4] == struct.pack("<i", _SIZE) else ">"
+                if raw[4:7] == b"n+2":
+                    raise CaseError("is a NIfTI-2 file; convert it to NIfTI-1")
+                if raw[344:347] != b"n+1" or raw[:4] != struct.pack(order + "i", _SIZE):
                     raise CaseError("is not a NIfTI file, whatever its name says")
-                missing = header.voxels_at - len(raw)
-                raw = raw + file.read(missing) if missing > 0 else raw[: header.voxels_at]
+                header = Header(raw, order, compressed)
+                raw += file.read(header.voxels_at - _SIZE)
         except (OSError, EOFError, zlib.error) as error:
             raise CaseError(f"is damaged or truncated ({error})") from None
-        return Header(raw, version, order, compressed)
+        return Header(raw, order, compressed)
 
     def get(self, field: str) -> tuple[Any, ...]:
         """The values of a header field."""
-        offset, form = _FIELDS[self.version][field]
+        offset, form = _FIELDS[field]
         return struct.unpack_from(self.order + form, self.raw, offset)
 
     @property
     def voxels_at(self) -> int:
         """Bytes before the first voxel."""
         offset = self.get("offset")[0]
-        return max(len(self.raw[:348]), int(offset)) if math.isfinite(offset) else 352
+        if not (math.isfinite(offset) and 0 <= offset <= _LONGEST):
+            raise CaseError(f"has an impossible NIfTI header (voxels begin at byte {offset:g})")
+        return max(_SIZE, int(offset))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,20 +114,18 @@ class Header:
 
     def for_labels(self) -> bytes:
         """The header of a uint8 label file on the same grid, bit for bit."""
-        size = {1: 348, 2: 540}[self.version]
-        raw = bytearray(self.raw[:size] + bytes(4))  # no extensions
+        raw = bytearray(self.raw[:_SIZE] + bytes(4))  # no extensions
         for field, values in {
             "datatype": (_UINT8, 8),
-            "offset": (size + 4,),
+            "offset": (_SIZE + 4,),
             "scale": (1, 0),
             "display": (0, 0),
             "description": (b"Abdoseg labels",),
-            "intent": (0, 0, 0, 0) if self.version == 1 else (0,),
+            "intent": (0, 0, 0, 0),
             "range": (0, 0),
         }.items():
-            if field in _FIELDS[self.version]:
-                offset, form = _FIELDS[self.version][field]
-                struct.pack_into(self.order + form, raw, offset, *values)
+            offset, form = _FIELDS[field]
+            struct.pack_into(self.order + form, raw, offset, *values)
         return bytes(raw)
 
 

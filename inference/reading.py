@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,11 +75,15 @@ def read(path: Path) -> Scan:
             _check_spacing_text(path)
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
-    with _without_noise() as noise:
+    with without_noise() as noise:
         # ITK then repairs axes that are not quite perpendicular instead of refusing them.
         os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
         try:
-            image = sitk.ReadImage(str(path))
+            reader.ReadImageInformation()
+            _check_kind(reader.GetSize(), reader.GetNumberOfComponents())
+            image = reader.Execute()
         except RuntimeError as error:
             raise CaseError(_reason(str(error))) from None
     if any("Uncompress failed" in line for line in noise):
@@ -91,8 +94,8 @@ def read(path: Path) -> Scan:
         corrected = "ITK_sform_corrected"
         if image.HasMetaDataKey(corrected) and image.GetMetaData(corrected) == "YES":
             warnings.append("its axes are not perpendicular; taken as if they were")
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
+    while image.GetDimension() > 3:  # one volume, or it would have been refused above
+        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     check_geometry(image)
     return Scan(image, header, tuple(warnings))
 
@@ -104,16 +107,9 @@ def check_geometry(image: sitk.Image) -> None:
         CaseError: it is 2D or 4D, has several components, or its spacing or direction is
             impossible.
     """
-    size = " x ".join(str(n) for n in image.GetSize())
-    if image.GetDimension() == 4:
-        raise CaseError(f"is a series of volumes ({size}), not one CT volume")
-    if image.GetDimension() != 3:
-        raise CaseError(f"is a {image.GetDimension()}D image ({size}), not a CT volume")
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise CaseError(
-            f"has {image.GetNumberOfComponentsPerPixel()} values per voxel (a colour or vector"
-            " image), not one"
-        )
+    if image.GetDimension() > 3:
+        raise CaseError(f"is a {image.GetDimension()}D image; take one of its volumes")
+    _check_kind(image.GetSize(), image.GetNumberOfComponentsPerPixel())
     if "complex" in image.GetPixelIDTypeAsString() or "label" in image.GetPixelIDTypeAsString():
         raise CaseError(f"has voxels of type {image.GetPixelIDTypeAsString()}, not numbers")
     _check_spacing(image.GetSpacing(), image.GetSize())
@@ -128,7 +124,8 @@ def check_intensities(volume: NDArray[Any]) -> Intensities:
     """Find out whether voxel values are HU.
 
     A CT without any value near that of air is either no CT in HU or was stored with 1024 added;
-    the latter is recognised by soft tissue lying near 1024 instead of near 0.
+    the latter is recognised by many voxels near 1024 (fat and soft tissue), where HU have few
+    (dense bone).
 
     Args:
         volume: shape (z, y, x), any real type. It is looked at slice by slice.
@@ -149,11 +146,20 @@ def check_intensities(volume: NDArray[Any]) -> Intensities:
     span = f"values from {lowest:g} to {highest:g}"
     if lowest >= 0 and highest > 1100:
         some = volume[:: max(1, volume.shape[0] // 32), ::4, ::4]
-        as_stored = int(((some > 0) & (some < 350)).sum())
-        shifted = int(((some > 850) & (some < 1300)).sum())
-        if shifted > as_stored:
+        if ((some > 850) & (some < 1300)).mean() > 0.05:
             return Intensities(-1024.0, (f"{span} look like HU + 1024: 1024 was taken off",))
     return Intensities(0.0, (f"{span} do not look like HU: the labels may be useless",))
+
+
+def _check_kind(size: tuple[int, ...], components: int) -> None:
+    """Raise CaseError for what is not one scalar volume; one volume in 4D passes."""
+    text = " x ".join(str(n) for n in size)
+    if len(size) > 3 and any(n != 1 for n in size[3:]):
+        raise CaseError(f"is a series of volumes ({text}), not one CT volume")
+    if len(size) < 3:
+        raise CaseError(f"is a {len(size)}D image ({text}), not a CT volume")
+    if components != 1:
+        raise CaseError(f"has {components} values per voxel (a colour or vector image), not one")
 
 
 def _check_spacing(spacing: tuple[float, ...], shape: tuple[int, ...]) -> None:
@@ -182,7 +188,7 @@ def _check_spacing_text(path: Path) -> None:
 
 
 @contextmanager
-def _without_noise() -> Iterator[list[str]]:
+def without_noise() -> Iterator[list[str]]:
     """Keep what ITK's C and C++ libraries print on standard error from the user's terminal.
 
     Yields:
@@ -192,16 +198,20 @@ def _without_noise() -> Iterator[list[str]]:
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        with tempfile.TemporaryFile() as file:
-            terminal = os.dup(2)
-            os.dup2(file.fileno(), 2)
-            try:
-                yield lines
-            finally:
-                os.dup2(terminal, 2)
-                os.close(terminal)
-                file.seek(0)
-                lines += file.read().decode(errors="replace").splitlines()
+        # A pipe, since a hardened container need not have any writable folder. Nobody reads it
+        # meanwhile, so what does not fit is dropped.
+        source, sink = os.pipe()
+        os.set_blocking(sink, False)
+        terminal = os.dup(2)
+        os.dup2(sink, 2)
+        os.close(sink)
+        try:
+            yield lines
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            with os.fdopen(source, "rb") as printed:
+                lines += printed.read().decode(errors="replace").splitlines()
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError, UsageError
 from inference.nifti import Header, write_labels
-from inference.reading import Scan, ending
+from inference.reading import Scan, ending, without_noise
 
 
 @contextmanager
@@ -75,7 +75,8 @@ def write(path: Path, labels: NDArray[np.uint8], scan: Scan, threads: int = 1) -
             else:
                 image = sitk.GetImageFromArray(labels)
                 image.CopyInformation(scan.image)
-                sitk.WriteImage(image, str(temporary), True, 1)
+                with without_noise():
+                    sitk.WriteImage(image, str(temporary), True, 1)
     except OSError as error:
         raise CaseError(f"labels cannot be written to {path} ({error.strerror})") from None
     except RuntimeError as error:

@@ -1,8 +1,9 @@
-"""A model folder with a real OpenVINO network that needs no training: it labels by intensity.
+"""A model folder with a real OpenVINO network that needs no training, and a CT for it.
 
-Its logits are triangles around given HU values, so that what it answers can be predicted: the
-class whose value lies nearest wins. A 3 x 3 x 3 mean filter in front gives it a neighbourhood,
-so that windows, padding and crops matter as they do for a trained network.
+The network labels by intensity: its logits are triangles around given HU values, so that what
+it answers can be predicted (the class whose value lies nearest wins). A 3 x 3 x 3 mean filter in
+front gives it a neighbourhood, so that windows, padding and crops matter as they do for a
+trained network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import SimpleITK as sitk
 from openvino import opset13 as ops
 
 from inference.plan import Plan
@@ -64,3 +66,21 @@ def make_tiny_model(folder: Path, smooth: bool = True, **changes: Any) -> Plan:
     )
     plan.save(folder)
     return plan
+
+
+def make_ct(shape: tuple[int, int, int] = (20, 40, 44), seed: int = 0) -> sitk.Image:
+    """A small body in air with four 'organs', boxes of 100 to 400 HU, without any symmetry."""
+    rng = np.random.default_rng(seed)
+    depth, height, width = shape
+    volume = np.full(shape, -1000.0)
+    volume[:, height // 8 : -height // 8, width // 10 : -width // 8] = 0
+    for number, hu in enumerate((100, 200, 300, 400)):
+        z = 2 + number * (depth - 8) // 6
+        y = height // 4 + (number % 2) * height // 4
+        x = width // 5 + (number // 2) * width // 3
+        volume[z : z + depth // 3, y : y + height // 5, x : x + width // 5 + number] = hu
+    volume += rng.normal(0, 3, shape)
+    image = sitk.GetImageFromArray(volume.round().astype(np.int16))
+    image.SetSpacing((1.5, 1.4, 2.5))
+    image.SetOrigin((-30.5, 12.25, 700.0))
+    return image

@@ -1,0 +1,475 @@
+"""The command from file to file: names, exit codes, lines, reports, nothing half-written."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tiny_model import make_ct, make_tiny_model
+
+import inference
+from inference.cases import find_cases, label_name
+from inference.cli import main
+from inference.errors import UsageError
+from inference.model import Model
+from inference.writing import appearing
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+class Desk:
+    """A folder of CTs, a folder for labels, and the command."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.inputs = folder / "in"
+        self.outputs = folder / "out"
+        self.report = folder / "report.json"
+        self.model = model
+        self.inputs.mkdir()
+
+    def put(self, *names: str) -> None:
+        for name in names:
+            sitk.WriteImage(make_ct(), self.inputs / name)
+
+    def arguments(self, *more: object) -> list[str]:
+        given = [str(argument) for argument in more]
+        return ["-i", str(self.inputs), "-o", str(self.outputs), "--model", str(self.model), *given]
+
+    def run(self, *more: object) -> int:
+        try:
+            return main(self.arguments(*more))
+        except SystemExit as end:  # argparse
+            return int(end.code or 0)
+
+    def there(self) -> list[str]:
+        return sorted(path.name for path in self.outputs.iterdir())
+
+    def cases(self) -> list[dict[str, Any]]:
+        cases: list[dict[str, Any]] = json.loads(self.report.read_text())["cases"]
+        return cases
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_folder: Path) -> Desk:
+    return Desk(tmp_path, tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("X_0000.nii.gz", "X.nii.gz"),
+        ("X.nii.gz", "X.nii.gz"),
+        ("X_0000.nii", "X.nii"),
+        ("FLARE_0001_0000.NII.GZ", "FLARE_0001.NII.GZ"),
+        ("a.b_0000.mha", "a.b.mha"),
+        ("X.mhd", "X.mha"),
+        ("X.nrrd", "X.nrrd"),
+        ("_0000.nii.gz", "_0000.nii.gz"),
+        ("X_00001.nii.gz", "X_00001.nii.gz"),
+    ],
+)
+def test_names(name: str, labels: str) -> None:
+    # An upper-case ending is kept as far as the name goes, the format is the same.
+    assert label_name(name).lower() == labels.lower()
+
+
+def test_folder_of_every_format(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.put("a_0000.nii.gz", "b.nii", "c.mha", "d.mhd", "e.nrrd", ".hidden.nii.gz")
+    (desk.inputs / "notes.txt").write_text("none of a CT's business")
+    (desk.inputs / "sub").mkdir()
+    assert desk.run() == 0
+    assert desk.there() == ["a.nii.gz", "b.nii", "c.mha", "d.mha", "e.nrrd"]
+    arrays = [sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / n)) for n in desk.there()]
+    assert all(np.array_equal(arrays[0], other) for other in arrays[1:])
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("[1/5] a_0000.nii.gz -> ")
+    assert lines[0].endswith(" s")
+    assert err == ""
+
+
+def test_single_file_equals_the_python_call(desk: Desk, tiny: Model) -> None:
+    desk.put("a.nii.gz")
+    desk.inputs /= "a.nii.gz"
+    assert desk.run() == 0
+    labels = inference.segment(sitk.ReadImage(desk.inputs), tiny)
+    written = sitk.ReadImage(desk.outputs / "a.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(labels), sitk.GetArrayFromImage(written))
+
+
+def test_bad_cases_do_not_stop_the_others(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.put("a.nii.gz", "e.nii.gz")
+    (desk.inputs / "b.nii.gz").write_text("hello")
+    sitk.WriteImage(make_ct() * 0, desk.inputs / "c.nii.gz")
+    sitk.WriteImage(make_ct()[:, :, 3], desk.inputs / "d.nii.gz")
+    assert desk.run("--report", desk.report) == 1
+    assert desk.there() == ["a.nii.gz", "e.nii.gz"]
+    _, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert len(lines) == 3
+    for line, name, reason in zip(
+        lines, "bcd", ("is not a NIfTI file", "is constant", "is a 2D image"), strict=True
+    ):
+        assert line.startswith(f"error: {desk.inputs / name}.nii.gz: ")
+        assert reason in line
+    errors = [case["error"] for case in desk.cases()]
+    assert [error is None for error in errors] == [True, False, False, False, True]
+
+
+def test_unexpected_errors_are_one_line_too(
+    desk: Desk, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("a.nii.gz", "b.nii.gz")
+    real = inference.batch.segment_in_stages  # type: ignore[attr-defined]
+    calls = []
+
+    def fails_once(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("C++ says\nno")
+        return real(*arguments)
+
+    monkeypatch.setattr("inference.batch.segment_in_stages", fails_once)
+    assert desk.run("--report", desk.report) == 1
+    assert desk.there() == ["b.nii.gz"]
+    err = capfd.readouterr().err
+    assert err.splitlines() == [
+        f"error: {desk.inputs}/a.nii.gz: failed unexpectedly (RuntimeError: no)"
+    ]
+    assert "fails_once" in desk.cases()[0]["traceback"]
+
+
+def test_clashing_names_are_refused_and_others_run(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz", "a_0000.nii.gz", "b.nii.gz")
+    assert desk.run() == 1
+    assert desk.there() == ["b.nii.gz"]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "the same name (a.nii.gz) as those of a_0000.nii.gz" in lines[0]
+
+
+def test_labels_never_replace_a_ct(desk: Desk) -> None:
+    desk.put("a.nii.gz")
+    before = (desk.inputs / "a.nii.gz").read_bytes()
+    desk.outputs = desk.inputs
+    assert desk.run() == 2
+    assert (desk.inputs / "a.nii.gz").read_bytes() == before
+    desk.inputs /= "a.nii.gz"
+    assert desk.run() == 2
+    with pytest.raises(UsageError, match="would replace a CT"):
+        find_cases(desk.inputs, desk.outputs)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda d: d.inputs.rmdir(), "no such file or folder"),
+        (lambda d: None, "the folder is empty"),
+        (lambda d: (d.inputs / "x.txt").write_text(""), "no CT here"),
+        (lambda d: setattr(d, "model", "nothing"), "no model 'nothing'"),
+        (lambda d: d.outputs.write_text("a file"), "is a file, not a folder"),
+        (lambda d: setattr(d, "outputs", Path("/proc/nowhere")), "cannot be written"),
+    ],
+)
+def test_wrong_usage(
+    desk: Desk, capfd: pytest.CaptureFixture[str], prepare: Any, reason: str
+) -> None:
+    if "model" in reason or "written" in reason or "is a file" in reason:
+        desk.put("a.nii.gz")
+    prepare(desk)
+    assert desk.run() == 2
+    err = capfd.readouterr().err
+    assert reason in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["-i", "x"], ["--demo", "x", "-o", "y"], ["-i", "x", "-o", "y", "--threads", "0"]],
+)
+def test_wrong_options(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_unreadable_file_ending(desk: Desk) -> None:
+    desk.inputs /= "x.txt"
+    desk.inputs.write_text("hello")
+    assert desk.run() == 2
+
+
+def test_existing_labels_are_replaced(desk: Desk) -> None:
+    desk.put("a.nii.gz")
+    desk.outputs.mkdir()
+    (desk.outputs / "a.nii.gz").write_text("old")
+    assert desk.run() == 0
+    assert sitk.ReadImage(desk.outputs / "a.nii.gz").GetPixelID() == sitk.sitkUInt8
+
+
+def test_existing_labels_stay_where_a_case_fails(desk: Desk) -> None:
+    desk.outputs.mkdir()
+    (desk.inputs / "a.nii.gz").write_text("hello")
+    (desk.outputs / "a.nii.gz").write_text("old")
+    assert desk.run() == 1
+    assert (desk.outputs / "a.nii.gz").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mha", "a.nrrd"])
+def test_full_disk(
+    desk: Desk, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Files may grow to 2000 bytes only, which acts as a disk that is full."""
+    desk.put(name)
+    desk.outputs.mkdir()
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 14, sitk.GetArrayFromImage(make_ct()).shape).astype(np.uint8)
+    real = inference.batch.write  # type: ignore[attr-defined]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def on_a_full_disk(path: Path, labels: Any, *rest: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            real(path, noise, *rest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr("inference.batch.write", on_a_full_disk)
+    try:
+        assert desk.run() == 1
+    finally:
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert desk.there() == []
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "labels cannot be written" in lines[0]
+
+
+def test_report(desk: Desk) -> None:
+    desk.put("a_0000.nii.gz")
+    assert desk.run("--report", desk.report, "--threads", 2) == 0
+    content = json.loads(desk.report.read_text())
+    assert content["model"] == {"name": "tiny", "version": "1", "precision": "f32"}
+    assert content["threads"] == 2
+    (case,) = content["cases"]
+    assert case["file"] == str(desk.inputs / "a_0000.nii.gz")
+    assert case["shape"] == [44, 40, 20]
+    assert case["spacing"] == pytest.approx([1.5, 1.4, 2.5])
+    assert {"read", "preprocess", "network", "labels", "write", "total"} <= set(case["seconds"])
+    stages = sum(value for stage, value in case["seconds"].items() if stage != "total")
+    assert stages <= case["seconds"]["total"] + 0.001
+    assert case["peak_memory_mb"] > 10
+    assert case["warnings"] == []
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / "a.nii.gz"))
+    for organ, value in {"liver": 1, "left_kidney": 13}.items():
+        volume = (labels == value).sum() * 1.5 * 1.4 * 2.5 / 1000
+        assert case["millilitres"][organ] == pytest.approx(volume, rel=1e-3)
+
+
+def test_empty_labels_are_said(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    image = sitk.Minimum(make_ct(), 0)  # no organ's intensity: a leg, to this model
+    sitk.WriteImage(image, desk.inputs / "leg.nii.gz")
+    assert desk.run("--report", desk.report) == 0
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / "leg.nii.gz")).any()
+    assert "no organ was found" in capfd.readouterr().err
+    assert "no organ was found" in desk.cases()[0]["warnings"][0]
+
+
+def test_hu_plus_1024_give_the_same_labels(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.put("a.nii.gz")
+    shifted = sitk.Cast(sitk.Maximum(make_ct() + 1024, 0), sitk.sitkUInt16)
+    sitk.WriteImage(shifted, desk.inputs / "b.nii.gz")
+    assert desk.run() == 0
+    a, b = (sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / n)) for n in desk.there())
+    assert np.mean(a == b) > 0.999
+    err = capfd.readouterr().err
+    assert "b.nii.gz: values from 1" in err
+    assert "look like HU + 1024: 1024 was taken off" in err
+
+
+def test_one_slice(desk: Desk) -> None:
+    sitk.WriteImage(make_ct()[:, :, 8:9], desk.inputs / "a.nii.gz")
+    assert desk.run() == 0
+    assert sitk.ReadImage(desk.outputs / "a.nii.gz").GetSize() == (44, 40, 1)
+
+
+def test_quiet(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.put("a.nii.gz")
+    assert desk.run("--quiet") == 0
+    assert capfd.readouterr() == ("", "")
+    (desk.inputs / "b.nii.gz").write_text("hello")
+    assert desk.run("--quiet") == 1
+    assert capfd.readouterr().err.startswith("error: ")
+
+
+def test_preview(desk: Desk) -> None:
+    image = sitk.DICOMOrient(make_ct(), "RAI")
+    sitk.WriteImage(image, desk.inputs / "a_0000.nii.gz")
+    assert desk.run("--preview") == 0
+    assert desk.there() == ["a.nii.gz", "a_preview.png"]
+    picture = sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / "a_preview.png"))
+    height, width, _ = picture.shape
+    axial, coronal, sagittal = 44 * 1.5 / (40 * 1.4), 44 * 1.5 / (20 * 2.5), 40 * 1.4 / (20 * 2.5)
+    assert width == pytest.approx(height * (axial + coronal + sagittal), rel=0.05)
+    assert (np.ptp(picture.astype(int), axis=2) > 50).mean() > 0.02  # coloured pixels
+    # Radiological: the left kidney (bluish) is on the right of the coronal slice, below the top.
+    start = round(height * axial) + 8
+    panel = picture[:, start : start + round(height * coronal)].astype(int)
+    rows, columns = np.nonzero(panel[..., 2] - panel[..., 0] > 25)
+    assert columns.min() > panel.shape[1] / 2
+    assert rows.mean() < height / 2
+
+
+def test_appearing_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), appearing(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+    assert target.read_text() == "old"
+    with appearing(target) as temporary:
+        assert temporary.name.endswith(".x.txt")
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+def start(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_the_middle_of_writing(desk: Desk, number: signal.Signals) -> None:
+    """The process is stopped while its temporary file is there."""
+    desk.put("a.nii.gz", "b.nii.gz")
+    slow = (
+        "import sys, time, inference.writing as w, inference.cli as c\n"
+        "real = w.write_labels\n"
+        "def slowly(file, *rest):\n"
+        "    file.write(b'half'); file.flush(); time.sleep(60)\n"
+        "w.write_labels = slowly\n"
+        "sys.exit(c.main(sys.argv[1:]))\n"
+    )
+    process = start("-c", slow, *desk.arguments())
+    deadline = time.monotonic() + 60
+    while not (desk.outputs.is_dir() and any("partial.a" in name for name in desk.there())):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert "Traceback" not in err
+    assert desk.there() == []
+
+
+def test_stopped_in_a_long_pass(desk: Desk) -> None:
+    """A network that takes minutes is left within a moment."""
+    desk.model = desk.outputs.parent / "slow"
+    make_tiny_model(desk.model, spacing=(0.1, 0.12, 0.12), crop="none")
+    desk.put("a.nii.gz")
+    slow = (
+        "import sys, inference.network as n, inference.cli as c\n"
+        "real = n.ov.Tensor\n"
+        "def told(*a, **k):\n"
+        "    print('pass', flush=True); return real(*a, **k)\n"
+        "n.ov.Tensor = told\n"
+        "sys.exit(c.main(sys.argv[1:]))\n"
+    )
+    process = start("-c", slow, *desk.arguments("--threads", 1))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "pass\n"
+    time.sleep(0.3)
+    begun = time.monotonic()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert time.monotonic() - begun < 10
+    assert desk.there() == []
+
+
+def test_bars_on_a_terminal(desk: Desk) -> None:
+    desk.put("a.nii.gz", "b.nii.gz")
+    (desk.inputs / "c.nii.gz").write_text("hello")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inference", *desk.arguments()],
+        cwd=REPOSITORY,
+        stdout=slave,
+        stderr=slave,
+        text=True,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(master)
+    assert process.wait() == 1
+    text = shown.decode()
+    assert "network" in text
+    assert "%|" in text
+    assert "[2/3] b.nii.gz -> " in text
+    assert "c.nii.gz: is not a NIfTI file" in text
+
+
+def test_demo(tmp_path: Path, tiny_folder: Path) -> None:
+    assert main(["--demo", str(tmp_path / "demo"), "--model", str(tiny_folder), "--quiet"]) == 0
+    (source,) = (tmp_path / "demo/inputs").iterdir()
+    (target,) = (tmp_path / "demo/outputs").iterdir()
+    assert sitk.ReadImage(source).GetSize() == sitk.ReadImage(target).GetSize()
+
+
+def test_light_imports_stay_light() -> None:
+    code = (
+        "import sys, inference, inference.organs, inference.plan, inference.resample\n"
+        "import inference.orientation, inference.cli\n"
+        "assert 'openvino' not in sys.modules and 'SimpleITK' not in sys.modules\n"
+        "from inference import ORGANS, Plan\n"
+        "import inference.preprocess, inference.decode\n"
+        "assert 'openvino' not in sys.modules\n"
+        "from inference import segment\n"
+        "assert callable(segment) and callable(inference.segment)\n"
+    )
+    process = start("-c", code)
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("abdoseg ")

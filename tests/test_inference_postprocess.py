@@ -1,0 +1,124 @@
+"""Clean-up on the network's grid that the upsampled labels follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inference.decode import decode, winners
+from inference.errors import ModelError
+from inference.model import Model
+from inference.postprocess import postprocess
+
+SPACING = (2.0, 2.0, 2.5)  # 0.01 ml a voxel
+
+
+def logits_of(labels: NDArray[Any]) -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    one_hot = np.stack([labels == c for c in range(5)]).astype(np.float32)
+    return (one_hot * 6 + rng.uniform(-2, 2, one_hot.shape)).astype(np.float32)
+
+
+def apply(tiny: Model, labels: NDArray[Any], *steps: dict[str, Any]) -> NDArray[np.float32]:
+    logits = logits_of(labels)
+    postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps))
+    return logits
+
+
+@pytest.fixture
+def labels() -> NDArray[np.uint8]:
+    """Channel 1 in parts of 64, 8 and 1 voxels, channel 2 in one of 27 that touches them not."""
+    volume = np.zeros((14, 16, 18), np.uint8)
+    volume[1:5, 1:5, 1:5] = 1
+    volume[8:10, 8:10, 8:10] = 1
+    volume[12, 2, 2] = 1
+    volume[1:4, 10:13, 10:13] = 2
+    return volume
+
+
+def test_keep_largest(tiny: Model, labels: NDArray[np.uint8]) -> None:
+    found = winners(apply(tiny, labels, {"step": "keep_largest", "labels": [1]}))
+    assert (found == 1).sum() == 64
+    assert np.array_equal(found[:6], labels[:6])
+
+
+def test_keep_largest_goes_by_label_values_not_channels(
+    tiny: Model, labels: NDArray[np.uint8]
+) -> None:
+    """Channel 4 stands for label 13."""
+    labels[labels == 1] = 4
+    found = winners(apply(tiny, labels, {"step": "keep_largest", "labels": [13]}))
+    assert (found == 4).sum() == 64
+
+
+def test_remove_small(tiny: Model, labels: NDArray[np.uint8]) -> None:
+    step = {"step": "remove_small", "labels": [1, 2], "millilitres": 0.05}
+    found = winners(apply(tiny, labels, step))
+    assert (found == 1).sum() == 72
+    assert (found == 2).sum() == 27
+    found = winners(apply(tiny, labels, {**step, "millilitres": 0.5}))
+    assert (found[labels != 2] == 1).sum() == 64
+    assert (found == 2).sum() == 0  # there the next best class is the answer, be it 1
+
+
+def test_parts_that_touch_at_a_corner_are_one(tiny: Model) -> None:
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[1:4, 1:4, 1:4] = 1
+    labels[4:6, 4:6, 4:6] = 1
+    assert (winners(apply(tiny, labels, {"step": "keep_largest", "labels": [1]})) == 1).sum() == 35
+
+
+def test_close_fills_background_only(tiny: Model) -> None:
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[2:7, 2:7, 2:7] = 1
+    labels[4, 4, 4] = 0
+    labels[3, 3, 3] = 2
+    found = winners(apply(tiny, labels, {"step": "close", "labels": [1]}))
+    assert found[4, 4, 4] == 1
+    assert found[3, 3, 3] == 2
+    assert (found == 1).sum() == 124
+
+
+def test_upsampled_labels_follow(tiny: Model, labels: NDArray[np.uint8]) -> None:
+    def full(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+        out = np.zeros((41, 50, 50), np.uint8)
+        decode(logits, range(5), out)
+        return out
+
+    before = full(logits_of(labels))
+    after = full(apply(tiny, labels, {"step": "keep_largest", "labels": [1]}))
+    # The kept part's surface stays as it was, nothing is left of the others.
+    assert np.array_equal(after[:19] == 1, before[:19] == 1)
+    assert (before[20:] == 1).any()
+    assert not (after[20:] == 1).any()
+
+
+def test_absent_organs_are_no_problem(tiny: Model) -> None:
+    labels = np.zeros((5, 6, 7), np.uint8)
+    steps: list[dict[str, Any]] = [
+        {"step": "keep_largest", "labels": [1, 2, 3, 13]},
+        {"step": "remove_small", "labels": [1], "millilitres": 1.0},
+        {"step": "close", "labels": [1]},
+    ]
+    assert not winners(apply(tiny, labels, *steps)).any()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"step": "polish", "labels": [1]},
+        {"step": "close"},
+        {"step": "close", "labels": [7]},
+        {"step": "close", "labels": [0]},
+        {"step": "remove_small", "labels": [1]},
+    ],
+)
+def test_bad_steps_are_refused(
+    tiny: Model, labels: NDArray[np.uint8], step: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match="bad postprocessing"):
+        apply(tiny, labels, step)

@@ -1,0 +1,264 @@
+"""What is wrong with a file is said in one line, and nothing is computed."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tiny_model import make_ct
+
+from inference.errors import CaseError
+from inference.reading import check_intensities, read
+
+Spoil = Callable[[Path], object]
+
+
+def volume(pixel: int = sitk.sitkInt16) -> sitk.Image:
+    return sitk.Cast(make_ct((12, 20, 22)), pixel)
+
+
+def nifti(changes: dict[int, bytes], compress: bool = True) -> Spoil:
+    """Write a NIfTI file with some of its header's bytes replaced."""
+
+    def spoil(path: Path) -> None:
+        plain = path.with_name("plain.nii")
+        sitk.WriteImage(volume(), plain)
+        raw = bytearray(plain.read_bytes())
+        plain.unlink()
+        for offset, value in changes.items():
+            raw[offset : offset + len(value)] = value
+        path.write_bytes(gzip.compress(raw, 1) if compress else raw)
+
+    return spoil
+
+
+def pixdim(axis: int, value: float) -> dict[int, bytes]:
+    return {76 + 4 * axis: struct.pack("<f", value)}
+
+
+def cut(share: float) -> Spoil:
+    def spoil(path: Path) -> None:
+        sitk.WriteImage(volume(), path)
+        raw = path.read_bytes()
+        path.write_bytes(raw[: int(len(raw) * share)])
+
+    return spoil
+
+
+def flip(path: Path) -> None:
+    """Damage some bytes in the middle."""
+    sitk.WriteImage(volume(), path, True)
+    raw = bytearray(path.read_bytes())
+    for i in range(len(raw) // 2, len(raw) // 2 + 8):
+        raw[i] ^= 0x5A
+    path.write_bytes(raw)
+
+
+def meta(spacing: str) -> Spoil:
+    def spoil(path: Path) -> None:
+        image = volume()
+        x, y, z = image.GetSize()
+        path.with_suffix(".raw").write_bytes(sitk.GetArrayFromImage(image).tobytes())
+        path.write_text(
+            f"ObjectType = Image\nNDims = 3\nDimSize = {x} {y} {z}\nElementSpacing = {spacing}\n"
+            f"ElementType = MET_SHORT\nElementDataFile = {path.with_suffix('.raw').name}\n"
+        )
+
+    return spoil
+
+
+def nrrd(line: str) -> Spoil:
+    def spoil(path: Path) -> None:
+        image = volume()
+        x, y, z = image.GetSize()
+        header = (
+            f"NRRD0004\ntype: short\ndimension: 3\nsizes: {x} {y} {z}\n{line}\n"
+            "endian: little\nencoding: raw\n\n"
+        )
+        path.write_bytes(header.encode() + sitk.GetArrayFromImage(image).tobytes())
+
+    return spoil
+
+
+BAD: dict[str, tuple[str, Spoil, str]] = {
+    "text": ("a.nii.gz", lambda p: p.write_text("hello\n" * 99), "is not a NIfTI file"),
+    "empty": ("a.nii.gz", lambda p: p.write_bytes(b""), "is not a NIfTI file"),
+    "gzipped text": (
+        "a.nii.gz",
+        lambda p: p.write_bytes(gzip.compress(b"x" * 999)),
+        "is not a NIfTI file",
+    ),
+    "text nrrd": ("a.nrrd", lambda p: p.write_text("hello\n" * 99), "is not an image"),
+    "text mha": ("a.mha", lambda p: p.write_text("hello\n" * 99), "is not an image"),
+    "truncated": ("a.nii.gz", cut(0.5), "is damaged or truncated"),
+    "almost whole": ("a.nii.gz", cut(0.999), "is damaged or truncated"),
+    "only a header": ("a.nii.gz", cut(0.005), "is damaged or truncated"),
+    "truncated nii": ("a.nii", cut(0.5), "is truncated"),
+    "truncated mha": ("a.mha", cut(0.5), "cannot be read, perhaps damaged"),
+    "truncated nrrd": ("a.nrrd", cut(0.5), "cannot be read, perhaps damaged"),
+    "damaged": ("a.nii.gz", flip, "is damaged or truncated"),
+    "damaged mha": ("a.mha", flip, "is damaged"),
+    "damaged nrrd": ("a.nrrd", flip, "damaged"),
+    "2D": ("a.nii.gz", lambda p: sitk.WriteImage(volume()[:, :, 5], p), "is a 2D image (22 x 20)"),
+    "4D": (
+        "a.nii.gz",
+        lambda p: sitk.WriteImage(sitk.JoinSeries([volume()] * 3), p),
+        "is a series of volumes (22 x 20 x 12 x 3)",
+    ),
+    "vector": (
+        "a.nii.gz",
+        lambda p: sitk.WriteImage(sitk.Compose([volume()] * 3), p),
+        "has 3 values per voxel",
+    ),
+    "colour": (
+        "a.mha",
+        lambda p: sitk.WriteImage(sitk.Compose([volume(sitk.sitkUInt8)] * 3), p),
+        "has 3 values per voxel",
+    ),
+    "complex": (
+        "a.nii.gz",
+        lambda p: sitk.WriteImage(sitk.Cast(volume(), sitk.sitkComplexFloat32), p),
+        "per voxel",
+    ),
+    "zero spacing": ("a.nii.gz", nifti(pixdim(3, 0.0)), "impossible spacing: 1.5 x 1.4 x 0 mm"),
+    "negative spacing": ("a.nii", nifti(pixdim(1, -1.5), False), "impossible spacing: -1.5 x"),
+    "NaN spacing": ("a.nii.gz", nifti(pixdim(2, float("nan"))), "spacing: 1.5 x nan x 2.5 mm"),
+    "infinite spacing": ("a.nii.gz", nifti(pixdim(2, float("inf"))), "impossible spacing"),
+    "NIfTI-2": (
+        "a.nii.gz",
+        lambda p: p.write_bytes(struct.pack("<i", 540) + b"n+2\0" + bytes(999)),
+        "is a NIfTI-2 file",
+    ),
+    "header of nonsense": (
+        "a.nii.gz",
+        nifti({108: struct.pack("<f", 1e30)}),
+        "impossible NIfTI header",
+    ),
+    "zero spacing mhd": ("a.mhd", meta("1 1 0"), "impossible spacing: 1 x 1 x 0 mm"),
+    "negative spacing mhd": ("a.mhd", meta("1 1 -2"), "impossible spacing: 1 x 1 x -2 mm"),
+    "NaN spacing mhd": ("a.mhd", meta("1 nan 1"), "impossible spacing: 1 x nan x 1 mm"),
+    "negative spacing nrrd": ("a.nrrd", nrrd("spacings: 1 -1 1"), "spacing: 1 x -1 x 1 mm"),
+    "zero direction nrrd": (
+        "a.nrrd",
+        nrrd("space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,0)"),
+        "has a spacing of 0 mm",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    name, spoil, reason = BAD[kind]
+    spoil(tmp_path / name)
+    with pytest.raises(CaseError) as caught:
+        read(tmp_path / name)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    out, err = capfd.readouterr()
+    assert out == err == ""  # nothing of ITK's own
+
+
+def test_missing_voxel_file_is_refused(tmp_path: Path) -> None:
+    meta("1 1 1")(tmp_path / "a.mhd")
+    (tmp_path / "a.raw").unlink()
+    with pytest.raises(CaseError, match="cannot be read"):
+        read(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize(
+    "pixel",
+    [sitk.sitkInt16, sitk.sitkInt32, sitk.sitkFloat32, sitk.sitkFloat64, sitk.sitkInt8],
+)
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd", ".mhd"])
+def test_good_files_are_read(tmp_path: Path, suffix: str, pixel: int) -> None:
+    image = volume(pixel)
+    sitk.WriteImage(image, tmp_path / f"a{suffix}")
+    scan = read(tmp_path / f"a{suffix}")
+    assert scan.warnings == ()
+    assert np.array_equal(sitk.GetArrayFromImage(scan.image), sitk.GetArrayFromImage(image))
+
+
+def test_odd_but_whole_gzip_files_are_read(tmp_path: Path) -> None:
+    sitk.WriteImage(volume(), tmp_path / "a.nii")
+    raw = (tmp_path / "a.nii").read_bytes()
+    odd = {
+        "members": gzip.compress(raw[:700]) + gzip.compress(raw[700:]),
+        "trailing": gzip.compress(raw + bytes(100)),
+        "plain": raw,  # not compressed at all, whatever its name says
+    }
+    for name, content in odd.items():
+        (tmp_path / f"{name}.nii.gz").write_bytes(content)
+        scan = read(tmp_path / f"{name}.nii.gz")
+        assert np.array_equal(
+            sitk.GetArrayFromImage(scan.image), sitk.GetArrayFromImage(volume())
+        ), name
+
+
+def test_scaled_and_big_endian_nifti_is_read(tmp_path: Path) -> None:
+    nifti({112: struct.pack("<ff", 2.0, -24.0)})(tmp_path / "a.nii.gz")
+    scaled = sitk.GetArrayFromImage(read(tmp_path / "a.nii.gz").image)
+    assert np.array_equal(scaled, sitk.GetArrayFromImage(volume()) * 2.0 - 24)
+    nibabel = pytest.importorskip("nibabel")
+    data = sitk.GetArrayFromImage(volume()).T
+    header = nibabel.Nifti1Header(endianness=">")
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4), header), tmp_path / "b.nii.gz")
+    scan = read(tmp_path / "b.nii.gz")
+    assert scan.header is not None
+    assert scan.header.order == ">"
+    assert np.array_equal(sitk.GetArrayFromImage(scan.image).T, data)
+
+
+def test_one_volume_in_4d_is_a_volume(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.JoinSeries([volume()]), tmp_path / "a.nii.gz")
+    assert read(tmp_path / "a.nii.gz").image.GetSize() == volume().GetSize()
+
+
+def test_sheared_axes_are_taken_with_a_warning(tmp_path: Path) -> None:
+    rows = struct.pack("<12f", 1.5, 0.4, 0, 0, 0, 1.4, 0, 0, 0, 0, 2.5, 0)
+    nifti({252: struct.pack("<h", 0), 280: rows})(tmp_path / "a.nii.gz")
+    assert "not perpendicular" in read(tmp_path / "a.nii.gz").warnings[0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_are_refused(bad: float) -> None:
+    values = np.zeros((4, 5, 6), np.float32)
+    values[0] = -1000
+    values[2, 3, 4] = bad
+    with pytest.raises(CaseError, match="NaN or infinite"):
+        check_intensities(values)
+
+
+def test_constant_volumes_are_refused() -> None:
+    with pytest.raises(CaseError, match="constant: every voxel is -1000"):
+        check_intensities(np.full((4, 5, 6), -1000, np.int16))
+
+
+def test_hu_are_taken_as_they_are() -> None:
+    found = check_intensities(sitk.GetArrayFromImage(volume()))
+    assert found.offset == 0
+    assert found.warnings == ()
+
+
+def test_hu_plus_1024_are_shifted() -> None:
+    stored = (sitk.GetArrayFromImage(make_ct()) + 1030).astype(np.uint16)
+    stored[0, 0, 0] = 4095
+    found = check_intensities(stored)
+    assert found.offset == -1024
+    assert "look like HU + 1024" in found.warnings[0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 1), (-3, 8), (0, 1500)])
+def test_values_that_are_not_hu_get_a_warning(low: float, high: float) -> None:
+    hu = sitk.GetArrayFromImage(make_ct()).astype(np.float32)
+    values = np.clip(hu, low, high) if high > 1000 else (hu + 1000) / 1400 * (high - low) + low
+    values[0, 0, :2] = low, high
+    found = check_intensities(values)
+    assert found.offset == 0
+    assert "do not look like HU" in found.warnings[0]
