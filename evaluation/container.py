@@ -14,7 +14,6 @@ is.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import threading
@@ -130,9 +129,11 @@ class Container:
             try:
                 state = json.loads(docker("inspect", "--format", "{{json .State}}", name))
             except UsageError:
-                raise CaseError(f"the container did not start: {_last_line(log)}") from None
+                raise CaseError(f"the container did not start: {_first_line(log)}") from None
             if state["Status"] == "created":
-                raise CaseError(f"the container did not start: {state['Error'] or _last_line(log)}")
+                raise CaseError(
+                    f"the container did not start: {state['Error'] or _first_line(log)}"
+                )
         finally:
             watch.stop()
             start = time.perf_counter()
@@ -221,7 +222,7 @@ class _Watch(threading.Thread):
     def _end_with_the_container(self, stats: subprocess.Popen[str]) -> None:
         while not self._stopped.wait(SAMPLING_SECONDS):
             self._kill_if_late()
-        stats.terminate()
+        stats.kill()  # it does not always end when asked to
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS.get(match[2].upper(), 0)) if match else 0
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split(os.linesep)
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no reason was given")
+def _first_line(log: Path) -> str:
+    """Docker's reason; what follows it is a hint at its help."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in lines if line.strip()), "no reason was given")
