@@ -46,7 +46,7 @@ def segment_files(
     reports: list[CaseReport] = []
     unwritten = False
     for case in cases:
-        entry = CaseReport(str(case.source))
+        entry = CaseReport(str(case.source), f"{model.plan.name} {model.plan.version}")
         reports.append(entry)
         progress.start(case.source)
         restart_peak_memory()

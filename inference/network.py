@@ -146,13 +146,7 @@ def predict(
         math.ceil(n / multiple) * multiple
         for n, multiple in zip(volume.shape, plan.multiple, strict=True)
     )
-    if plan.tiling == "whole" and math.prod(whole) * plan.bytes_per_voxel <= memory:
-        window = whole
-    elif plan.tiling == "whole":
-        # A window larger than the volume would only be padding.
-        window = tuple(min(n, size) for n, size in zip(whole, plan.patch, strict=True))
-    else:
-        window = plan.patch
+    window = largest_window(whole, plan, memory) if plan.tiling == "whole" else plan.patch
 
     grown = [max(n, size) for n, size in zip(volume.shape, window, strict=True)]
     before = [(size - n) // 2 for n, size in zip(volume.shape, grown, strict=True)]
@@ -189,6 +183,28 @@ def predict(
                 if progress:
                     progress(done / count)
     return total[_EVERY_CHANNEL + inside]
+
+
+def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int, ...]:
+    """The whole volume if it fits into memory, else a part of it.
+
+    The axis that is longest, in patches, is halved until the window fits or is a patch. Few
+    large windows overlap less than many patches.
+
+    Args:
+        whole: voxels (z, y, x) of the volume, multiples of ``plan.multiple``.
+        plan: its patch, multiple and bytes per voxel.
+        memory: bytes that may be used.
+    """
+    window = list(whole)
+    while math.prod(window) * plan.bytes_per_voxel > memory:
+        ratios = [n / size for n, size in zip(window, plan.patch, strict=True)]
+        axis = ratios.index(max(ratios))
+        if ratios[axis] <= 1:
+            break
+        step = plan.multiple[axis]
+        window[axis] = max(plan.patch[axis], math.ceil(window[axis] / 2 / step) * step)
+    return tuple(window)
 
 
 def window_starts(n: int, size: int, overlap: float) -> list[int]:

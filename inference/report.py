@@ -17,6 +17,7 @@ class CaseReport:
 
     Attributes:
         file: the CT.
+        model: name and version of the model.
         labels: its label file; ``None`` where the case failed.
         shape: voxels along x, y, z, as SimpleITK and nibabel count them.
         spacing: millimetres along x, y, z.
@@ -29,6 +30,7 @@ class CaseReport:
     """
 
     file: str
+    model: str
     labels: str | None = None
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
@@ -51,6 +53,7 @@ def write_report(path: Path, model: Model, version: str, cases: list[CaseReport]
         "model": {
             "name": model.plan.name,
             "version": model.plan.version,
+            "folder": str(model.folder),
             "precision": model.precision,
         },
         "threads": model.threads,

@@ -267,10 +267,16 @@ def test_report(desk: Desk) -> None:
     desk.put("a_0000.nii.gz")
     assert desk.run("--report", desk.report, "--threads", 2) == 0
     content = json.loads(desk.report.read_text())
-    assert content["model"] == {"name": "tiny", "version": "1", "precision": "f32"}
+    assert content["model"] == {
+        "name": "tiny",
+        "version": "1",
+        "folder": str(desk.model),
+        "precision": "f32",
+    }
     assert content["threads"] == 2
     (case,) = content["cases"]
     assert case["file"] == str(desk.inputs / "a_0000.nii.gz")
+    assert case["model"] == "tiny 1"
     assert case["shape"] == [44, 40, 20]
     assert case["spacing"] == pytest.approx([1.5, 1.4, 2.5])
     assert {"read", "preprocess", "network", "labels", "write", "total"} <= set(case["seconds"])

@@ -13,7 +13,7 @@ from tiny_model import make_tiny_model
 
 from inference.errors import ModelError
 from inference.model import Model
-from inference.network import Network, predict, window_shares, window_starts
+from inference.network import Network, largest_window, predict, window_shares, window_starts
 
 PLENTY = 10**10
 
@@ -53,8 +53,19 @@ def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
     assert seen == [1.0]
     seen.clear()
     predict(tiny.network, volume, plan, -10.0, need - 1, seen.append)
-    assert len(seen) == 8
+    assert len(seen) == 2
     assert seen[-1] == 1.0
+
+
+def test_window_is_as_large_as_memory_allows(tiny: Model) -> None:
+    plan = replace(tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), bytes_per_voxel=10.0)
+    whole = (100, 64, 36)
+    fits = 100 * 64 * 36 * 10
+    assert largest_window(whole, plan, fits) == whole
+    assert largest_window(whole, plan, fits - 1) == (52, 64, 36)
+    assert largest_window(whole, plan, fits // 4) == (28, 32, 36)
+    assert largest_window(whole, plan, 0) == (16, 32, 32)
+    assert largest_window((8, 64, 12), plan, 0) == (8, 32, 12)
 
 
 def test_half_precision_sums_where_memory_is_very_short(tiny: Model) -> None:
