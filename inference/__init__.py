@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from inference.pipeline import segment
     from inference.plan import Plan
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ORGANS",
     "AbdosegError",
@@ -43,13 +45,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("abdoseg")
-        except PackageNotFoundError:  # run from a checkout
-            return "0 (not installed)"
     if name not in _HOME:
         raise AttributeError(f"module 'inference' has no attribute {name!r}")
     value = getattr(import_module(f"inference.{_HOME[name]}"), name)

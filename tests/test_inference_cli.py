@@ -478,4 +478,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
-    assert capsys.readouterr().out.startswith("abdoseg ")
+    assert capsys.readouterr().out == f"abdoseg {inference.__version__}\n"
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    assert f'version = "{inference.__version__}"' in project or "dynamic" in project

@@ -132,9 +132,12 @@ def test_here_there_is_some_of_both() -> None:
     assert free_memory() > 2**20
 
 
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system cannot restart the peak"
+)
 def test_peak_memory_sees_an_allocation() -> None:
     restart_peak_memory()
     before = peak_memory()
     block = bytearray(64 * 2**20)
     block[::4096] = b"x" * len(block[::4096])
-    assert peak_memory() > before + 32 * 2**20 or before > 2**31
+    assert peak_memory() > before + 32 * 2**20

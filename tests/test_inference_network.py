@@ -76,6 +76,16 @@ def test_half_precision_sums_where_memory_is_very_short(tiny: Model) -> None:
     assert np.abs(whole - windows).max() < 0.1
 
 
+def test_bf16_is_close(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "m", networks={"f32": "network.xml", "bf16": "network.xml"})
+    volume = volume_of((16, 32, 32))
+    exact, rounded = (
+        run(Model.load(tmp_path / "m", precision=precision), volume)
+        for precision in ("f32", "bf16")
+    )
+    assert np.abs(exact - rounded).max() < 0.2  # of values up to 15
+
+
 def test_shape_is_compiled_once(tiny: Model) -> None:
     first = tiny.network.compile((8, 8, 8))
     assert tiny.network.compile((8, 8, 8)) is first
