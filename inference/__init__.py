@@ -9,6 +9,7 @@ nor SimpleITK.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from inference.organs import ORGANS
     from inference.pipeline import segment
     from inference.plan import Plan
+
+# Where the package openvino_telemetry is installed (openvino asks for it), OpenVINO reports over
+# the network that it was imported. What reads patients' images reports nothing to anybody.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"
 

@@ -1,0 +1,151 @@
+"""predict.sh, with a stand-in for Python that prints what it is asked to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "predict.sh"
+SHELL = shutil.which("dash") or shutil.which("sh")
+
+pytestmark = pytest.mark.skipif(
+    SHELL is None or any(Path(p).exists() for p in ("/workspace/inputs", "/inputs")),
+    reason="no POSIX shell, or the default folders of a container exist here",
+)
+
+
+@pytest.fixture
+def echo(tmp_path: Path) -> Path:
+    python = tmp_path / "stand-in"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho "HOME=$HOME" >&2\n')
+    python.chmod(0o755)
+    return python
+
+
+def call(
+    echo: Path, folder: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(SHELL), str(SCRIPT), *arguments],
+        cwd=folder,
+        env={**os.environ, "ABDOSEG_PYTHON": str(echo), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def asked(result: subprocess.CompletedProcess[str]) -> list[str]:
+    assert result.returncode == 0, result.stderr
+    words = result.stdout.splitlines()
+    assert words[:2] == ["-m", "inference"]
+    return words[2:]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    return folder
+
+
+def test_default_folders(echo: Path, folder: Path) -> None:
+    (folder / "inputs").mkdir()
+    assert asked(call(echo, folder)) == ["-i", "./inputs", "-o", "./outputs"]
+
+
+def test_no_folder_at_all(echo: Path, folder: Path) -> None:
+    result = call(echo, folder)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "./inputs" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["in", "out"], ["-i", "in", "-o", "out"]),
+        (["in"], ["-i", "in", "-o", "./outputs"]),
+        (["a b", "c d", "--report", "e f"], ["-i", "a b", "-o", "c d", "--report", "e f"]),
+        (["in", "--quiet"], ["-i", "in", "-o", "./outputs", "--quiet"]),
+        (["-i", "in", "-o", "out", "--quiet"], ["-i", "in", "-o", "out", "--quiet"]),
+        (["--demo", "here", "--quiet"], ["--demo", "here", "--quiet"]),
+        (["--demo"], ["--demo", "demo"]),
+        (["--demo", "--preview"], ["--demo", "demo", "--preview"]),
+    ],
+)
+def test_arguments(echo: Path, folder: Path, given: list[str], expected: list[str]) -> None:
+    assert asked(call(echo, folder, *given)) == expected
+
+
+def test_options_alone_use_the_default_folders(echo: Path, folder: Path) -> None:
+    (folder / "inputs").mkdir()
+    words = asked(call(echo, folder, "--threads", "2"))
+    assert words == ["-i", "./inputs", "-o", "./outputs", "--threads", "2"]
+
+
+def test_demo_takes_a_fresh_folder(echo: Path, folder: Path) -> None:
+    (folder / "demo").mkdir()
+    (folder / "demo-2").mkdir()
+    assert asked(call(echo, folder, "--demo")) == ["--demo", "demo-3"]
+
+
+def test_exit_code_is_handed_on(echo: Path, folder: Path) -> None:
+    echo.write_text("#!/bin/sh\nexit 1\n")
+    assert call(echo, folder, "in", "out").returncode == 1
+
+
+def test_a_user_without_home_gets_one(echo: Path, folder: Path) -> None:
+    result = call(echo, folder, "in", HOME="/nonexistent", TMPDIR=str(folder))
+    assert f"HOME={folder}" in result.stderr
+
+
+def test_code_comes_from_beside_the_script(folder: Path) -> None:
+    """A folder "inference" where the script is called must not be taken for the program."""
+    (folder / "inference").mkdir()
+    (folder / "inference" / "__init__.py").write_text("raise SystemExit(77)")
+    result = subprocess.run(
+        [str(SHELL), str(SCRIPT), "no such inputs", "out"],
+        cwd=folder,
+        env={**os.environ, "ABDOSEG_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "no such inputs" in result.stderr
+
+
+def test_incomplete_python_is_not_taken(tmp_path: Path, folder: Path) -> None:
+    """Without the dependencies .venv is made; here that fails, in plain words."""
+    checkout = tmp_path / "checkout"
+    (checkout / "inference").mkdir(parents=True)
+    shutil.copy(SCRIPT, checkout)
+    (checkout / "inference" / "requirements.lock").write_text("")
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for tool in ("dirname", "cmp", "rm", "mkdir", "sed", "cp"):
+        (bin_ / tool).symlink_to(str(shutil.which(tool)))
+    # Supported by its version, but nothing is installed and "-m venv" fails.
+    python = bin_ / "python3"
+    python.write_text('#!/bin/sh\ncase "$2" in *find_spec*) exit 1;; venv) exit 1;; esac\nexit 0\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    environment = {**os.environ, "PATH": str(bin_)}
+    environment.pop("ABDOSEG_PYTHON", None)
+    result = subprocess.run(
+        [str(SHELL), str(checkout / "predict.sh"), "in", "out"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "installing the dependencies" in result.stderr
+    assert "python3-venv" in result.stderr
