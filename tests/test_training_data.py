@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the training extra is not installed")
+pytest.importorskip("torch", reason="the training extra is not installed")
 
-import SimpleITK as sitk  # noqa: E402
-from scipy import ndimage  # noqa: E402
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
 
-from inference.organs import LABEL_OF, ORGANS  # noqa: E402
-from inference.phantom import make_phantom  # noqa: E402
-from training.bodies import Body, anchored, complete, finish, isotropic  # noqa: E402
-from training.cases import find_cases  # noqa: E402
-from training.config import Config  # noqa: E402
-from training.prepare import prepare  # noqa: E402
-from training.pseudolabel import judge  # noqa: E402
-from training.samples import UNKNOWN, Samples  # noqa: E402
-from training.synthesis import synthesise  # noqa: E402
-from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names  # noqa: E402
-from training.warp import random_places, regular_places, sample_linear, sample_nearest, upsample  # noqa: E402
+from inference.organs import LABEL_OF, ORGANS
+from inference.phantom import make_phantom
+from training.bodies import Body, anchored, complete, finish, isotropic
+from training.cases import find_cases
+from training.config import Config
+from training.prepare import prepare
+from training.pseudolabel import judge
+from training.samples import UNKNOWN, Samples
+from training.synthesis import synthesise
+from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
+from training.warp import random_places, regular_places, sample_linear, sample_nearest, upsample
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -90,8 +91,8 @@ def test_a_warp_of_strength_zero_is_a_shift_to_the_centre() -> None:
 @pytest.fixture(scope="module")
 def tissues() -> np.ndarray:
     """A small whole body: the phantom's organs, with a spine and ribs' worth of bone."""
-    _, labels = make_phantom(shape=(60, 64, 80), spacing=(5.0, 5.0, 5.0), seed=1)
-    array = isotropic(sitk.GetArrayFromImage(labels), (5.0, 5.0, 5.0))
+    _, labels = make_phantom(shape=(40, 48, 64), spacing=(6.0, 6.0, 6.0), seed=1)
+    array = isotropic(sitk.GetArrayFromImage(labels), (6.0, 6.0, 6.0))
     spine = np.zeros(array.shape, bool)
     spine[:, -60:-45, array.shape[2] // 2 - 8 : array.shape[2] // 2 + 8] = True
     return np.where((array == 0) & spine, Tissue.BONE, array).astype(np.uint8)
@@ -207,9 +208,7 @@ def test_preparation_writes_bodies_and_images_and_goes_on(data: Path, prepared: 
     assert before == {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
 
 
-def test_held_out_cases_never_become_patches(
-    data: Path, tmp_path: Path, config: Config
-) -> None:
+def test_held_out_cases_never_become_patches(data: Path, tmp_path: Path, config: Config) -> None:
     prepare(data, tmp_path, (6.0, 6.0, 6.0), ("whole",))
     assert not list((tmp_path / "bodies").iterdir())  # the only atlas is held out
     samples = Samples(tmp_path, replace(config, holdout=("whole",)))

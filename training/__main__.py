@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, default=None, help="working folder (default: runs/NAME)"
     )
-    parser.add_argument("--compile", action="store_true", help="use torch.compile while training")
+    parser.add_argument("--compile", action="store_true", help="compile the loss while training")
     options = parser.parse_args(arguments)
     try:
         config = Config.load(options.config)

@@ -161,9 +161,7 @@ def complete(
     return merged[slices[0] : slices[-1] + 1]
 
 
-def _register(
-    target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]
-) -> Tensor:
+def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]) -> Tensor:
     """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid."""
     fixed, fixed_points = _masks(target, labels)
     moving, moving_points = _masks(atlas, labels)
@@ -172,8 +170,8 @@ def _register(
     centre_f, centre_m = fixed_points.mean(0), moving_points.mean(0)
     f, m = fixed_points - centre_f, moving_points - centre_m
     scale = float(m.norm() / f.norm())
-    ridge = 0.3 * float((f**2).sum()) / 3
-    matrix = torch.linalg.solve(f.T @ f + ridge * torch.eye(3), f.T @ m + ridge * scale * torch.eye(3))
+    ridge = 0.1 * float((f**2).sum()) * torch.eye(3)
+    matrix = torch.linalg.solve(f.T @ f + ridge, f.T @ m + scale * ridge)
 
     shape = fixed.shape[1:]
     affine = (regular_places(shape, _COARSE) - centre_f) @ matrix + centre_m
@@ -200,11 +198,11 @@ def _register(
 
 def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor]:
     """Blurred masks (n, z, y, x) at the coarse spacing and centroids (n, 3) in mm."""
-    shape = [max(1, round(n * SPACING / _COARSE)) for n in labels.shape]
+    depth, height, width = (max(1, round(n * SPACING / _COARSE)) for n in labels.shape)
     masks, points = [], []
     for value in values:
         mask = torch.from_numpy((labels == value).astype(np.float32))[None, None]
-        small = F.adaptive_avg_pool3d(mask, shape)[0, 0].numpy()
+        small = F.adaptive_avg_pool3d(mask, (depth, height, width))[0, 0].numpy()
         masks.append(torch.from_numpy(ndimage.gaussian_filter(small, 1.0)))
         middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * _COARSE
         points.append(torch.tensor(middle, dtype=torch.float32))
@@ -213,7 +211,5 @@ def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor
 
 def anchored(tissues: NDArray[np.uint8]) -> bool:
     """Whether the liver lies on the right and the spleen on the left, as they should."""
-    x = {
-        v: ndimage.center_of_mass(tissues == v)[2] for v in ORGANS if v in (1, 3) and v in tissues
-    }
+    x = {v: ndimage.center_of_mass(tissues == v)[2] for v in ORGANS if v in (1, 3) and v in tissues}
     return len(x) < 2 or x[1] < x[3]

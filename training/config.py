@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -69,7 +70,9 @@ class Config:
         known = {f.name for f in fields(Config)}
         if wrong := sorted(set(content) - known):
             raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
+        }
         try:
             return Config(**values)
         except TypeError as error:

@@ -122,8 +122,10 @@ def _input(hu: np.ndarray, config: Config) -> np.ndarray:
     lowest = float(config.clip[0])
     hu = np.pad(
         hu.astype(np.float32),
-        [(max(0, p - n) // 2, max(0, p - n) - max(0, p - n) // 2)
-         for n, p in zip(hu.shape, patch, strict=True)],
+        [
+            (max(0, p - n) // 2, max(0, p - n) - max(0, p - n) // 2)
+            for n, p in zip(hu.shape, patch, strict=True)
+        ],
         constant_values=lowest,
     )
     start = [(n - p) // 2 for n, p in zip(hu.shape, patch, strict=True)]
@@ -140,16 +142,12 @@ def _compare(
     result = []
     for precision, file in networks.items():
         hint = "bf16" if precision == "bf16" else "f32"
-        compiled = ov.Core().compile_model(
-            folder / file, "CPU", {"INFERENCE_PRECISION_HINT": hint}
-        )
+        compiled = ov.Core().compile_model(folder / file, "CPU", {"INFERENCE_PRECISION_HINT": hint})
         logits = compiled(volume)[0][0]
         labels = logits.argmax(0)
         error = float(np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)))
         organs = {name: dice(labels == i, truth == i) for i, name in ORGANS.items()}
-        result.append(
-            Agreement(precision, case, error, float((labels == truth).mean()), organs)
-        )
+        result.append(Agreement(precision, case, error, float((labels == truth).mean()), organs))
     return result
 
 

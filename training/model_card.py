@@ -121,13 +121,14 @@ def _accuracy(rows: list[dict[str, str]], config: Config) -> str:
     ]
     for organ in ORGANS.values():
         values = [float(row[organ]) for row in rows if row[organ]]
-        text.append(f"| {organ} | {np.mean(values):.3f} |" if values else f"| {organ} | not labelled |")
+        cell = f"{np.mean(values):.3f}" if values else "not labelled"
+        text.append(f"| {organ} | {cell} |")
     return "\n".join(text)
 
 
 def _agreement(agreements: list[Agreement]) -> str:
     lines = [
-        "| precision | logits error (relative RMS) | same label (share of voxels) | lowest organ DSC |",
+        "| precision | logits error (relative RMS) | voxels of the same label | lowest organ DSC |",
         "|---|---|---|---|",
     ]
     for precision in dict.fromkeys(a.precision for a in agreements):

@@ -111,7 +111,8 @@ class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
         """A warped patch around a random organ voxel's height, in the middle of the body."""
         rows = torch.nonzero(body.any(dim=2).any(dim=0)).flatten()
         columns = torch.nonzero(body.any(dim=1).any(dim=0)).flatten()
-        organ = torch.nonzero(((labels > 0) & (labels <= max(ORGANS))).any(dim=2).any(dim=1)).flatten()
+        is_organ = (labels > 0) & (labels <= max(ORGANS))
+        organ = torch.nonzero(is_organ.any(dim=2).any(dim=1)).flatten()
         chance = torch.rand(1, generator=rng)
         jitter = torch.randn(3, generator=rng) * torch.tensor([40.0, 12.0, 15.0])
         heights = organ if chance < 0.85 and len(organ) else torch.arange(labels.shape[0])

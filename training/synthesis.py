@@ -130,7 +130,8 @@ def _hounsfield(chance: _Chance, a: float, v: float) -> Tensor:
     table[Tissue.ARTERY] = aorta + 20 * v
     table[Tissue.SMALL_BOWEL] = bowel
     table[Tissue.COLON] = bowel
-    table[Tissue.BLADDER] = chance.uniform(100, 500) if chance.happens(0.08) else chance.normal(6, 5)
+    excreted = chance.happens(0.08)
+    table[Tissue.BLADDER] = chance.uniform(100, 500) if excreted else chance.normal(6, 5)
     table[Tissue.NERVE] = chance.normal(34, 6)
     table[Tissue.CARTILAGE] = chance.normal(95, 35)
     table[Tissue.SOFT] = chance.normal(42, 8) + 20 * v
@@ -184,7 +185,10 @@ def _vessels_and_lesions(
         solid = liver | (tissues == LABEL_OF["spleen"]) | (tissues == LABEL_OF["right_kidney"])
         solid |= tissues == LABEL_OF["left_kidney"]
         blobs = solid & (chance.field(shape, chance.uniform(12, 40) / spacing) > 2.2)
-        hu[blobs] = chance.normal(8, 6) if chance.happens(0.5) else hu[blobs] + chance.normal(-15, 30)
+        if chance.happens(0.5):
+            hu[blobs] = chance.normal(8, 6)
+        else:
+            hu[blobs] += chance.normal(-15, 30)
     # Enhancement of the spleen and of blood before it has mixed is uneven.
     for name, amount in (("spleen", 12.0), ("inferior_vena_cava", 15.0)):
         place = tissues == LABEL_OF[name]
@@ -275,7 +279,8 @@ def _table(hu: Tensor, hull: Tensor, chance: _Chance, spacing: float) -> None:
     thickness = chance.uniform(20, 60)
     air = (hu < -500) & (hull > 0)
     foam = air & ((below > 0) & (below < thickness))[None]
-    shell = air & (((below > 0) & (below < 4)) | ((below > thickness) & (below < thickness + 4)))[None]
+    behind = below - thickness
+    shell = air & (((below > 0) & (below < 4)) | ((behind > 0) & (behind < 4)))[None]
     hu[foam] = chance.uniform(-960, -800)
     hu[shell] = chance.uniform(-400, 300)
 

@@ -28,7 +28,7 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
         prepared: folder that `training.prepare.prepare` wrote.
         run: folder of this training: ``checkpoint.pt`` (rewritten atomically), ``log.csv`` and
             ``scores.csv`` (DSC per organ on the held-out cases).
-        compiled: use ``torch.compile`` (worth it for more than some hundred steps).
+        compiled: use ``torch.compile`` for the loss (worth it for more than some hundred steps).
 
     Returns:
         The checkpoint's path.
@@ -39,7 +39,8 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
     run.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
-    network = UNet(config.features, 1 + len(ORGANS)).to(device, memory_format=torch.channels_last_3d)
+    network = UNet(config.features, 1 + len(ORGANS)).to(device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = UNet(config.features, 1 + len(ORGANS)).to(device)
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(
@@ -66,12 +67,9 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
         worker_init_fn=_leave_signals_to_the_loop,
     )
 
-    def loss_of(image: Tensor, labels: Tensor, annotated: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = network(image)
-        return partial_dice_cross_entropy(logits, labels, annotated)
-
-    step = torch.compile(loss_of) if compiled else loss_of
+    # The network itself is not compiled: on a CPU with AMX, torch 2.13 then returns gradients
+    # that differ from the uncompiled ones by their own size.
+    loss_of = torch.compile(partial_dice_cross_entropy) if compiled else partial_dice_cross_entropy
     stop = _StopRequest()
     waited, losses, began = 0.0, [], time.monotonic()
     batches = iter(loader)
@@ -83,7 +81,9 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
 
         for group in optimiser.param_groups:
             group["lr"] = _learning_rate(config, iteration)
-        loss = step(image, labels, annotated)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = network(image)
+        loss = loss_of(logits, labels, annotated)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -95,7 +95,8 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
         if done % config.checkpoint_every == 0 or done == config.iterations or stop.requested:
             _save(checkpoint, network, average, optimiser, done)
             seconds = time.monotonic() - began
-            line = f"{done},{np.mean(losses):.4f},{seconds / len(losses):.3f},{waited / seconds:.3f}"
+            each = seconds / len(losses)
+            line = f"{done},{np.mean(losses):.4f},{each:.3f},{waited / seconds:.3f}"
             _append(run / "log.csv", "iteration,loss,seconds_per_iteration,data_wait_share", line)
             print(line, flush=True)
             waited, losses, began = 0.0, [], time.monotonic()
@@ -104,16 +105,14 @@ def train(config: Config, prepared: Path, run: Path, compiled: bool = False) -> 
         if done % config.evaluate_every == 0 or done == config.iterations:
             for name, scores in evaluate(average, prepared, config).items():
                 cells = ",".join("" if s is None else f"{s:.4f}" for s in scores)
-                _append(run / "scores.csv", "iteration,case," + ",".join(ORGANS.values()),
-                        f"{done},{name},{cells}")
+                header = "iteration,case," + ",".join(ORGANS.values())
+                _append(run / "scores.csv", header, f"{done},{name},{cells}")
                 print(f"{name} {cells}", flush=True)
             began = time.monotonic()
     return checkpoint
 
 
-def evaluate(
-    network: nn.Module, prepared: Path, config: Config
-) -> dict[str, list[float | None]]:
+def evaluate(network: nn.Module, prepared: Path, config: Config) -> dict[str, list[float | None]]:
     """DSC per organ on the held-out cases that have labels, on the network's grid.
 
     Returns:
@@ -164,7 +163,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def _learning_rate(config: Config, iteration: int) -> float:
     warm = min(1.0, (iteration + 1) / max(1, config.warmup))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
+    decay = 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
+    return config.learning_rate * warm * decay
 
 
 @torch.no_grad()
