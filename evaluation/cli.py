@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_timing_cases(
         commands.add_parser("make-timing-cases", help="synthetic CTs of eight usual sizes")
     )
+    _add_benchmark(commands.add_parser("benchmark", help="our engine beside nnU-Net and others"))
     _add_package(commands.add_parser("package", help="the image as an archive to submit, tried"))
     return parser
 
@@ -241,6 +242,62 @@ def _make_timing_cases(options: argparse.Namespace) -> int:
     for path in make_timing_cases(options.out, slices, options.plane, options.quiet):
         print(path)
     return 0
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--case", type=Path, help="the CT (default: a phantom)")
+    parser.add_argument("--slices", type=_positive, default=300, help="of the phantom (300)")
+    parser.add_argument("--plane", type=_positive, default=512, help="pixels of its sides (512)")
+    parser.add_argument("--checkpoint", type=Path, help="nnU-Net weights for the shared network")
+    parser.add_argument("--threads", type=_positive, default=usable_threads(), help="(all)")
+    parser.add_argument("--repeats", type=_positive, default=3, help="runs of each system (3)")
+    parser.add_argument(
+        "--only",
+        type=lambda text: _choices(text, ("nnunet", "published", "ours", "models")),
+        default=("nnunet", "published", "ours", "models"),
+        metavar="NAME,...",
+        help="only these of nnunet, published, ours (the same network), models (weights/)",
+    )
+    parser.add_argument(
+        "--isa",
+        type=lambda text: _choices(text, ("AVX2", "AVX512_CORE")),
+        default=("AVX2", "AVX512_CORE"),
+        metavar="NAME,...",
+        help="repeat with the instructions limited so (default AVX2,AVX512_CORE; '' for none)",
+    )
+    parser.add_argument("--small-patch", action="store_true", help="16 x 64 x 64, to try with")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
+    parser.set_defaults(command=_benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from evaluation.benchmark import benchmark
+
+    rows = benchmark(
+        options.out,
+        options.case,
+        options.checkpoint,
+        options.only,
+        options.isa,
+        options.threads,
+        options.repeats,
+        options.slices,
+        options.plane,
+        options.small_patch,
+        options.quiet,
+    )
+    if not options.quiet:
+        print((options.out / "benchmark.md").read_text(encoding="utf-8").rstrip())
+    # What is not installed was never run; what was run and failed is a failure.
+    return 1 if any(row.problem and row.system.problem is None for row in rows) else 0
+
+
+def _choices(text: str, known: Sequence[str]) -> tuple[str, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if unknown := [word for word in words if word not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return tuple(word for word in known if word in words)
 
 
 def _add_package(parser: argparse.ArgumentParser) -> None:

@@ -16,14 +16,19 @@ def processor() -> str:
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
+def flags() -> set[str]:
+    """The processor's instruction sets, by Linux' names; empty where they cannot be read."""
+    return set(_cpuinfo().get("flags", "").split())
+
+
 def describe() -> str:
     """One line: processor, its instructions that matter here, threads, memory, system."""
-    flags = [flag for flag in _TELLING_FLAGS if flag in _cpuinfo().get("flags", "").split()]
+    telling = [flag for flag in _TELLING_FLAGS if flag in flags()]
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return ", ".join(
         [
             processor(),
-            *([f"with {' '.join(flags)}"] if flags else []),
+            *([f"with {' '.join(telling)}"] if telling else []),
             f"{usable_threads()} of {os.cpu_count()} threads",
             f"{pages / 2**30:.0f} GiB memory",
             f"{platform.system()} {platform.release()}",

@@ -17,6 +17,7 @@ from evaluation.figures import seconds_against_slices
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from evaluation.usage import Runner, Usage
 from evaluation.volumes import list_volumes
+from inference.cases import label_name
 from inference.errors import CaseError, UsageError
 
 TIME_LIMIT = 60.0
@@ -114,7 +115,7 @@ def _time_case(
             usage = runner(inputs, outputs, out / "logs" / f"{name}.txt")
         except CaseError as error:
             return CaseTiming(path.name, shape, zooms, None, f"failed: {error}")
-        labels = outputs / f"{name.removesuffix('_0000')}.nii.gz"
+        labels = outputs / label_name(path.name)
         verdict = _verdict(usage, limit, memory, labels.is_file())
         for written in outputs.iterdir():
             target = out / "outputs" / written.name

@@ -86,7 +86,7 @@ def run_command(
 
     Processor time is exact (the kernel's account of the ended processes). Memory is the sum of
     the resident memory of the program and its descendants, sampled every 30 ms, or the kernel's
-    own maximum of a single one of them where that is larger.
+    own maximum for the program itself where that is larger.
 
     Args:
         command: program and arguments.
@@ -128,11 +128,10 @@ def run_command(
             seconds = time.perf_counter() - start
             watch.stop()
     process.returncode = os.waitstatus_to_exitcode(status)
-    largest = used.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
     return Usage(
         seconds,
         process.returncode,
-        max(watch.peak, largest),
+        watch.peak or None,
         used.ru_utime + used.ru_stime,
         gave_up=watch.killed,
     )
@@ -151,7 +150,7 @@ class _TreeWatch(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(SAMPLING_SECONDS):
-            self.peak = max(self.peak, self._resident())
+            self.peak = max(self.peak, self._resident(), self._high_water())
             if self._deadline is not None and time.perf_counter() > self._deadline:
                 self.killed = True
                 self.kill()
@@ -165,6 +164,17 @@ class _TreeWatch(threading.Thread):
         """End the process and what it started (they share its session's process group)."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
+
+    def _high_water(self) -> int:
+        """The kernel's maximum for the program itself (Linux; else 0).
+
+        Not ``ru_maxrss``: that of a child starts with what its parent had when it was started.
+        """
+        try:
+            words = Path(f"/proc/{self._pid}/status").read_text(encoding="utf-8").split()
+            return int(words[words.index("VmHWM:") + 1]) * 1024
+        except (OSError, ValueError):
+            return 0
 
     def _resident(self) -> int:
         total = 0

@@ -106,6 +106,13 @@ def test_measures_the_whole_tree(tmp_path: Path) -> None:
     assert usage.seconds > 1.0
 
 
+def test_memory_of_the_parent_does_not_count(tmp_path: Path) -> None:
+    ballast = bytearray(b"1") * (400 * MIB)
+    usage = run_command([sys.executable, "-c", "import time; time.sleep(0.3)"], tmp_path / "log")
+    assert usage.peak_memory is not None
+    assert usage.peak_memory < 100 * MIB < len(ballast)
+
+
 def test_stopping_ends_the_children_too(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     child = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"

@@ -1,0 +1,404 @@
+"""Speed side by side: same network, same case, file to file, each run a process of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from evaluation import benchmark_network, host
+from evaluation.metrics import dice
+from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.usage import Usage, run_command
+from evaluation.volumes import read_labels
+from inference.cases import label_name
+from inference.errors import CaseError, UsageError
+from inference.model import weights_folders
+from inference.organs import ORGANS
+from inference.phantom import make_phantom
+from inference.plan import Plan
+
+STAGES = ("start", "read", "preprocess", "network", "labels", "write")
+"""Where the seconds go; "start" is all that is in none of the others: imports, compiling, exit."""
+
+GROUPS = ("nnunet", "published", "ours", "models")
+ISA_LEVELS = ("AVX2", "AVX512_CORE")
+"""Values of ``ONEDNN_MAX_CPU_ISA``: a laptop without VNNI, a Xeon W-2133 (Skylake)."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table: what is run.
+
+    Attributes:
+        name: what the row is called.
+        command: program and arguments, with ``{labels}`` (file), ``{outputs}`` (folder) and
+            ``{stages}`` (file) to be filled in.
+        isa: limit of the processor's instructions, ``None`` for none.
+        same_network: whether its labels can be compared with the reference's.
+        problem: why it cannot run, ``None`` if it can.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    isa: str | None = None
+    same_network: bool = True
+    problem: str | None = None
+
+
+@dataclass
+class Row:
+    """What came out for one system: medians over its runs.
+
+    Attributes:
+        system: what was run.
+        seconds: wall clock around the process.
+        stages: seconds per stage.
+        peak_memory: most bytes of the process and its children.
+        cpu_seconds: processor time.
+        same_voxels: share of voxels labelled as by the reference system.
+        agreement: mean DSC with it over the organs that either has.
+        problem: why there are no numbers.
+    """
+
+    system: System
+    seconds: float = float("nan")
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
+    cpu_seconds: float = float("nan")
+    same_voxels: float = float("nan")
+    agreement: float = float("nan")
+    problem: str | None = None
+
+
+def benchmark(
+    out: Path,
+    case: Path | None = None,
+    checkpoint: Path | None = None,
+    groups: Sequence[str] = GROUPS,
+    levels: Sequence[str] = ISA_LEVELS,
+    threads: int = 1,
+    repeats: int = 3,
+    slices: int = 300,
+    plane: int = 512,
+    quick: bool = False,
+    quiet: bool = False,
+) -> list[Row]:
+    """Time the systems and write ``benchmark.csv`` and ``benchmark.md``.
+
+    Args:
+        out: folder for the results, made where missing; ``logs/`` has what each run printed.
+        case: the CT; by default a phantom of 0.8 x 0.8 x 2.5 mm.
+        checkpoint: an nnU-Net checkpoint for the shared network (`evaluation.benchmark_network`).
+        groups: which of `GROUPS`: nnU-Net's predictor, the published recipe, our engine with the
+            same network, our engine with the models in ``weights/``.
+        levels: which of `ISA_LEVELS` to repeat the OpenVINO rows with.
+        threads: threads for every system.
+        repeats: runs of each; the systems take turns, and medians are reported.
+        slices: slices of the phantom.
+        plane: pixels along both sides of its slices.
+        quick: the network with a small patch, for trying.
+        quiet: show no progress bar.
+
+    Returns:
+        One row per system, in the order of the table.
+
+    Raises:
+        UsageError: the case or the checkpoint cannot be used, or ``out`` not be written.
+    """
+    try:
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=out) as folder:
+            work = Path(folder)
+            image = _case(case, work, slices, plane)
+            model, problem = work / "models" / benchmark_network.NAME, None
+            if {"nnunet", "published", "ours"} & set(groups):
+                problem = _make_model(model, checkpoint, quick, quiet)
+            systems = list_systems(model, problem, image, groups, levels, threads)
+            rows = _run(systems, work, out, threads, repeats, image.name, quiet)
+            _compare(rows, work, image.name)
+            shape = "{} x {} x {}".format(*nibabel.load(image).shape)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror or error}") from None
+    _write(rows, out, case or Path("phantom"), shape, checkpoint, threads, repeats)
+    return rows
+
+
+def _case(case: Path | None, work: Path, slices: int, plane: int) -> Path:
+    if case is not None:
+        if not case.is_file():
+            raise UsageError(f"{case}: no such file")
+        if not case.name.endswith((".nii.gz", ".nii")):
+            raise UsageError(f"{case}: not a .nii.gz or .nii file")
+        return case
+    image, _ = make_phantom((slices, plane, plane), (2.5, 0.8 * 512 / plane, 0.8 * 512 / plane))
+    path = work / "phantom_0000.nii.gz"
+    sitk.WriteImage(image, str(path), True)
+    return path
+
+
+def _make_model(folder: Path, checkpoint: Path | None, quick: bool, quiet: bool) -> str | None:
+    """Build the shared network; the reason where that is not possible."""
+    if package := benchmark_network.missing():
+        return f"{package} is not installed (extra 'nnunet')"
+    if not quiet:
+        print("building the shared network ...", file=sys.stderr)
+    int8 = find_spec("nncf") is not None
+    # In a process of its own, which takes its memory with it.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(benchmark_network.make_model, folder, checkpoint, int8, quick).result()
+    return None
+
+
+def list_systems(
+    model: Path,
+    problem: str | None,
+    case: Path,
+    groups: Sequence[str],
+    levels: Sequence[str],
+    threads: int,
+) -> list[System]:
+    """The rows of the table, also those that cannot run here.
+
+    Args:
+        model: the shared network's folder.
+        problem: why it could not be made.
+        case: the CT.
+        groups: which of `GROUPS`.
+        levels: which of `ISA_LEVELS`.
+        threads: threads for every system.
+    """
+
+    def process(module: str) -> tuple[str, ...]:
+        return (
+            *(sys.executable, "-m", module, "--model", str(model), "--case", str(case)),
+            *("--labels", "{labels}", "--stages", "{stages}", "--threads", str(threads)),
+        )
+
+    def ours(folder: Path, precision: str) -> tuple[str, ...]:
+        return (
+            *(sys.executable, "-m", "inference", "-i", str(case), "-o", "{outputs}", "--quiet"),
+            *("--model", str(folder), "--precision", precision),
+            *("--report", "{stages}", "--threads", str(threads)),
+        )
+
+    systems: list[System] = []
+    with_levels: list[System] = []
+    if "nnunet" in groups:
+        absent = None if find_spec("nnunetv2") else "nnunetv2 is not installed (extra 'nnunet')"
+        systems.append(
+            System(
+                "nnU-Net v2 predictor, fp32", process("evaluation.run_nnunet"),
+                problem=absent or problem,
+            )
+        )  # fmt: skip
+    if "published" in groups:
+        absent = None if find_spec("torch") else "torch is not installed (extra 'training')"
+        with_levels.append(
+            System(
+                "published OpenVINO recipe, fp32", process("evaluation.run_published"),
+                problem=absent or problem,
+            )
+        )  # fmt: skip
+    if "ours" in groups:
+        for precision in ("f32", "bf16", "int8"):
+            absent = None
+            if precision == "int8" and find_spec("nncf") is None:
+                absent = "nncf is not installed (extra 'training')"
+            elif precision == "bf16" and "avx512_bf16" not in host.flags():
+                absent = "this processor has no bf16 instructions"
+            with_levels.append(
+                System(
+                    f"ours, same network, {precision}", ours(model, precision),
+                    problem=problem or absent,
+                )
+            )  # fmt: skip
+    if "models" in groups:
+        found = {
+            path.parent.name: path.parent
+            for folder in reversed(weights_folders())
+            for path in sorted(folder.glob("*/plan.json"))
+        }
+        for name in sorted({"dsunet_eca", *found}):
+            if name not in found:
+                with_levels.append(
+                    System(f"ours, {name}", (), problem="no such model in the weights folder")
+                )
+                continue
+            precision = Plan.load(found[name]).precision
+            with_levels.append(
+                System(
+                    f"ours, {name}, {precision}", ours(found[name], precision), same_network=False
+                )
+            )
+    systems += with_levels
+    for level in levels:
+        absent = None
+        if level.lower().removesuffix("_core").replace("avx512", "avx512f") not in host.flags():
+            absent = f"this processor has no {level.removesuffix('_CORE')}"
+        systems += [
+            System(
+                f"{system.name}, {level}", system.command, level, system.same_network,
+                system.problem or absent,
+            )
+            for system in with_levels
+            if "bf16" not in system.name  # neither level has bf16 instructions
+        ]  # fmt: skip
+    return systems
+
+
+def _run(
+    systems: Sequence[System],
+    work: Path,
+    out: Path,
+    threads: int,
+    repeats: int,
+    case_name: str,
+    quiet: bool,
+) -> list[Row]:
+    rows = [Row(system, problem=system.problem) for system in systems]
+    measured: dict[int, list[tuple[Usage, dict[str, float]]]] = {i: [] for i in range(len(rows))}
+    runs = [(turn, i) for turn in range(repeats) for i in range(len(rows))]
+    for turn, i in tqdm(runs, unit="run", desc="benchmark", disable=quiet or None):
+        row = rows[i]
+        if row.problem is None:
+            try:
+                measured[i].append(_run_once(row.system, i, turn, work, out, threads, case_name))
+            except CaseError as error:
+                row.problem = str(error)
+    for i, row in enumerate(rows):
+        if row.problem is None:
+            usages, stages = zip(*measured[i], strict=True)
+            row.seconds = statistics.median(usage.seconds for usage in usages)
+            row.cpu_seconds = statistics.median(usage.cpu_seconds or 0.0 for usage in usages)
+            row.peak_memory = max(usage.peak_memory or 0 for usage in usages)
+            row.stages = {
+                stage: statistics.median(one.get(stage, 0.0) for one in stages) for stage in STAGES
+            }
+    return rows
+
+
+def _run_once(
+    system: System, index: int, turn: int, work: Path, out: Path, threads: int, case_name: str
+) -> tuple[Usage, dict[str, float]]:
+    outputs, stages = work / f"labels_{index}", work / "stages.json"
+    shutil.rmtree(outputs, ignore_errors=True)
+    outputs.mkdir()
+    stages.unlink(missing_ok=True)
+    places = {"labels": outputs / label_name(case_name), "outputs": outputs, "stages": stages}
+    command = [word.format(**places) if "{" in word else word for word in system.command]
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "nnUNet_def_n_proc": str(threads),
+        # nnU-Net complains where these are not set; nothing is read there.
+        **dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), str(work)),
+    }
+    if system.isa is not None:
+        environment["ONEDNN_MAX_CPU_ISA"] = system.isa
+    log = out / "logs" / f"{system.name.replace(' ', '_').replace(',', '')}_{turn + 1}.txt"
+    usage = run_command(command, log, environment=environment)
+    if usage.exit_code or not stages.is_file():
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        end = f"signal {-usage.exit_code}" if usage.exit_code < 0 else f"code {usage.exit_code}"
+        raise CaseError(f"failed ({end}): {said[-1] if said else 'it said nothing'}")
+    content = json.loads(stages.read_text(encoding="utf-8"))
+    seconds: dict[str, float] = content["cases"][0]["seconds"] if "cases" in content else content
+    known = {stage: seconds.get(stage, 0.0) for stage in STAGES[1:]}
+    return usage, {"start": usage.seconds - sum(known.values()), **known}
+
+
+def _compare(rows: Sequence[Row], work: Path, case_name: str) -> None:
+    """Agreement with the first system that ran the shared network: nnU-Net's, else the recipe."""
+
+    def labels(i: int) -> Path:
+        return work / f"labels_{i}" / label_name(case_name)
+
+    ran = [i for i, row in enumerate(rows) if row.problem is None and row.system.same_network]
+    if not ran:
+        return
+    reference = read_labels(labels(ran[0])).labels
+    for i in ran:
+        own = read_labels(labels(i)).labels
+        rows[i].same_voxels = float(np.mean(own == reference))
+        both = [(own == label, reference == label) for label in ORGANS]
+        found = [dice(a, b) for a, b in both if a.any() or b.any()]
+        rows[i].agreement = float(np.mean(found)) if found else float("nan")
+
+
+def _write(
+    rows: Sequence[Row],
+    out: Path,
+    case: Path,
+    shape: str,
+    checkpoint: Path | None,
+    threads: int,
+    repeats: int,
+) -> None:
+    baselines = [row for row in rows if row.problem is None and row.system.same_network][:2]
+    header = ["System", "Seconds", *(stage.capitalize() for stage in STAGES), "Peak_MiB",
+              "CPU_seconds", "Same_voxels", "Mean_DSC", "Problem"]  # fmt: skip
+    cells = [
+        [
+            row.system.name,
+            number(row.seconds, 2),
+            *(number(row.stages.get(stage, float("nan")), 2) for stage in STAGES),
+            f"{row.peak_memory / 2**20:.0f}" if row.peak_memory else "-",
+            number(row.cpu_seconds, 1),
+            number(row.same_voxels, 6),
+            number(row.agreement),
+            row.problem or "",
+        ]
+        for row in rows
+    ]
+    write_text(out / "benchmark.csv", csv_text(header, cells))
+    ratios = [f"x {row.system.name.split(',')[0]}" for row in baselines]
+    shown = [
+        [
+            cell[0],
+            *(cell[1:2] if not row.problem else [f"- ({row.problem})"]),
+            *(number(base.seconds / row.seconds, 1) for base in baselines),
+            *cell[2:10],
+            "-" if row.same_voxels != row.same_voxels else f"{100 * row.same_voxels:.3f} %",
+            cell[11],
+        ]
+        for row, cell in zip(rows, cells, strict=True)
+    ]
+    weights = "drawn from a fixed seed (head fitted to the phantom)"
+    if checkpoint is not None:
+        weights = f"those of {checkpoint.name}"
+    write_text(
+        out / "benchmark.md",
+        f"Case {case.name}, {shape} voxels. {threads} threads; medians of {repeats} runs, each a "
+        f"process of its own. Measured on {host.describe()}.\n\n"
+        + markdown_text(
+            [
+                "System",
+                "Seconds",
+                *ratios,
+                *(stage.capitalize() for stage in STAGES),
+                "Peak MiB",
+                "CPU s",
+                "Same voxels",
+                "Mean DSC",
+            ],
+            shown,
+        )
+        + "\nSeconds are file to file, wall clock around the process; start is what is in no "
+        "other stage (imports, reading and compiling the network, exit). Same voxels and mean "
+        "DSC are agreement of the labels with those of the first row that ran, where the "
+        f"network is the same. Its weights: {weights}. AVX2 and AVX512_CORE limit the "
+        "instructions (ONEDNN_MAX_CPU_ISA).\n",
+    )

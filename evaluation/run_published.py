@@ -1,0 +1,127 @@
+"""The published OpenVINO recipe, file to file, as a process of its own: for the benchmark.
+
+What challenge entries do with OpenVINO: read with SimpleITK, clip and normalise, resample to the
+network's spacing, windows that overlap by half with nnU-Net's Gaussian weights, fp32, all logits
+resampled to full size, argmax, write. Resampling is PyTorch's, as in those entries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import SimpleITK as sitk
+import torch
+from torch.nn.functional import interpolate
+
+from inference.network import window_starts
+from inference.plan import Plan
+from inference.resample import shape_at_spacing
+
+
+def main() -> None:
+    """Segment one file and write what each stage took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("model", "case", "labels", "stages"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    seconds = segment(options.model, options.case, options.labels, options.threads)
+    options.stages.write_text(json.dumps(seconds), encoding="utf-8")
+
+
+def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:
+    """Segment one CT.
+
+    Args:
+        folder: a model folder with an "f32" network.
+        case: the CT; its axes must be the plan's (no turning is done).
+        out: the label file.
+        threads: how many threads OpenVINO uses.
+
+    Returns:
+        Seconds per stage.
+    """
+    seconds: dict[str, float] = {}
+    plan = Plan.load(folder)
+    with timed("compile", seconds):
+        core = ov.Core()
+        model = core.read_model(folder / plan.networks["f32"])
+        model.reshape([1, 1, *plan.patch])
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        network = core.compile_model(model, "CPU", settings)
+    with timed("read", seconds):
+        image = sitk.ReadImage(str(case))
+        volume = sitk.GetArrayFromImage(image).astype(np.float32)
+    with timed("preprocess", seconds):
+        np.clip(volume, *plan.clip, out=volume)
+        volume -= plan.subtract
+        volume /= plan.divide
+        wanted = [float(step or 1.0) for step in plan.spacing]
+        shape = shape_at_spacing(volume.shape, image.GetSpacing()[::-1], wanted)
+        small = interpolate(torch.from_numpy(volume)[None, None], shape, mode="trilinear")[0, 0]
+        padded, inside = _padded(small.numpy(), plan.patch)
+    with timed("network", seconds):
+        logits = _windows(network, padded, plan)[(slice(None),) + inside]
+    with timed("labels", seconds):
+        full = interpolate(torch.from_numpy(logits)[None], volume.shape, mode="trilinear")[0]
+        channels = full.argmax(0).numpy().astype(np.uint8)
+        labels = np.array(plan.label_values, np.uint8)[channels]
+    with timed("write", seconds):
+        result = sitk.GetImageFromArray(labels)
+        result.CopyInformation(image)
+        sitk.WriteImage(result, str(out), True)
+    return seconds
+
+
+def _padded(
+    volume: np.ndarray[tuple[int, ...], np.dtype[np.float32]], patch: tuple[int, int, int]
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], tuple[slice, ...]]:
+    """At least a patch large, with zeros around, as nnU-Net pads."""
+    extra = [max(0, p - n) for n, p in zip(volume.shape, patch, strict=True)]
+    inside = tuple(slice(e // 2, e // 2 + n) for e, n in zip(extra, volume.shape, strict=True))
+    return np.pad(volume, [(e // 2, e - e // 2) for e in extra]), inside
+
+
+def _windows(
+    network: ov.CompiledModel,
+    volume: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    plan: Plan,
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Logits (C, z, y, x) from windows that overlap by half."""
+    axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in plan.patch]
+    gaussian = np.einsum("i,j,k->ijk", *axes).astype(np.float32)
+    gaussian = np.maximum(gaussian, gaussian[gaussian > 0].min())
+    total = np.zeros((len(plan.label_values), *volume.shape), np.float32)
+    weights = np.zeros(volume.shape, np.float32)
+    starts = [window_starts(n, p, 0.5) for n, p in zip(volume.shape, plan.patch, strict=True)]
+    for start in itertools.product(*starts):
+        here = tuple(slice(s, s + p) for s, p in zip(start, plan.patch, strict=True))
+        window = np.ascontiguousarray(volume[here])[None, None]
+        total[(slice(None),) + here] += network(window)[0][0] * gaussian
+        weights[here] += gaussian
+    return total / weights
+
+
+@contextmanager
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Put the seconds that a block takes under a stage's name."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
