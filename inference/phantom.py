@@ -427,7 +427,7 @@ def _ellipsoid(
 
     def distance(x: Float32Array, y: Float32Array, z: Float32Array) -> Float32Array:
         dx, dy, dz = (p - np.float32(c) for p, c in zip((x, y, z), centre, strict=True))
-        first = second = np.float32(0)
+        first = second = np.zeros_like(dx)
         for row, inv in zip(rows, inverse, strict=True):
             if angles == (0, 0, 0):
                 q = (dx, dy, dz)[int(np.argmax(row))] * inv

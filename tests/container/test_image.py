@@ -171,20 +171,22 @@ def test_threads_follow_the_quota(folders: Folders, phantom: sitk.Image) -> None
 
 
 def test_start_up_is_short(folders: Folders, phantom: sitk.Image) -> None:
-    """What docker run takes beyond the cases themselves (aim: 1.5 s; a busy machine gets 5)."""
+    """What docker run takes beside the case itself: aimed at 1.5 s, at most 3 s on any machine."""
     folders.add("a.nii.gz", phantom)
-    start = time.perf_counter()
-    result = docker(
-        "run", *HARDENED, "--rm", "-v", f"{folders.inputs}:/inputs:ro",
-        "-v", f"{folders.outputs}:/outputs", "abdoseg",
-        "sh", "predict.sh", "--report", "/outputs/report.json",
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    assert result.returncode == 0, result.stderr
-    (case,) = json.loads((folders.outputs / "report.json").read_text())["cases"]
-    beside = seconds - case["seconds"]["total"]
-    print(f"docker run: {seconds:.2f} s, of which {beside:.2f} s beside the case")
-    assert beside < 5
+    beside = []
+    for _ in range(3):  # the best of three: others may use this machine too
+        start = time.perf_counter()
+        result = docker(
+            "run", *HARDENED, "--rm", "-v", f"{folders.inputs}:/inputs:ro",
+            "-v", f"{folders.outputs}:/outputs", "abdoseg",
+            "sh", "predict.sh", "--report", "/outputs/report.json",
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        assert result.returncode == 0, result.stderr
+        (case,) = json.loads((folders.outputs / "report.json").read_text())["cases"]
+        beside.append(seconds - case["seconds"]["total"])
+    print("docker run beside the case:", ", ".join(f"{seconds:.2f} s" for seconds in beside))
+    assert min(beside) < 3
 
 
 def test_image_is_lean() -> None:
