@@ -1,0 +1,160 @@
+"""The benchmark: its bookkeeping with programs that are no networks, and the recipe itself."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
+pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
+
+from evaluation import benchmark as module
+from evaluation import benchmark_network
+from evaluation.benchmark import PUBLISHED, System, benchmark, list_systems
+from inference.model import Model
+from inference.organs import LABEL_OF
+from inference.phantom import make_phantom
+from inference.pipeline import segment
+from inference.plan import Plan
+
+WORK = """
+import json, os, sys, time
+import numpy as np, SimpleITK as sitk
+seconds, wrong, labels, stages = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+time.sleep(seconds)
+array = np.zeros((2, 3, 50), np.uint8)
+array[0] = 1
+array.flat[:wrong] = 2
+sitk.WriteImage(sitk.GetImageFromArray(array), labels)
+level = os.environ.get("ONEDNN_MAX_CPU_ISA", "none")
+json.dump({"network": seconds, "compile": 9}, open(stages, "w"))
+print("level", level)
+"""
+
+
+def command(seconds: float, wrong: int) -> tuple[str, ...]:
+    return (sys.executable, "-c", WORK, str(seconds), str(wrong), "{labels}", "{stages}")
+
+
+def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systems = [
+        System("slow", command(0.9, 30), baseline=True),
+        System(PUBLISHED, command(0.3, 0), baseline=True),
+        System("limited", command(0.1, 3), isa="AVX2"),
+        System("other", command(0.1, 0), same_network=False),
+        System("absent", (), problem="it is not installed"),
+        System("broken", (sys.executable, "-c", "raise SystemExit('no memory left')")),
+    ]
+    monkeypatch.setattr(module, "list_systems", lambda *_: systems)
+    monkeypatch.setattr(module, "_make_model", lambda *_: None)
+    rows = benchmark(tmp_path, groups=("models",), repeats=2, slices=2, plane=8, quiet=True)
+    slow, published, limited, other, absent, broken = rows
+    assert slow.stages["network"] == 0.9
+    assert sum(slow.stages.values()) == pytest.approx(slow.seconds)  # medians of two are means
+    assert slow.seconds > 0.9
+    assert published.same_voxels == published.agreement == 1
+    assert slow.same_voxels == pytest.approx(1 - 30 / 300)
+    assert limited.same_voxels == pytest.approx(1 - 3 / 300)
+    # Organ 1: 147 of 150 voxels; organ 2 is in one of the two only, so 0.
+    assert limited.agreement == pytest.approx((2 * 147 / 297 + 0) / 2)
+    assert np.isnan(other.same_voxels)
+    assert "level AVX2" in (tmp_path / "logs" / "limited_1.txt").read_text()
+    assert "level none" in (tmp_path / "logs" / "other_2.txt").read_text()
+    assert absent.problem == "it is not installed"
+    assert broken.problem == "failed (code 1): no memory left"
+    with (tmp_path / "benchmark.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["System"] for row in table] == [system.name for system in systems]
+    assert table[4]["Seconds"] == "-"
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "- (it is not installed)" in text
+    assert "x slow" in text and f"x {PUBLISHED.split(',')[0]}" in text
+    assert not list(tmp_path.glob(".benchmark-*"))
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "weights_folders", lambda: [tmp_path])
+    systems = list_systems(tmp_path, None, tmp_path, module.GROUPS, ("AVX2",), 1)
+    problems = {system.name: system.problem for system in systems}
+    assert "nnunetv2 is not installed" in (problems["nnU-Net v2 predictor, fp32"] or "")
+    assert "torch is not installed" in (problems[PUBLISHED] or "")
+    assert "nncf is not installed" in (problems["ours, same network, int8"] or "")
+    assert problems["ours, dsunet_eca"] == "no such model in the weights folder"
+    assert "nncf is not installed" in (problems["ours, same network, int8, AVX2"] or "")
+    assert not any("bf16" in name and "AVX2" in name for name in problems)
+
+
+def pointwise_model(folder: Path) -> None:
+    """A network whose windows do not matter: each voxel's logits are lines of its intensity."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    image = ops.parameter([1, 1, -1, -1, -1], np.float32)
+    slopes = np.linspace(-6.5, 6.5, 14, dtype=np.float32)
+    offsets = -(slopes**2) / 2  # tangents of a parabola: every one wins somewhere
+    logits = ops.add(
+        ops.multiply(image, ops.constant(slopes.reshape(1, 14, 1, 1, 1))),
+        ops.constant(offsets.astype(np.float32).reshape(1, 14, 1, 1, 1)),
+    )
+    folder.mkdir()
+    ov.save_model(ov.Model([logits], [image]), folder / "network.xml", compress_to_fp16=False)
+    Plan(
+        name="pointwise",
+        version="1",
+        spacing=(4.0, 3.0, 3.0),
+        clip=(-1000.0, 300.0),
+        subtract=0.0,
+        divide=60.0,
+        patch=(8, 16, 16),
+        multiple=(1, 1, 1),
+        networks={"f32": "network.xml"},
+        precision="f32",
+        labels=LABEL_OF,
+        bytes_per_voxel=100.0,
+        crop="none",
+    ).save(folder)
+
+
+def test_published_recipe_is_the_same_computation(tmp_path: Path) -> None:
+    """On a network that sees single voxels, windows and full-size logits must change nothing."""
+    pytest.importorskip("torch", reason="needs the extra 'training'")
+    from evaluation.run_published import segment as segment_as_published
+
+    pointwise_model(tmp_path / "model")
+    # Coarser than the network's grid: growing interpolates, and averages nothing in either.
+    ct, _ = make_phantom((20, 30, 30), (8.0, 9.0, 9.0))
+    case, out = tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz"
+    sitk.WriteImage(ct, str(case))
+    seconds = segment_as_published(tmp_path / "model", case, out, 1)
+    assert {"read", "preprocess", "network", "labels", "write"} <= set(seconds)
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(out)))
+    ours = sitk.GetArrayFromImage(segment(ct, Model.load(tmp_path / "model", threads=1)))
+    assert len(np.unique(ours)) > 8
+    assert np.mean(theirs == ours) > 0.999
+
+
+@pytest.mark.nnunet
+def test_shared_network_is_the_published_one() -> None:
+    pytest.importorskip("dynamic_network_architectures", reason="needs the extra 'nnunet'")
+    network = benchmark_network.make_network()
+    assert sum(p.numel() for p in network.parameters()) == benchmark_network.PARAMETERS
+
+
+@pytest.mark.nnunet
+@pytest.mark.slow
+def test_nnunet_and_the_recipe_agree(tmp_path: Path) -> None:
+    """Same weights, same windows: what is left is nnU-Net's half-precision sum of windows."""
+    pytest.importorskip("nnunetv2", reason="needs the extra 'nnunet'")
+    pytest.importorskip("nncf", reason="needs the extra 'training'")
+    rows = benchmark(
+        tmp_path, groups=("nnunet", "published"), levels=(), threads=2, repeats=1,
+        slices=12, plane=24, quick=True, quiet=True,
+    )  # fmt: skip
+    assert [row.problem for row in rows] == [None, None]
+    assert rows[0].same_voxels > 0.97
