@@ -129,7 +129,8 @@ def benchmark(
             image = _case(case, work, slices, plane)
             model, problem = work / "models" / benchmark_network.NAME, None
             if {"nnunet", "published", "ours"} & set(groups):
-                problem = _make_model(model, checkpoint, quick, quiet)
+                int8 = "ours" in groups and find_spec("nncf") is not None
+                problem = _make_model(model, checkpoint, int8, quick, quiet)
             systems = list_systems(model, problem, image, groups, levels, threads)
             rows = _run(systems, work, out, threads, repeats, image.name, quiet)
             _compare(rows, work, image.name)
@@ -153,13 +154,14 @@ def _case(case: Path | None, work: Path, slices: int, plane: int) -> Path:
     return path
 
 
-def _make_model(folder: Path, checkpoint: Path | None, quick: bool, quiet: bool) -> str | None:
+def _make_model(
+    folder: Path, checkpoint: Path | None, int8: bool, quick: bool, quiet: bool
+) -> str | None:
     """Build the shared network; the reason where that is not possible."""
     if package := benchmark_network.missing():
         return f"{package} is not installed (extra 'nnunet')"
     if not quiet:
         print("building the shared network ...", file=sys.stderr)
-    int8 = find_spec("nncf") is not None
     # In a process of its own, which takes its memory with it.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         pool.submit(benchmark_network.make_model, folder, checkpoint, int8, quick).result()
