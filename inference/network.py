@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
@@ -24,6 +24,13 @@ Logits = NDArray[np.floating[Any]]
 Progress = Callable[[float], None]
 
 _EVERY_CHANNEL = (slice(None),)
+
+
+class Runner(Protocol):
+    """What `predict` needs of a network; training's evaluation passes one of PyTorch."""
+
+    def run(self, volume: Float32Array) -> Float32Array:
+        """Logits (C, z, y, x) of a normalised volume (z, y, x)."""
 
 
 class Network:
@@ -122,7 +129,7 @@ class Network:
 
 
 def predict(
-    network: Network,
+    network: Runner,
     volume: Float32Array,
     plan: Plan,
     outside: float,

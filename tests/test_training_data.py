@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
+from training.augment import UNKNOWN
 from training.bodies import Body, anchored, complete, finish, isotropic
 from training.cases import find_cases
+from training.chance import Chance
 from training.config import Config
 from training.prepare import prepare
 from training.pseudolabel import judge
-from training.samples import UNKNOWN, Samples
+from training.samples import Samples
 from training.synthesis import synthesise
 from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
 from training.warp import random_places, regular_places, sample_linear, sample_nearest, upsample
@@ -62,7 +65,7 @@ def test_tissue_maps_keep_organ_labels() -> None:
     labels = np.array([[[1, 2, 3]]], np.uint8)
     tissues = tissues_from_names(labels, {"1": "liver", "2": "sacrum", "3": "spleen"})
     assert tissues.tolist() == [[[1, Tissue.BONE, 3]]]
-    assert organs_only(tissues).tolist() == [[[1, 0, 3]]]
+    assert organs_only(torch.from_numpy(tissues)).tolist() == [[[1, 0, 3]]]
 
 
 def test_upsample_equals_torch() -> None:
@@ -82,8 +85,7 @@ def test_sampling_at_the_own_places_gives_the_volume_back() -> None:
 
 
 def test_a_warp_of_strength_zero_is_a_shift_to_the_centre() -> None:
-    rng = torch.Generator().manual_seed(2)
-    places = random_places((4, 4, 4), 3.0, torch.tensor([10.0, 20.0, 30.0]), 0.0, rng)
+    places = random_places((4, 4, 4), 3.0, torch.tensor([10.0, 20.0, 30.0]), 0.0, Chance(2))
     assert torch.allclose(places.reshape(-1, 3).mean(0), torch.tensor([10.0, 20.0, 30.0]))
     assert torch.allclose(places[1, 0, 0] - places[0, 0, 0], torch.tensor([3.0, 0.0, 0.0]))
 
@@ -96,6 +98,10 @@ def tissues() -> np.ndarray:
     spine = np.zeros(array.shape, bool)
     spine[:, -60:-45, array.shape[2] // 2 - 8 : array.shape[2] // 2 + 8] = True
     return np.where((array == 0) & spine, Tissue.BONE, array).astype(np.uint8)
+
+
+def _organs(tissues: np.ndarray) -> np.ndarray:
+    return organs_only(torch.from_numpy(tissues)).numpy()
 
 
 def test_thick_slices_are_smoothed_without_losing_volume() -> None:
@@ -123,14 +129,14 @@ def test_completion_keeps_the_patients_organs_and_adds_the_atlas_tissues(
 ) -> None:
     """The patient: the same body, bent and 10 % smaller, with four organs labelled."""
     shown = (1, 2, 3, 13)
-    patient = ndimage.zoom(organs_only(tissues), 0.9, order=0)
+    patient = ndimage.zoom(_organs(tissues), 0.9, order=0)
     patient = np.where(np.isin(patient, shown), patient, 0).astype(np.uint8)
     whole = complete(patient, shown, tissues)
     assert Tissue.BONE in whole
     assert LABEL_OF["aorta"] in whole
     for organ in shown:
         assert (whole == organ).sum() == (patient == organ).sum()
-    truth = ndimage.zoom(organs_only(tissues), 0.9, order=0) == LABEL_OF["aorta"]
+    truth = ndimage.zoom(_organs(tissues), 0.9, order=0) == LABEL_OF["aorta"]
     offset = np.argwhere(whole == 1).min(0) - np.argwhere(patient == 1).min(0)
     middle = np.argwhere(whole == LABEL_OF["aorta"])[:, 1:].mean(0) - offset[1:]
     assert np.abs(middle - np.argwhere(truth)[:, 1:].mean(0)).max() < 6  # voxels of 2 mm
@@ -142,7 +148,7 @@ def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray
     arrays = torch.from_numpy(body.tissues), torch.from_numpy(body.hull)
 
     def draw(seed: int) -> torch.Tensor:
-        return synthesise(*arrays, 2.0, torch.Generator().manual_seed(seed))
+        return synthesise(*arrays, 2.0, Chance(seed))
 
     draws = [draw(seed) for seed in range(6)]
     assert torch.equal(draws[0], draw(0))
@@ -183,33 +189,45 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _config(**changes: Any) -> Config:
+    base = Config.load(Path(__file__).parents[1] / "training" / "configs" / "abdoseg.yaml")
+    small = {
+        "patch": (32, 32, 48),
+        "spacing": (6.0, 6.0, 6.0),
+        "synthesis_spacing": 6.0,
+        "holdout": (),
+    }
+    return replace(base, **{**small, **changes})
+
+
 @pytest.fixture(scope="module")
 def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared")
-    refused = prepare(data, out, (6.0, 6.0, 6.0), ())
+    refused = prepare(find_cases(data), out, _config())
     assert any(line.startswith("mirrored: the liver lies left") for line in refused)
+    assert (out / "refused.txt").read_text().splitlines() == refused
     return out
 
 
 @pytest.fixture
 def config() -> Config:
-    base = Config.load(Path(__file__).parents[1] / "training" / "configs" / "abdoseg.yaml")
-    return replace(base, patch=(32, 32, 48), spacing=6.0, features=(4, 8, 8), holdout=())
+    return _config()
 
 
 def test_preparation_writes_bodies_and_images_and_goes_on(data: Path, prepared: Path) -> None:
     assert {p.stem for p in (prepared / "images").iterdir()} == {"good", "whole"}
     assert {p.stem for p in (prepared / "bodies").iterdir()} == {"whole", "good__whole"}
     with np.load(prepared / "images" / "good.npz") as case:
-        assert case["hu"].shape == case["labels"].shape == (47, 56, 75)
+        assert case["hu"].shape == case["labels"].shape
         assert case["annotated"].tolist() == [1, 3, 5]
+        assert np.abs(case["spacing"] - 6).max() < 0.1
     before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
-    prepare(data, prepared, (6.0, 6.0, 6.0), ())
+    prepare(find_cases(data), prepared, _config())
     assert before == {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
 
 
 def test_held_out_cases_never_become_patches(data: Path, tmp_path: Path, config: Config) -> None:
-    prepare(data, tmp_path, (6.0, 6.0, 6.0), ("whole",))
+    prepare(find_cases(data), tmp_path, _config(holdout=("whole",)))
     assert not list((tmp_path / "bodies").iterdir())  # the only atlas is held out
     samples = Samples(tmp_path, replace(config, holdout=("whole",)))
     assert [p.stem for p in samples.sources["labelled"]] == ["good"]
@@ -225,20 +243,21 @@ def test_patches_depend_on_their_index_alone(prepared: Path, config: Config) -> 
 
 def test_patches_say_what_was_annotated(prepared: Path, config: Config) -> None:
     real = Samples(prepared, replace(config, shares={"labelled": 1.0}))
-    image, labels, annotated = real[0]
+    image, labels, annotated, weight = real[0]
     assert image.shape == (1, 32, 32, 48) and labels.shape == (32, 32, 48)
+    assert weight == 1
     assert annotated.nonzero().flatten().tolist() == [0, 1, 3, 5]
     low = (config.clip[0] - config.subtract) / config.divide
     high = (config.clip[1] - config.subtract) / config.divide
     assert image.min() >= low - 1e-5 and image.max() <= high + 1e-5
     drawn = Samples(prepared, replace(config, shares={"synthetic": 1.0}))
-    assert drawn[0][2].all()
+    assert drawn[0].annotated.all()
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:
     with pytest.raises(FileNotFoundError, match="nothing to train on"):
         Samples(tmp_path, config)
-    with pytest.raises(FileNotFoundError, match="no cases/"):
+    with pytest.raises(FileNotFoundError, match="no imagesTr/, cases/"):
         find_cases(tmp_path)
 
 
@@ -250,7 +269,7 @@ def _looks() -> list[np.ndarray]:
 
 
 def test_agreeing_looks_are_kept() -> None:
-    found = judge(_looks(), 5.0, 0.85)
+    found = judge(_looks(), (5.0, 5.0, 5.0), 0.85)
     assert found.kept == (LABEL_OF["liver"], LABEL_OF["spleen"])
     assert (found.labels == _looks()[0]).all()
 
@@ -258,14 +277,14 @@ def test_agreeing_looks_are_kept() -> None:
 def test_looks_that_differ_leave_the_organ_unknown() -> None:
     looks = _looks()
     looks[1][looks[1] == LABEL_OF["spleen"]] = 0
-    found = judge(looks, 5.0, 0.85)
+    found = judge(looks, (5.0, 5.0, 5.0), 0.85)
     assert found.kept == (LABEL_OF["liver"],)
     assert (found.labels[_looks()[0] == LABEL_OF["spleen"]] == UNKNOWN).all()
 
 
 def test_mirrored_and_tiny_organs_are_not_believed() -> None:
-    assert judge([look[:, :, ::-1] for look in _looks()], 5.0, 0.85).kept == ()
-    assert judge(_looks(), 1.0, 0.85).kept == ()
+    assert judge([look[:, :, ::-1] for look in _looks()], (5.0, 5.0, 5.0), 0.85).kept == ()
+    assert judge(_looks(), (1.0, 1.0, 1.0), 0.85).kept == ()
 
 
 def test_bodies_survive_storage(tmp_path: Path, tissues: np.ndarray) -> None:

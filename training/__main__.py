@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from inference.errors import AbdosegError
+from training.cases import Case, find_cases
 from training.config import Config
+from training.folds import fold_of
 
-STEPS = ("prepare", "train", "pseudolabel", "export")
+CONFIGS = Path(__file__).parent / "configs"
+STEPS = {
+    "prepare": "check and resample the data",
+    "train": "train, or go on with an interrupted training",
+    "export": "write the model folder, in fp16 and int8, with its model card",
+    "pseudolabel": "label the CTs without labels, where the trained networks are sure",
+    "measure": "print what configurations cost on this machine",
+}
+
+DESCRIPTION = """Rebuild a model's weights from a folder of CTs and labels.
+
+Without a step: prepare, train, export; interrupted, the same command goes on. Steps:
+""" + "\n".join(f"  {step:12} {what}" for step, what in STEPS.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="Rebuild a model's weights from a folder of CTs and labels.",
-    )
-    parser.add_argument(
-        "step",
-        nargs="?",
-        choices=STEPS,
-        help="one step alone; without it: prepare, train, export (interrupted steps go on)",
-    )
-    parser.add_argument("--config", type=Path, required=True, help="training/configs/NAME.yaml")
-    parser.add_argument("--data", type=Path, required=True, help="folder with cases and label maps")
-    parser.add_argument("--out", type=Path, required=True, help="the model folder, weights/NAME")
-    parser.add_argument(
-        "--work", type=Path, default=None, help="working folder (default: runs/NAME)"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile the loss while training")
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     try:
-        config = Config.load(options.config)
-        work = options.work or Path("runs") / config.name
+        configs = [Config.load(path) for path in options.config]
+        if options.step == "measure":
+            return _measure(configs or [Config.load(p) for p in sorted(CONFIGS.glob("*.yaml"))])
+        if len(configs) != 1 or options.data is None:
+            raise ValueError("one --config and --data are needed")
+        run = _Run(configs[0], options)
         for step in [options.step] if options.step else ["prepare", "train", "export"]:
-            _run(step, config, options.data, work, options.out, options.compile)
-    except (FileNotFoundError, ValueError) as error:
+            getattr(run, step)()
+    except (AbdosegError, FileNotFoundError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,37 +48,145 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(step: str, config: Config, data: Path, work: Path, out: Path, compiled: bool) -> None:
-    # Imported here: `--help` and a wrong option need not wait for torch.
-    prepared, run = work / "prepared", work / "run"
-    checkpoint = run / "checkpoint.pt"
-    if step == "prepare":
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("step", nargs="?", choices=STEPS, metavar="STEP", help="one step alone")
+    add("--config", type=Path, action="append", default=[], help="training/configs/NAME.yaml")
+    add("--data", type=Path, help="folder with nnU-Net's imagesTr/ or with cases/ and the like")
+    add("--out", type=Path, help="the model folder (default: weights/NAME)")
+    add("--work", type=Path, help="working folder (default: runs/NAME)")
+    add("--run", default="run", help="name of this training within the working folder")
+    add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
+    add("--workers", type=int, help="processes that prepare (default: one per CPU)")
+    add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
+    add("--initial", type=Path, help="begin with the weights of this checkpoint")
+    add(
+        "--teacher",
+        type=Path,
+        nargs=2,
+        metavar=("CONFIG", "CHECKPOINT"),
+        help="learn from this larger network too",
+    )
+    add("--teacher-weight", type=float, default=0.5, help="its share of the loss")
+    add(
+        "--pseudolabels",
+        type=Path,
+        help="folder that 'pseudolabel' writes and 'prepare' reads (default: WORK/pseudolabels)",
+    )
+    add(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        help="for 'pseudolabel' and 'export' (default: this training's); several must agree",
+    )
+    add("--agreement", type=float, default=0.85, help="DSC that pseudo-labels of an organ need")
+    add(
+        "--accuracy-aware",
+        action="store_true",
+        help="keep layers that int8 hurts in higher precision (slow)",
+    )
+    return parser.parse_args(arguments)
+
+
+class _Run:
+    """The steps of one training, with its folders. Heavy imports wait until they are needed."""
+
+    def __init__(self, config: Config, options: argparse.Namespace) -> None:
+        self.config = config
+        self.options = options
+        self.work: Path = options.work or Path("runs") / config.name
+        self.out: Path = options.out or Path("weights") / config.name
+        fold = "" if options.fold is None else f"_fold{options.fold}"
+        self.folder = self.work / (options.run + fold)
+        self.prepared = self.work / "prepared"
+        self.pseudolabels: Path = options.pseudolabels or self.work / "pseudolabels"
+        self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
+        self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
+        self.holdout: tuple[str, ...] = ()
+        if options.fold is not None:
+            labelled = [case.name for case in self.cases if case.kind == "labelled"]
+            self.holdout = fold_of(labelled, options.fold, config.folds, config.seed)
+
+    def prepare(self) -> None:
         from training.prepare import prepare
 
-        for line in prepare(data, prepared, (config.spacing,) * 3, config.holdout):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
+        refused = prepare(self.cases, self.prepared, self.config, self.options.workers)
+        for line in refused:
             print(f"refused: {line}", file=sys.stderr)
-    elif step == "train":
+
+    def train(self) -> None:
+        from training.teacher import Teacher
         from training.train import train
 
-        train(config, prepared, run, compiled)
-    elif step == "pseudolabel":
-        from inference.organs import ORGANS
-        from training.pseudolabel import pseudolabel
+        teacher = None
+        if self.options.teacher:
+            path, checkpoint = self.options.teacher
+            weight = self.options.teacher_weight
+            teacher = Teacher(Config.load(path), checkpoint, self.config, weight)
+        train(
+            self.config,
+            self.prepared,
+            self.folder,
+            self.holdout,
+            self.options.compile,
+            teacher,
+            self.options.initial,
+        )
 
-        for name, found in pseudolabel(checkpoint, config, prepared).items():
-            kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
-            print(f"{name}: kept {kept}")
-    else:
-        from training.cases import find_cases
-        from training.export import export, load_average
+    def export(self) -> None:
+        from training.export import export
         from training.machine import machine_in_words
         from training.model_card import write_model_card
 
-        agreements = export(checkpoint, config, prepared, out)
-        parameters = sum(p.numel() for p in load_average(checkpoint, config).parameters())
-        write_model_card(
-            out, config, find_cases(data), run, parameters, agreements, machine_in_words()
+        agreements = export(
+            self.checkpoints[0], self.config, self.prepared, self.out, self.options.accuracy_aware
         )
+        for agreement in agreements:
+            print(agreement, flush=True)
+        write_model_card(
+            self.out,
+            self.config,
+            self.cases,
+            self.folder,
+            self.holdout,
+            agreements,
+            machine_in_words(),
+        )
+
+    def pseudolabel(self) -> None:
+        from inference.organs import ORGANS
+        from training.pseudolabel import pseudolabel
+
+        # What another round labelled stays pseudo-labelled: remove its folder to begin anew.
+        judged, refused = pseudolabel(
+            find_cases(self.options.data),
+            self.checkpoints,
+            self.config,
+            self.pseudolabels,
+            self.options.agreement,
+        )
+        for line in refused:
+            print(f"refused: {line}", file=sys.stderr)
+        for name, found in judged.items():
+            kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
+            print(f"{name}: kept {kept}")
+
+
+def _measure(configs: list[Config]) -> int:
+    from training.measure import HEADER, describe, measure
+
+    print(HEADER, flush=True)
+    for config in configs:
+        print(measure(config), flush=True)
+    print(f"\n{describe()}")
+    return 0
 
 
 if __name__ == "__main__":

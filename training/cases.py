@@ -1,24 +1,58 @@
 """Where training data comes from: folders of cases, each an image, a label map or both.
 
-Layout of a data folder: ``cases/NAME`` (``ct.nii.gz`` and ``labels.nii.gz``), ``labelmaps/NAME``
-(``labels.nii.gz`` alone) and ``unlabelled/NAME`` (``ct.nii.gz`` alone). ``full_labels.nii.gz``
-with ``full_labels_names.json`` may add all tissues; ``meta.json`` says which organs were
-annotated. An organ that was not annotated is unknown there, not absent.
+Two layouts, which one data folder may also mix:
+
+- nnU-Net's raw data set: ``imagesTr/X_0000.nii.gz``, ``labelsTr/X.nii.gz``, ``dataset.json``.
+  Its label names are mapped to our numbers; structures that are none of our organs are unknown.
+  An image without labels is unlabelled; ``pseudolabelsTr/X.nii.gz`` are labels that a network
+  made; labels without an image are a label map. A key ``"annotated"`` of ``dataset.json``,
+  ``{"X": ["liver", ...]}``, tells in which cases only some organs were annotated. ``imagesTs``
+  is left alone.
+- One folder a case: ``cases/NAME`` (``ct.nii.gz`` and ``labels.nii.gz``), ``labelmaps/NAME``
+  (``labels.nii.gz`` alone), ``unlabelled/NAME`` (``ct.nii.gz`` alone) and ``pseudo/NAME``
+  (both, labels made by a network). ``full_labels.nii.gz`` with ``full_labels_names.json`` may
+  add all tissues; ``meta.json`` says which organs were annotated.
+
+An organ that was not annotated is unknown there, not absent.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.organs import ORGANS
+from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
+from inference.reading import check_intensities, ending, read
+from training.augment import UNKNOWN
 from training.tissues import tissues_from_names
+
+Spacing = tuple[float, float, float]
+
+ANNOTATED = "annotated.json"
+"""In a folder of pseudo-labels: which organs were kept in which case, by name."""
+
+_OTHER_NAMES = {
+    "ivc": "inferior_vena_cava",
+    "postcava": "inferior_vena_cava",
+    "vena_cava": "inferior_vena_cava",
+    "rk": "right_kidney",
+    "lk": "left_kidney",
+    "rag": "right_adrenal_gland",
+    "lag": "left_adrenal_gland",
+    "right_adrenal": "right_adrenal_gland",
+    "left_adrenal": "left_adrenal_gland",
+    "oesophagus": "esophagus",
+    "gall_bladder": "gallbladder",
+}
 
 
 @dataclass(frozen=True)
@@ -26,71 +60,243 @@ class Case:
     """One patient of a data folder.
 
     Attributes:
-        name: the folder's name.
-        folder: where its files are.
-        annotated: label values of the organs that were annotated.
+        name: of the case.
+        kind: "labelled", "pseudo", "unlabelled" (images) or "labelmap".
+        image: the CT's file.
+        label_file: the labels' file.
+        annotated: label values (ours) of the organs that were annotated.
+        values: label value in the file to ours; ``None`` where they are ours.
+        tissue_file: a label map of the whole body, with ``tissue_names`` (value to name).
+        source: where it comes from, in words.
+        licence: under which it is published.
     """
 
     name: str
-    folder: Path
+    kind: str
+    image: Path | None
+    label_file: Path | None
     annotated: tuple[int, ...]
+    values: Mapping[int, int] | None = None
+    tissue_file: Path | None = None
+    tissue_names: Mapping[str, str] = field(default_factory=dict)
+    source: str = "unknown"
+    licence: str = "unknown"
 
-    @property
-    def has_ct(self) -> bool:
-        """Whether there is an image."""
-        return (self.folder / "ct.nii.gz").is_file()
+    def ct(self) -> tuple[NDArray[np.int16], Spacing]:
+        """Hounsfield units (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm.
 
-    @property
-    def has_all_tissues(self) -> bool:
-        """Whether there is a label map of the whole body."""
-        return (self.folder / "full_labels.nii.gz").is_file()
+        Raises:
+            CaseError: the file is damaged or no CT.
+            ValueError: its values are no Hounsfield units of a body.
+        """
+        assert self.image is not None
+        array, spacing = _turned(read(self.image).image)
+        intensities = check_intensities(array)
+        hu = array + np.float32(intensities.offset) if intensities.offset else array
+        if hu.min() > -200 or hu.max() < 200:
+            raise ValueError(
+                f"values from {hu.min()} to {hu.max()} are not Hounsfield units of a body"
+            )
+        return np.clip(hu, -1024, 3071).astype(np.int16), spacing
 
-    def ct(self) -> tuple[NDArray[np.int16], tuple[float, float, float]]:
-        """Hounsfield units (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm."""
-        array, spacing = _read(self.folder / "ct.nii.gz")
-        return np.clip(array, -1024, 3071).astype(np.int16), spacing
+    def labels(self) -> tuple[NDArray[np.uint8], Spacing]:
+        """Our organ labels (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm.
 
-    def labels(self) -> tuple[NDArray[np.uint8], tuple[float, float, float]]:
-        """Organ labels (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm."""
-        array, spacing = _read(self.folder / "labels.nii.gz")
-        return array.astype(np.uint8), spacing
+        Raises:
+            CaseError: the file is damaged.
+            ValueError: it does not lie on the image's grid, or has values that are no labels.
+        """
+        assert self.label_file is not None
+        image = read(self.label_file).image
+        if self.image is not None:
+            self._check_same_grid(image)
+        array, spacing = _turned(image)
+        values = self.values or {value: value for value in (0, *ORGANS)}
+        found = np.unique(array)
+        if unknown := sorted({float(v) for v in found} - {float(v) for v in values}):
+            raise ValueError(f"label values {', '.join(f'{v:g}' for v in unknown)} are not organs")
+        table = np.zeros(1 + int(found.max()), np.uint8)
+        for value in found.astype(int):
+            table[value] = values[value]
+        return table[array.astype(np.int64)], spacing
 
-    def tissues(self) -> tuple[NDArray[np.uint8], tuple[float, float, float]]:
+    def tissues(self) -> tuple[NDArray[np.uint8], Spacing]:
         """The tissue map where all tissues are labelled, else the organs alone."""
         labels, spacing = self.labels()
-        if not self.has_all_tissues:
+        labels[labels == UNKNOWN] = 0
+        if self.tissue_file is None:
             return labels, spacing
-        names = json.loads((self.folder / "full_labels_names.json").read_text(encoding="utf-8"))
-        full, _ = _read(self.folder / "full_labels.nii.gz")
-        tissues = tissues_from_names(full.astype(np.uint8), names)
+        full, _ = _turned(read(self.tissue_file).image)
+        tissues = tissues_from_names(full.astype(np.uint8), dict(self.tissue_names))
         return np.where(labels > 0, labels, tissues).astype(np.uint8), spacing
 
+    def _check_same_grid(self, labels: sitk.Image) -> None:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(self.image))
+        reader.ReadImageInformation()
+        for what, tolerance in (
+            ("Size", 0),
+            ("Spacing", 1e-3),
+            ("Origin", 0.1),
+            ("Direction", 1e-3),
+        ):
+            a, b = (getattr(image, f"Get{what}")()[:9] for image in (reader, labels))
+            if len(a) != len(b) or not np.allclose(a, b, rtol=0, atol=tolerance):
+                text = [", ".join(f"{v:.5g}" for v in values) for values in (b, a)]
+                raise ValueError(
+                    f"the labels do not lie on the image's grid: {what.lower()} ({text[0]}), "
+                    f"the image's is ({text[1]})"
+                )
 
-def find_cases(folder: Path) -> list[Case]:
+
+def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:
     """All cases of a data folder, ordered by kind and name.
+
+    Args:
+        folder: the data folder.
+        pseudolabels: a folder that `training.pseudolabel` wrote; its labels make unlabelled
+            cases pseudo-labelled ones.
 
     Raises:
         FileNotFoundError: the folder holds none.
+        ValueError: ``dataset.json`` is missing or cannot be used, or two cases have one name.
     """
-    cases = []
-    for kind in ("cases", "labelmaps", "unlabelled"):
-        for path in sorted((folder / kind).glob("*/")):
-            meta = path / "meta.json"
-            known = json.loads(meta.read_text(encoding="utf-8")) if meta.is_file() else {}
-            whole = tuple(ORGANS) if kind != "unlabelled" else ()
-            cases.append(Case(path.name, path, tuple(known.get("annotated_labels", whole))))
+    cases = _folders_of_cases(folder)
+    if any((folder / kind).is_dir() for kind in ("imagesTr", "labelsTr")):
+        cases += _nnunet_dataset(folder)
     if not cases:
-        raise FileNotFoundError(f"{folder}: no cases/, labelmaps/ or unlabelled/ with a case")
+        raise FileNotFoundError(
+            f"{folder}: no imagesTr/, cases/, labelmaps/, unlabelled/ or pseudo/ with a case"
+        )
+    names = [case.name for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{folder}: several cases are named {', '.join(twice[:5])}")
+    kept = read_annotated(pseudolabels) if pseudolabels else {}
+    return [_with_pseudolabels(case, pseudolabels, kept.get(case.name, [])) for case in cases]
+
+
+def read_annotated(folder: Path) -> dict[str, list[str]]:
+    """Which organs a folder of pseudo-labels tells, by case; empty where there is none."""
+    path = folder / ANNOTATED
+    return _json(path) if path.is_file() else {}
+
+
+def _with_pseudolabels(case: Case, folder: Path | None, organs: list[str]) -> Case:
+    if case.kind != "unlabelled" or folder is None or not organs:
+        return case
+    return replace(
+        case,
+        kind="pseudo",
+        label_file=folder / f"{case.name}.nii.gz",
+        annotated=tuple(LABEL_OF[organ] for organ in organs),
+        values={value: value for value in (0, *ORGANS, UNKNOWN)},
+    )
+
+
+def _folders_of_cases(folder: Path) -> list[Case]:
+    cases = []
+    for directory, kind in (
+        ("cases", "labelled"),
+        ("pseudo", "pseudo"),
+        ("labelmaps", "labelmap"),
+        ("unlabelled", "unlabelled"),
+    ):
+        for path in sorted((folder / directory).glob("*/")):
+            meta = _json(path / "meta.json") if (path / "meta.json").is_file() else {}
+            labelled = kind != "unlabelled"
+            everything = tuple(ORGANS) if labelled else ()
+            full = path / "full_labels.nii.gz"
+            names = path / "full_labels_names.json"
+            cases.append(
+                Case(
+                    name=path.name,
+                    kind=kind,
+                    image=path / "ct.nii.gz" if kind != "labelmap" else None,
+                    label_file=path / "labels.nii.gz" if labelled else None,
+                    annotated=tuple(meta.get("annotated_labels", everything)),
+                    tissue_file=full if full.is_file() else None,
+                    tissue_names=_json(names) if full.is_file() else {},
+                    source=meta.get("original_dataset", "unknown"),
+                    licence=meta.get("licence", "unknown"),
+                )
+            )
     return cases
 
 
-def _read(path: Path) -> tuple[NDArray[np.generic], tuple[float, float, float]]:
-    image = sitk.ReadImage(str(path))
+def _nnunet_dataset(folder: Path) -> list[Case]:
+    description = folder / "dataset.json"
+    if not description.is_file():
+        raise ValueError(f"{folder}: has imagesTr or labelsTr but no dataset.json")
+    dataset = _json(description)
+    values = {0: 0}
+    for name, value in dataset.get("labels", {}).items():
+        if not isinstance(value, int):
+            raise ValueError(f"{description}: label {name!r} is a region; one number is needed")
+        values[value] = _our_label(name) if value else 0
+    organs = tuple(sorted({v for v in values.values() if 0 < v < UNKNOWN}))
+    if not organs:
+        raise ValueError(f"{description}: none of its labels is one of the 13 organs")
+    partly = {
+        case: tuple(_our_label(name) for name in names)
+        for case, names in dataset.get("annotated", {}).items()
+    }
+    images: dict[str, Path] = {}
+    for path in sorted((folder / "imagesTr").glob("*")):
+        if (end := ending(path)) is None:
+            continue
+        name, _, channel = path.name[: -len(end)].rpartition("_")
+        if channel != "0000":
+            raise ValueError(f"{path}: not NAME_0000{end}; CT has one channel")
+        images[name] = path
+    made, given = (_labels(folder / f) for f in ("pseudolabelsTr", "labelsTr"))
+    cases = []
+    for name in sorted({*images, *given}):
+        image = images.get(name)
+        labels = given.get(name) or made.get(name)
+        kind = "labelled" if name in given else "pseudo" if name in made else "unlabelled"
+        cases.append(
+            Case(
+                name=name,
+                kind=kind if image else "labelmap",
+                image=image,
+                label_file=labels,
+                annotated=partly.get(name, organs) if labels else (),
+                values=values,
+                source=str(dataset.get("name", folder.name)),
+                licence=str(dataset.get("licence", dataset.get("license", "unknown"))),
+            )
+        )
+    return cases
+
+
+def _labels(folder: Path) -> dict[str, Path]:
+    return {
+        path.name[: -len(end)]: path
+        for path in sorted(folder.glob("*"))
+        if (end := ending(path)) is not None
+    }
+
+
+def _our_label(name: str) -> int:
+    """Our number for a structure's name; `UNKNOWN` if it is none of our organs."""
+    plain = re.sub(r"[\s\-]+", "_", name.strip().lower())
+    plain = re.sub(r"^(kidney|adrenal_gland)_(left|right)$", r"\2_\1", plain)
+    return LABEL_OF.get(_OTHER_NAMES.get(plain, plain), UNKNOWN)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return content
+
+
+def _turned(image: sitk.Image) -> tuple[NDArray[Any], Spacing]:
     turn = turn_to(image.GetDirection())
     x, y, z = image.GetSpacing()
     spacing = turn.reorder((z, y, x))
-    return turn.apply(sitk.GetArrayViewFromImage(image)).copy(), (
-        spacing[0],
-        spacing[1],
-        spacing[2],
-    )
+    array = turn.apply(sitk.GetArrayViewFromImage(image)).copy()
+    return array, (spacing[0], spacing[1], spacing[2])

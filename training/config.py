@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+
+from inference.organs import LABEL_OF
+from inference.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -16,64 +21,151 @@ class Config:
     Attributes:
         name: the model's name and that of its folder under ``weights``.
         version: version of the weights.
-        features: channels per stage of the `training.network.UNet`.
-        spacing: isotropic spacing of the network's grid.
-        clip, subtract, divide: the intensity rule, as in `inference.plan.Plan`.
-        patch: voxels per training patch.
+        network: the ``kind`` of network and its arguments, see `training.network`.
+        spacing, size, crop, clip, subtract, divide, patch, tiling, overlap, precision,
+            postprocessing: written into the model's plan as they are, see `inference.plan.Plan`.
+            Training prepares its images with the same rules, and draws patches of that size.
+        stored: HU range of the prepared images: that of ``clip``, or wider where an augmentation
+            changes HU before they are clipped.
+        synthesis_spacing: isotropic spacing at which synthetic CT is drawn for a patch.
+        batch: patches per step, over all GPUs together.
         iterations: optimiser steps in all.
-        batch: patches per step.
-        learning_rate: AdamW's peak rate; it warms up linearly and decays with a cosine to zero.
-        warmup: steps of warm-up.
-        weight_decay: AdamW's.
+        optimiser: "adamw" or "sgd" (with Nesterov momentum 0.99).
+        learning_rate: the highest rate.
+        schedule: how the rate falls to zero: "cosine", or "polynomial" with the exponent 0.9.
+        warmup: steps in which the rate rises first.
+        weight_decay: the optimiser's.
+        gradient_clip: highest norm of the gradient.
         ema: decay of the moving average of the weights, which is what is exported.
-        augmentation: strength of the random warps (1: full).
+        seed: of everything random.
+        placement: where patches lie, see `training.samples`.
+        augmentation: name to arguments, applied in this order, see `training.augment`.
         shares: how often a patch is drawn from ``synthetic`` bodies, ``labelled`` and ``pseudo``
             labelled images; shares of kinds that are missing go to the others.
+        pseudo_weight: what a pseudo-labelled patch counts in the loss; a labelled one counts 1.
         holdout: cases that are never trained on; those with labels are scored on.
-        seed: of everything random.
+        folds: in how many parts cases are divided for cross-validation (``--fold``).
         evaluate_every: steps between evaluations on the held-out cases.
         checkpoint_every: steps between checkpoints.
-        postprocessing: written into the plan.
     """
 
     name: str
     version: str
-    features: tuple[int, ...]
-    spacing: float
+    network: Mapping[str, Any]
+    spacing: tuple[float | None, float | None, float | None]
+    size: tuple[int | None, int | None, int | None]
+    crop: str
     clip: tuple[float, float]
     subtract: float
     divide: float
     patch: tuple[int, int, int]
-    iterations: int
+    tiling: str
+    overlap: float
+    precision: str
+    postprocessing: tuple[Mapping[str, Any], ...]
+    stored: tuple[float, float]
+    synthesis_spacing: float
     batch: int
+    iterations: int
+    optimiser: str
     learning_rate: float
+    schedule: str
     warmup: int
     weight_decay: float
+    gradient_clip: float
     ema: float
-    augmentation: float
-    shares: dict[str, float]
-    holdout: tuple[str, ...]
     seed: int
+    placement: Mapping[str, Any]
+    augmentation: Mapping[str, Any]
+    shares: Mapping[str, float]
+    pseudo_weight: float
+    holdout: tuple[str, ...]
+    folds: int
     evaluate_every: int
     checkpoint_every: int
-    postprocessing: tuple[dict[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.optimiser not in ("adamw", "sgd"):
+            problems.append(f"optimiser {self.optimiser!r} is neither 'adamw' nor 'sgd'")
+        if self.schedule not in ("cosine", "polynomial"):
+            problems.append(f"schedule {self.schedule!r} is neither 'cosine' nor 'polynomial'")
+        if wrong := set(self.shares) - {"synthetic", "labelled", "pseudo"}:
+            problems.append(f"shares of unknown kinds: {', '.join(sorted(wrong))}")
+        if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
+            problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")
+        for kind in ("batch", "iterations", "evaluate_every", "checkpoint_every"):
+            if getattr(self, kind) < 1:
+                problems.append(f"{kind} is less than 1")
+        if problems:
+            raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
+
+    def plan(
+        self,
+        multiple: tuple[int, int, int],
+        networks: Mapping[str, str],
+        bytes_per_voxel: float = 0.0,
+    ) -> Plan:
+        """The plan of a model that was trained with this configuration.
+
+        Args:
+            multiple: the network's.
+            networks: precision to file name.
+            bytes_per_voxel: as measured.
+        """
+        return Plan(
+            name=self.name,
+            version=self.version,
+            spacing=self.spacing,
+            size=self.size,
+            crop=self.crop,
+            clip=(float(self.clip[0]), float(self.clip[1])),
+            subtract=self.subtract,
+            divide=self.divide,
+            patch=self.patch,
+            multiple=multiple,
+            tiling=self.tiling,
+            overlap=self.overlap,
+            networks=networks,
+            precision=self.precision if self.precision in networks else next(iter(networks)),
+            labels=LABEL_OF,
+            bytes_per_voxel=bytes_per_voxel,
+            postprocessing=self.postprocessing,
+        )
+
+    def normalise(self, hu: np.ndarray) -> np.ndarray:
+        """Hounsfield units to the network's intensities, float32."""
+        values = np.clip(hu.astype(np.float32), *self.clip) - np.float32(self.subtract)
+        return values / np.float32(self.divide)
+
+    @property
+    def air(self) -> float:
+        """The normalised value of air."""
+        return (self.clip[0] - self.subtract) / self.divide
 
     @staticmethod
     def load(path: Path) -> Config:
         """Read a configuration file.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: not YAML, a key is missing or unknown, or a value is impossible.
             FileNotFoundError: there is no such file.
         """
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: not a configuration")
         known = {f.name for f in fields(Config)}
         if wrong := sorted(set(content) - known):
             raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
-        }
+        if missing := sorted(known - set(content)):
+            raise ValueError(f"{path}: missing keys {', '.join(missing)}")
         try:
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
+            }
             return Config(**values)
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: {error}") from None

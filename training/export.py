@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nncf
 import numpy as np
@@ -15,16 +17,25 @@ import openvino as ov
 import torch
 from torch import nn
 
-from inference.organs import LABEL_OF, ORGANS
+from inference.decode import winners
+from inference.machine import free_memory, usable_threads
+from inference.network import Network
+from inference.network import predict as predict_in_windows
+from inference.organs import ORGANS
 from inference.plan import Plan
+from training.checkpoint import load_average
 from training.config import Config
-from training.network import UNet
-from training.train import dice
+from training.evaluate import dice, logits_of, multiple_of
+from training.samples import Samples
+
+_NETWORKS = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
+_CALIBRATED_WITH = 32  # patches of as many volumes
+_CHECKED_ON = 3  # whole volumes
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported network compares with PyTorch's fp32 on one real volume.
+    """How an exported network compares with PyTorch's fp32 on one volume.
 
     Attributes:
         precision: "f32", "bf16" or "int8".
@@ -40,16 +51,39 @@ class Agreement:
     same_labels: float
     organ_dice: dict[str, float | None]
 
+    def __str__(self) -> str:
+        organs = {name: score for name, score in self.organ_dice.items() if score is not None}
+        worst = min(organs, key=lambda name: organs[name], default="no organ")
+        return (
+            f"{self.precision} on {self.case}: logits error {self.logits_error:.4f}, "
+            f"{100 * self.same_labels:.3f} % of the labels the same, "
+            f"lowest organ DSC {organs.get(worst, 1.0):.4f} ({worst})"
+        )
 
-def load_average(checkpoint: Path, config: Config) -> UNet:
-    """The moving average of the weights in a checkpoint (nothing pickled is executed)."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    network = UNet(config.features, 1 + len(ORGANS))
-    network.load_state_dict(state["average"])
-    return network.eval()
+
+@dataclass(frozen=True)
+class Volume:
+    """A prepared volume for calibration and checks.
+
+    Attributes:
+        name: of the case.
+        hu: int16 (z, y, x).
+        labels: uint8 (z, y, x); zeros where there are none.
+    """
+
+    name: str
+    hu: np.ndarray
+    labels: np.ndarray
 
 
-def export(checkpoint: Path, config: Config, prepared: Path, out: Path) -> list[Agreement]:
+def export(
+    checkpoint: Path,
+    config: Config,
+    prepared: Path,
+    out: Path,
+    accuracy_aware: bool = False,
+    most_loss: float = 0.005,
+) -> list[Agreement]:
     """Write a model folder (IR in fp16 storage and in int8, and the plan).
 
     The folder is made beside ``out`` and moved there at the end.
@@ -57,97 +91,163 @@ def export(checkpoint: Path, config: Config, prepared: Path, out: Path) -> list[
     Args:
         checkpoint: what `training.train.train` wrote.
         config: its configuration.
-        prepared: prepared data; real images calibrate int8 and check the export.
+        prepared: prepared data; real images calibrate int8 and check the export. Where there
+            are none at all, synthetic ones do.
         out: the model folder; replaced if it exists.
+        accuracy_aware: keep those layers in higher precision whose quantisation costs most,
+            until the loss of accuracy is at most ``most_loss``. Takes many times longer.
+        most_loss: mean DSC per organ between int8's labels and fp32's that may be lost.
 
     Returns:
-        The agreement of every exported precision with PyTorch, per checked image.
+        The agreement of every exported precision with PyTorch, per checked volume.
 
     Raises:
-        FileNotFoundError: no prepared image to calibrate with.
+        FileNotFoundError: no checkpoint, or nothing prepared to calibrate with.
     """
     network = load_average(checkpoint, config)
-    images = [p for p in sorted((prepared / "images").glob("*.npz")) if np.load(p)["hu"].size]
-    if not images:
-        raise FileNotFoundError(f"{prepared / 'images'}: no image to calibrate and check with")
-    volumes = {p.stem: _input(np.load(p)["hu"], config) for p in images}
+    volumes = volumes_for_checks(prepared, config)
+    patches = [patch_of(volume, config) for volume in volumes]
 
-    model = ov.convert_model(network, example_input=torch.zeros(1, 1, *config.patch))
-    model.reshape([1, 1, -1, -1, -1])
-    model.inputs[0].get_tensor().set_names({"image"})
-    model.outputs[0].get_tensor().set_names({"logits"})
-    # Organs outside the training set's own images calibrate too: activations are what matters.
-    quantised = nncf.quantize(
-        model,
-        nncf.Dataset(list(volumes.values())),
-        subset_size=len(volumes),
-        preset=nncf.QuantizationPreset.MIXED,
-    )
-    networks = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
+    model = to_openvino(network, config.patch)
+    quantised = _quantise(model, patches, most_loss if accuracy_aware else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as made:
         folder = Path(made) / out.name
         folder.mkdir()
-        ov.save_model(model, folder / "network.xml", compress_to_fp16=True)
-        ov.save_model(quantised, folder / "network_int8.xml", compress_to_fp16=True)
-        plan = Plan(
-            name=config.name,
-            version=config.version,
-            spacing=(config.spacing,) * 3,
-            clip=(float(config.clip[0]), float(config.clip[1])),
-            subtract=config.subtract,
-            divide=config.divide,
-            patch=config.patch,
-            multiple=(network.multiple,) * 3,
-            networks=networks,
-            precision="bf16",
-            labels=LABEL_OF,
-            bytes_per_voxel=_bytes_per_voxel(folder / "network.xml", config.patch),
-            postprocessing=config.postprocessing,
-        )
+        ov.save_model(model, folder / _NETWORKS["f32"], compress_to_fp16=True)
+        ov.save_model(quantised, folder / _NETWORKS["int8"], compress_to_fp16=True)
+        per_voxel = _bytes_per_voxel(folder / _NETWORKS["f32"], config.patch)
+        plan = config.plan(multiple_of(network), _NETWORKS, per_voxel)
         plan.save(folder)
+        agreements = [
+            agreement
+            for volume in volumes[:_CHECKED_ON]
+            for agreement in _compare(network, folder, plan, config, volume)
+        ]
+        folder.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
         folder.rename(out)
-    return [
-        agreement
-        for case, volume in volumes.items()
-        for agreement in _compare(network, out, networks, case, volume)
-    ]
+    return agreements
 
 
-def _input(hu: np.ndarray, config: Config) -> np.ndarray:
-    """A patch-shaped, normalised piece (1, 1, z, y, x) from the middle of a volume."""
-    patch = config.patch
-    lowest = float(config.clip[0])
-    hu = np.pad(
-        hu.astype(np.float32),
-        [
-            (max(0, p - n) // 2, max(0, p - n) - max(0, p - n) // 2)
-            for n, p in zip(hu.shape, patch, strict=True)
-        ],
-        constant_values=lowest,
+def to_openvino(network: nn.Module, patch: Sequence[int]) -> Any:
+    """An OpenVINO model of a torch network, for inputs of any size (z, y, x)."""
+    model = ov.convert_model(network.eval(), example_input=torch.zeros(1, 1, *patch))
+    model.reshape([1, 1, -1, -1, -1])
+    model.inputs[0].get_tensor().set_names({"image"})
+    model.outputs[0].get_tensor().set_names({"logits"})
+    return model
+
+
+def quantise(model: Any, patches: list[np.ndarray]) -> Any:
+    """An int8 version of an OpenVINO model (NNCF's post-training quantisation).
+
+    Args:
+        model: fp32; left as it is.
+        patches: normalised inputs (1, 1, z, y, x) that calibrate the activations' ranges.
+    """
+    return nncf.quantize(
+        model,
+        nncf.Dataset(patches),
+        subset_size=len(patches),
+        preset=nncf.QuantizationPreset.MIXED,
     )
-    start = [(n - p) // 2 for n, p in zip(hu.shape, patch, strict=True)]
-    piece = hu[tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))]
-    return (np.clip(piece, *config.clip) - config.subtract)[None, None] / np.float32(config.divide)
+
+
+def _quantise(model: Any, patches: list[np.ndarray], most_loss: float | None) -> Any:
+    if most_loss is None:
+        return quantise(model, patches)
+    core = ov.Core()
+    reference = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    truths = [winners(reference(patch)[0][0]) for patch in patches]
+
+    def agreement(compiled: Any, data: Any) -> tuple[float, list[float]]:
+        """Mean DSC per organ with fp32's labels, over all patches and for each."""
+        scores = []
+        for number in data:
+            labels, truth = winners(compiled(patches[number])[0][0]), truths[number]
+            organs = [dice(labels == value, truth == value) for value in ORGANS]
+            seen = [score for score in organs if score is not None]
+            scores.append(float(np.mean(seen)) if seen else 1.0)
+        return float(np.mean(scores)), scores
+
+    return nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset(patches),
+        nncf.Dataset(list(range(len(patches)))),
+        validation_fn=agreement,
+        max_drop=most_loss,
+        drop_type=nncf.DropType.ABSOLUTE,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(patches),
+    )
+
+
+def volumes_for_checks(prepared: Path, config: Config) -> list[Volume]:
+    """Prepared volumes: labelled ones first, then unlabelled and pseudo-labelled ones.
+
+    Where there is no real image, synthetic patches stand in; their names say so.
+
+    Raises:
+        FileNotFoundError: nothing is prepared.
+    """
+    found = []
+    for path in sorted((*prepared.glob("images/*.npz"), *prepared.glob("pseudo/*.npz"))):
+        if not path.name.startswith("."):
+            with np.load(path) as content:
+                found.append((not content["labels"].any(), path))
+    real: dict[str, Volume] = {}
+    for _, path in sorted(found):
+        if path.stem not in real and len(real) < _CALIBRATED_WITH:
+            with np.load(path) as content:
+                real[path.stem] = Volume(path.stem, content["hu"], content["labels"])
+    if real:
+        return list(real.values())
+    samples = Samples(prepared, config)
+    drawn = []
+    for number in range(8):
+        patch = samples[number]
+        hu = patch.image[0].numpy() * config.divide + config.subtract
+        drawn.append(
+            Volume(f"synthetic_{number}", hu.round().astype(np.int16), patch.labels.numpy())
+        )
+    return drawn
+
+
+def patch_of(volume: Volume, config: Config) -> np.ndarray:
+    """A normalised patch (1, 1, z, y, x) of a volume, around its organs or from its middle."""
+    hu = config.normalise(volume.hu)
+    organs = np.argwhere((volume.labels > 0) & (volume.labels < 255))
+    middle = organs.mean(axis=0) if len(organs) else np.array(hu.shape) / 2
+    patch = np.full(config.patch, config.air, np.float32)
+    here, there = [], []
+    for n, size, centre in zip(hu.shape, config.patch, middle, strict=True):
+        start = min(max(0, round(float(centre)) - size // 2), max(0, n - size))
+        length = min(size, n - start)
+        here.append(slice((size - length) // 2, (size - length) // 2 + length))
+        there.append(slice(start, start + length))
+    patch[tuple(here)] = hu[tuple(there)]
+    return patch[None, None]
 
 
 def _compare(
-    network: nn.Module, folder: Path, networks: dict[str, str], case: str, volume: np.ndarray
+    network: nn.Module, folder: Path, plan: Plan, config: Config, volume: Volume
 ) -> list[Agreement]:
-    with torch.no_grad():
-        expected = network(torch.from_numpy(volume))[0].numpy()
-    truth = expected.argmax(0)
+    """Every precision against PyTorch, on a whole volume, in inference's windows."""
+    expected = np.array(logits_of(network, volume.hu, config, exact=True), np.float32)
+    truth = winners(expected)
+    image = config.normalise(volume.hu)
     result = []
-    for precision, file in networks.items():
-        hint = "bf16" if precision == "bf16" else "f32"
-        compiled = ov.Core().compile_model(folder / file, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-        logits = compiled(volume)[0][0]
-        labels = logits.argmax(0)
+    for precision, file in plan.networks.items():
+        runner = Network(folder / file, precision, usable_threads(), len(plan.label_values))
+        memory = int(free_memory() * 0.7)
+        logits = predict_in_windows(runner, image, plan, config.air, memory)
+        labels = winners(logits)
         error = float(np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)))
         organs = {name: dice(labels == i, truth == i) for i, name in ORGANS.items()}
-        result.append(Agreement(precision, case, error, float((labels == truth).mean()), organs))
+        same = float((labels == truth).mean())
+        result.append(Agreement(precision, volume.name, error, same, organs))
     return result
 
 

@@ -1,14 +1,22 @@
-"""Soft Dice plus cross entropy that respects partial labels."""
+"""Soft Dice plus cross entropy that respects partial labels; deep supervision; distillation."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from training.samples import Patch
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
 
 def partial_dice_cross_entropy(
-    logits: Tensor, labels: Tensor, annotated: Tensor, unknown: int = 255
+    logits: Tensor, labels: Tensor, annotated: Tensor, weight: Tensor, unknown: int = 255
 ) -> Tensor:
     """Mean of soft Dice loss and cross entropy over what the labels tell.
 
@@ -20,6 +28,7 @@ def partial_dice_cross_entropy(
         logits: (n, classes, z, y, x).
         labels: integer (n, z, y, x); ``unknown`` voxels are left out.
         annotated: bool (n, classes), background always True.
+        weight: (n,), what each patch counts.
         unknown: label of voxels to leave out.
 
     Returns:
@@ -38,7 +47,9 @@ def partial_dice_cross_entropy(
     target = torch.where(valid, labels, torch.zeros_like(labels)).long()
     log_p = F.log_softmax(merged, dim=1)
     cross_entropy = -log_p.gather(1, target[:, None])[:, 0]
-    cross_entropy = (cross_entropy * valid).sum() / valid.sum().clamp(min=1)
+    counted = valid * weight[:, None, None, None]
+    # Divided by the number of voxels, not by the weights' sum: less trust is less loss.
+    cross_entropy = (cross_entropy * counted).sum() / valid.sum().clamp(min=1)
 
     p = log_p.exp() * valid[:, None]
     truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * valid[:, None]
@@ -46,5 +57,47 @@ def partial_dice_cross_entropy(
     overlap = (p * truth).sum(axes)
     dice = (2 * overlap + 1) / (p.sum(axes) + truth.sum(axes) + 1)
     organs = annotated[:, 1:]
-    dice_loss = ((1 - dice[:, 1:]) * organs).sum() / organs.sum().clamp(min=1)
-    return cross_entropy + dice_loss
+    dice_loss = (1 - dice[:, 1:]) * organs * weight[:, None]
+    return cross_entropy + dice_loss.sum() / organs.sum().clamp(min=1)
+
+
+def loss_at_all_depths(outputs: Tensor | list[Tensor], patch: Patch, loss: Loss) -> Tensor:
+    """The loss of a network's outputs, each against the labels at its own resolution.
+
+    With deep supervision each coarser output counts half of the one before it and the coarsest
+    nothing; the weights add up to 1 (nnU-Net's rule).
+
+    Args:
+        outputs: logits, or a list of logits, the finest first.
+        patch: a batch.
+        loss: of one output.
+    """
+    if isinstance(outputs, Tensor):
+        return loss(outputs, patch.labels, patch.annotated, patch.weight)
+    weights = [0.5**i for i in range(max(1, len(outputs) - 1))]
+    total = outputs[0].new_zeros((), dtype=torch.float32)
+    for logits, weight in zip(outputs, weights, strict=False):
+        coarse = F.interpolate(
+            patch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact"
+        )
+        labels = coarse[:, 0].to(patch.labels.dtype)
+        total = total + weight / sum(weights) * loss(logits, labels, patch.annotated, patch.weight)
+    return total
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """How far a network's answer is from a teacher's (Hinton et al. 2015).
+
+    Args:
+        logits: (n, classes, z, y, x).
+        teacher: the teacher's, of the same shape.
+        temperature: above 1, the teacher's second choices count more.
+
+    Returns:
+        Kullback-Leibler divergence in nats per voxel, times the squared temperature, so that
+        gradients do not shrink with it.
+    """
+    ours = F.log_softmax(logits.float() / temperature, dim=1)
+    theirs = F.log_softmax(teacher.float() / temperature, dim=1)
+    per_voxel = (theirs.exp() * (theirs - ours)).sum(dim=1)
+    return per_voxel.mean() * temperature**2

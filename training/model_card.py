@@ -6,8 +6,7 @@ a person, in ``NAME.known_failures.md`` beside the configuration.
 
 from __future__ import annotations
 
-import csv
-import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from inference.plan import Plan
 from training.cases import Case
 from training.config import Config
 from training.export import Agreement
+from training.network import make_network, multiply_adds, parameter_count
+from training.records import read_rows
 
 
 def write_model_card(
@@ -25,7 +26,7 @@ def write_model_card(
     config: Config,
     cases: list[Case],
     run: Path,
-    parameters: int,
+    holdout: tuple[str, ...],
     agreements: list[Agreement],
     machine: str,
 ) -> None:
@@ -36,53 +37,41 @@ def write_model_card(
         config: what was trained.
         cases: the data folder's cases.
         run: the training's folder with ``log.csv`` and ``scores.csv``.
-        parameters: of the network.
+        holdout: all cases that were kept aside.
         agreements: what the export measured.
         machine: on what it was trained, in words.
     """
     plan = Plan.load(folder)
-    log = _rows(run / "log.csv")
+    log = read_rows(run / "log.csv")
     hours = sum(float(r["seconds_per_iteration"]) * n for r, n in _steps(log)) / 3600
-    scores = _rows(run / "scores.csv")
+    scores = read_rows(run / "scores.csv")
     last = [row for row in scores if row["iteration"] == scores[-1]["iteration"]] if scores else []
     parts = [
         f"# {config.name} {config.version}",
         "Segments 13 abdominal organs in CT. **Not a medical device**: for research, not for "
         "diagnosis or treatment.",
         "## Network",
-        f"A plain 3D U-Net with {parameters:,} parameters (features "
-        f"{'-'.join(map(str, config.features))}, two 3x3x3 convolutions a stage, instance norm, "
-        f"LeakyReLU) at {config.spacing} mm isotropic, normally in one pass over the whole body. "
-        f"Default precision: {plan.precision}.",
+        _network(config, plan),
         "## Training",
         f"{log[-1]['iteration'] if log else 0} steps of {config.batch} patch(es) of "
-        f"{' x '.join(map(str, config.patch))} voxels, {hours:.1f} hours on {machine}. Shares of "
-        "the patches: " + ", ".join(f"{k} {v:g}" for k, v in config.shares.items()) + " (kinds "
-        "without data give theirs to the others). The weights are an exponential moving average.",
-        "Synthetic patches are CTs drawn for label maps of real patients: body, fat, vessels, "
-        "contrast, gas, noise and scanner are invented, the organs' shapes are real. Patients "
-        "of whom only some organs were labelled took the rest from another patient's body, "
-        "registered to them. Pseudo-labelled patches are real CTs with labels that an earlier "
-        "state of this network gave them, where it was sure.",
+        f"{' x '.join(map(str, config.patch))} voxels with {config.optimiser}, {hours:.2f} hours "
+        f"on {machine}. Shares of the patches: "
+        + ", ".join(f"{k} {v:g}" for k, v in config.shares.items() if v)
+        + " (kinds without data give theirs to the others). The weights are an exponential moving "
+        "average.",
+        *_kinds(config),
         "### Sources",
-        _sources(cases, config),
+        _sources(cases, config, holdout),
         "## Accuracy",
-        _accuracy(last, config),
+        _accuracy(last),
         "## Export",
         "Agreement of the OpenVINO networks with PyTorch in fp32, mean over "
-        f"{len({a.case for a in agreements})} real CTs (a patch of each):",
+        f"{len({a.case for a in agreements})} {_what(agreements)}:",
         _agreement(agreements),
         "## Known failures",
         _known_failures(config),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _steps(log: list[dict[str, str]]) -> list[tuple[dict[str, str], int]]:
@@ -91,30 +80,67 @@ def _steps(log: list[dict[str, str]]) -> list[tuple[dict[str, str], int]]:
     return [(row, max(0, b - a)) for row, a, b in zip(log, numbers, numbers[1:], strict=False)]
 
 
-def _sources(cases: list[Case], config: Config) -> str:
+def _network(config: Config, plan: Plan) -> str:
+    network = make_network(dict(config.network))
+    work = multiply_adds(network, config.patch) / np.prod(config.patch)
+    features = "-".join(map(str, config.network["features"]))
+    steps = zip(config.spacing, config.size, strict=True)
+    grid = " x ".join(
+        f"{size} voxels" if size else f"{step:g} mm" if step else "as it is" for step, size in steps
+    )
+    passes = "one pass over the whole body" if plan.tiling == "whole" else "windows"
+    return (
+        f"A 3D U-Net (`{config.network['kind']}`, features {features}) with "
+        f"{parameter_count(network):,} parameters and {work / 1e3:.1f} G multiply-adds per million "
+        f"voxels, at {grid} (z, y, x), in {passes}. Default precision: {plan.precision}."
+    )
+
+
+def _kinds(config: Config) -> list[str]:
+    """What kinds of patches were trained on, beyond real CTs with their labels."""
+    text = []
+    if config.shares.get("synthetic", 0) > 0:
+        text.append(
+            "Synthetic patches are CTs drawn for label maps of real patients: body, fat, vessels, "
+            "contrast, gas, noise and scanner are invented, the organs' shapes are real. Patients "
+            "of whom only some organs were labelled took the rest from another patient's body, "
+            "registered to them."
+        )
+    if config.shares.get("pseudo", 0) > 0:
+        text.append(
+            "Pseudo-labelled patches are real CTs with labels that a network gave them; where "
+            "this project made them, only where it was sure."
+        )
+    return text
+
+
+_USES = {
+    "labelled": "CT and labels",
+    "labelmap": "label map, for synthesis",
+    "unlabelled": "CT without labels (pseudo-labels where they passed the filter)",
+    "pseudo": "CT with pseudo-labels that came with it",
+}
+
+
+def _sources(cases: list[Case], config: Config, holdout: tuple[str, ...]) -> str:
     used: Counter[tuple[str, str, str]] = Counter()
     for case in cases:
-        meta = json.loads((case.folder / "meta.json").read_text(encoding="utf-8"))
-        if case.name in config.holdout:
-            use = "held out"
-        elif case.folder.parent.name == "labelmaps":
-            use = "label map, for synthesis"
-        elif case.folder.parent.name == "cases":
-            use = "CT and labels"
-        else:
-            use = "CT without labels (pseudo-labels where they passed the filter)"
-        used[meta.get("original_dataset", case.name), meta.get("licence", "unknown"), use] += 1
+        # Numbered cases of one data set are one source.
+        source = re.sub(r"[_ ]?\d+$", "", case.source) or case.source
+        use = "held out" if case.name in (*config.holdout, *holdout) else _USES[case.kind]
+        used[source, case.licence, use] += 1
     lines = ["| data | licence | use | number |", "|---|---|---|---|"]
     lines += [f"| {d} | {licence} | {use} | {n} |" for (d, licence, use), n in used.items()]
     return "\n".join(lines)
 
 
-def _accuracy(rows: list[dict[str, str]], config: Config) -> str:
+def _accuracy(rows: list[dict[str, str]]) -> str:
     if not rows:
         return "Not measured: no labelled case was held out."
+    names = [row["case"] for row in rows]
     text = [
-        f"DSC on {len(rows)} real CT that was not trained on ({', '.join(config.holdout)}), at the "
-        "network's spacing, without post-processing. One case says little about the next one.",
+        f"DSC on {len(rows)} CT that was not trained on ({', '.join(names)}), in bf16 and on the "
+        "network's own grid. Few cases say little about the next one.",
         "",
         "| organ | DSC |",
         "|---|---|",
@@ -124,6 +150,11 @@ def _accuracy(rows: list[dict[str, str]], config: Config) -> str:
         cell = f"{np.mean(values):.3f}" if values else "not labelled"
         text.append(f"| {organ} | {cell} |")
     return "\n".join(text)
+
+
+def _what(agreements: list[Agreement]) -> str:
+    synthetic = any(a.case.startswith("synthetic_") for a in agreements)
+    return "synthetic patches (there was no real CT)" if synthetic else "whole real CT(s)"
 
 
 def _agreement(agreements: list[Agreement]) -> str:

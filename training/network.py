@@ -1,60 +1,253 @@
-"""The networks that are trained here, in plain PyTorch."""
+"""The networks that are trained here, in plain PyTorch.
+
+Each has an attribute ``multiple``: the voxels (z, y, x) of which input sizes must be multiples.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inference.organs import ORGANS
 
-class UNet(nn.Module):
-    """A plain 3D U-Net: two 3x3x3 convolutions a stage, halved five-fold box, skip connections.
+Triple = tuple[int, int, int]
 
-    The layout of nnU-Net's PlainConvUNet (instance norm, LeakyReLU, strided convolutions down,
-    transposed ones up), kept isotropic and narrow for a CPU.
+_NORMS: dict[str, Any] = {
+    "instance": lambda channels: nn.InstanceNorm3d(channels, affine=True),
+    "batch": nn.BatchNorm3d,
+    "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
+}
+_ACTIVATIONS: dict[str, Any] = {
+    "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+}
+
+
+def make_network(options: dict[str, Any], classes: int = 1 + len(ORGANS)) -> nn.Module:
+    """Build the network that a configuration describes.
 
     Args:
-        features: channels per stage, finest first; every later stage halves each axis.
+        options: the configuration's ``network``: its ``kind`` and that class's arguments.
+        classes: output channels, background included.
+
+    Raises:
+        ValueError: no such kind, or arguments that it does not have.
+    """
+    options = dict(options)
+    kind = options.pop("kind", None)
+    try:
+        made: nn.Module = {"unet": UNet, "light_unet": LightUNet}[kind](classes=classes, **options)
+    except KeyError as error:
+        raise ValueError(f"network: there is no {error}") from None
+    except TypeError as error:
+        raise ValueError(f"network: {str(error).split('__init__() ')[-1]}") from None
+    return made
+
+
+class UNet(nn.Module):
+    """nnU-Net's plain convolutional U-Net (Isensee et al. 2021), of any width and stride.
+
+    Two convolutions a stage, the first of which is strided; transposed convolutions up; skip
+    connections; a 1 x 1 x 1 convolution to the classes.
+
+    Args:
+        features: channels per stage, finest first.
+        kernels: kernel size (z, y, x) per stage.
+        strides: stride (z, y, x) with which each stage begins; the first stage's is (1, 1, 1).
+        norm: "instance" or "batch".
+        activation: "leaky_relu" or "relu".
+        bias: whether the stages' convolutions have one (before a norm it changes nothing, but
+            nnU-Net's have one).
+        deep_supervision: whether each decoder stage has an output of its own, for training.
         classes: output channels, background included.
 
     Shape:
-        (n, 1, z, y, x) to (n, classes, z, y, x); z, y, x are multiples of `multiple`.
+        (n, 1, z, y, x) to (n, classes, z, y, x); z, y, x are multiples of `multiple`. While
+        training with deep supervision: a list of such logits, the finest first.
     """
 
-    def __init__(self, features: Sequence[int], classes: int) -> None:
+    def __init__(
+        self,
+        features: Sequence[int],
+        kernels: Sequence[Sequence[int]],
+        strides: Sequence[Sequence[int]],
+        norm: str,
+        activation: str,
+        bias: bool,
+        deep_supervision: bool,
+        classes: int,
+    ) -> None:
         super().__init__()
-        self.multiple = 2 ** (len(features) - 1)
+        if not len(features) == len(kernels) == len(strides) or any(s != 1 for s in strides[0]):
+            raise ValueError("network: features, kernels and strides (first 1) are per stage")
+        self.multiple = _total(strides)
+        shapes = list(zip(kernels, strides, strict=True))
+        unstrided = (1, 1, 1)
+
+        def stage(before: int, after: int, kernel: Sequence[int], stride: Sequence[int]) -> Any:
+            layers: list[nn.Module] = []
+            for channels, step in ((before, stride), (after, unstrided)):
+                z, y, x = kernel
+                padding = (z // 2, y // 2, x // 2)
+                layers += [
+                    nn.Conv3d(channels, after, (z, y, x), _triple(step), padding, bias=bias),
+                    _NORMS[norm](after),
+                    _ACTIVATIONS[activation](),
+                ]
+            return nn.Sequential(*layers)
+
         self.encoder = nn.ModuleList(
-            _stage(before, after, stride=1 if i == 0 else 2)
-            for i, (before, after) in enumerate(pairwise([1, *features]))
+            stage(before, after, *shape)
+            for (before, after), shape in zip(pairwise([1, *features]), shapes, strict=True)
         )
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2)
-            for fine, coarse in pairwise(features)
+            nn.ConvTranspose3d(coarse, fine, _triple(stride), _triple(stride))
+            for (fine, coarse), stride in zip(pairwise(features), strides[1:], strict=True)
         )
-        self.decoder = nn.ModuleList(_stage(2 * fine, fine, stride=1) for fine in features[:-1])
+        self.decoder = nn.ModuleList(
+            stage(2 * fine, fine, kernel, unstrided)
+            for fine, kernel in zip(features[:-1], kernels[:-1], strict=True)
+        )
         self.head = nn.Conv3d(features[0], classes, kernel_size=1)
+        self.deep_heads = nn.ModuleList(
+            nn.Conv3d(n, classes, kernel_size=1) for n in features[1:-1] if deep_supervision
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits for normalised intensities."""
         skips = []
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
         skips.pop()
-        for up, stage in zip(reversed(self.upsample), reversed(self.decoder), strict=True):
-            x = stage(torch.cat([up(x), skips.pop()], dim=1))
-        return self.head(x)
+        deep = []
+        for level in reversed(range(len(self.decoder))):
+            x = self.decoder[level](torch.cat([self.upsample[level](x), skips[level]], dim=1))
+            if self.training and len(self.deep_heads) and level > 0:
+                deep.append(self.deep_heads[level - 1](x))
+        logits: Tensor = self.head(x)
+        return [logits, *reversed(deep)] if deep else logits
 
 
-def _stage(before: int, after: int, stride: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i, channels in enumerate((before, after)):
-        layers += [
-            nn.Conv3d(channels, after, 3, stride if i == 0 else 1, padding=1, bias=False),
-            nn.InstanceNorm3d(after, affine=True),
-            nn.LeakyReLU(0.01, inplace=True),
-        ]
-    return nn.Sequential(*layers)
+class LightUNet(nn.Module):
+    """A U-Net of few parameters: depthwise separable convolutions, attention over channels.
+
+    Two convolutions a stage, max pooling down, transposed convolutions up, skip connections.
+    With ``separable`` each convolution is a depthwise one and a pointwise one (Chollet 2017),
+    with ``attention`` each encoder stage ends with Efficient Channel Attention (Wang et al.
+    2020). Without either and with batch norm it is the plain U-Net that it is compared with.
+
+    Args:
+        features: channels per stage, finest first.
+        pooling: (z, y, x) by which each stage is coarser than the one before.
+        norm: "group" (8 groups) or "batch".
+        separable: whether convolutions are depthwise separable.
+        attention: whether there is channel attention in the encoder.
+        classes: output channels, background included.
+
+    Shape:
+        (n, 1, z, y, x) to (n, classes, z, y, x); z, y, x are multiples of `multiple`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        pooling: Sequence[int],
+        norm: str,
+        separable: bool,
+        attention: bool,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        step = _triple(pooling)
+        self.multiple = _total([step] * (len(features) - 1))
+
+        def stage(before: int, after: int, attended: bool) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for channels in (before, after):
+                if separable:
+                    layers += [
+                        nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False),
+                        nn.Conv3d(channels, after, 1, bias=False),
+                    ]
+                else:
+                    layers.append(nn.Conv3d(channels, after, 3, padding=1, bias=False))
+                layers += [_NORMS[norm](after), nn.ReLU(inplace=True)]
+            if attended:
+                layers.append(ChannelAttention(after))
+            return nn.Sequential(*layers)
+
+        self.encoder = nn.ModuleList(stage(a, b, attention) for a, b in pairwise([1, *features]))
+        self.pool = nn.MaxPool3d(step, step)
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose3d(coarse, fine, step, step) for fine, coarse in pairwise(features)
+        )
+        self.decoder = nn.ModuleList(stage(2 * n, n, False) for n in features[:-1])
+        self.head = nn.Conv3d(features[0], classes, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits for normalised intensities."""
+        skips = []
+        for level, stage in enumerate(self.encoder):
+            x = stage(x if level == 0 else self.pool(x))
+            skips.append(x)
+        skips.pop()
+        for level in reversed(range(len(self.decoder))):
+            x = self.decoder[level](torch.cat([self.upsample[level](x), skips[level]], dim=1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class ChannelAttention(nn.Module):
+    """Efficient Channel Attention (Wang et al. 2020): channels weighted by their means.
+
+    A 1D convolution runs over the channels' means; its kernel grows with their number C: the
+    odd number next to (log2 C + 1) / 2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        size = int(abs((math.log2(channels) + 1) / 2))
+        size += 1 - size % 2
+        self.convolution = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape, (n, channels, z, y, x)."""
+        means = x.mean(dim=(2, 3, 4))
+        weights = torch.sigmoid(self.convolution(means[:, None])[:, 0])
+        return x * weights[:, :, None, None, None]
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def multiply_adds(network: nn.Module, patch: Sequence[int]) -> int:
+    """Multiply-adds of the convolutions for one patch (z, y, x), as inference runs it.
+
+    The network is left as it is: shapes alone pass through a copy without memory.
+    """
+    from copy import deepcopy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes = deepcopy(network).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shapes(torch.empty(1, 1, *patch, device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    z, y, x = values
+    return z, y, x
+
+
+def _total(strides: Sequence[Sequence[int]]) -> Triple:
+    z, y, x = (math.prod(axis) for axis in zip(*strides, strict=True))
+    return z, y, x

@@ -2,32 +2,39 @@
 
 Output, all in LPS orientation with arrays (z, y, x):
 
+- ``images/NAME.npz``: real CTs, cropped and resampled by inference's own code: ``hu`` int16,
+  ``labels`` uint8, ``annotated`` (label values that were annotated; empty for a CT without
+  labels), ``spacing`` in mm;
+- ``pseudo/NAME.npz``: the same, labels made by a network;
 - ``bodies/NAME.npz``: tissue maps of whole bodies (`training.bodies.Body`), for synthesis; a
   patient with organ labels alone appears once per atlas, as ``NAME__ATLAS.npz``;
-- ``images/NAME.npz``: real CTs at the network's spacing: ``hu`` int16, ``labels`` uint8,
-  ``annotated`` (label values that were annotated; empty for a CT without labels).
+- ``refused.txt``: which cases were refused, and why.
 
 What exists already is kept, so an interrupted preparation goes on where it was.
 """
 
 from __future__ import annotations
 
-import os
+import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from tqdm import tqdm
 
-from inference.organs import ORGANS
-from inference.resample import resize, resize_labels, shape_at_spacing
+from inference.errors import AbdosegError
+from inference.machine import usable_threads
+from inference.organs import LABEL_OF
+from inference.plan import Plan
+from inference.preprocess import preprocess
+from inference.resample import resize_labels
+from inference.writing import appearing
 from training.bodies import anchored, complete, finish, isotropic
-from training.cases import Case, find_cases
-
-HU_RANGE = (-1024.0, 1500.0)
-"""Range in which prepared images are kept, wider than any network's own clipping."""
+from training.cases import Case
+from training.config import Config
 
 
 @dataclass(frozen=True)
@@ -35,102 +42,143 @@ class _Job:
     case: Case
     atlas: Case | None
     target: Path
-    spacing: tuple[float, float, float]
+    plan: Plan
 
 
-def prepare(
-    data: Path, out: Path, spacing: tuple[float, float, float], holdout: tuple[str, ...]
-) -> list[str]:
-    """Prepare every case of a data folder that is not held out.
+def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = None) -> list[str]:
+    """Prepare cases.
 
     Held-out cases are prepared as images (to be scored on), never as bodies or atlases.
 
     Args:
-        data: folder as described in `training.cases`.
-        out: where ``bodies/`` and ``images/`` are written.
-        spacing: the network's spacing in mm (z, y, x).
-        holdout: names of cases that must not be trained on.
+        cases: what `training.cases.find_cases` found.
+        out: where the output is written.
+        config: its grid, HU range, hold-out list, and whether it trains on synthetic CT.
+        workers: processes; ``None`` for as many as there are CPUs to use.
 
     Returns:
         One line per case that was refused, with the reason.
 
     Raises:
-        FileNotFoundError: the data folder holds no case.
+        ValueError: ``out`` holds images that were prepared for another grid.
     """
-    cases = find_cases(data)
-    (out / "bodies").mkdir(parents=True, exist_ok=True)
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    trained = [case for case in cases if case.annotated and case.name not in holdout]
-    atlases = [case for case in trained if case.has_all_tissues]
-    jobs = [
-        _Job(case, None, out / "images" / f"{case.name}.npz", spacing)
-        for case in cases
-        if case.has_ct
-    ]
-    jobs += [_Job(case, None, out / "bodies" / f"{case.name}.npz", spacing) for case in atlases]
-    for atlas in atlases:
-        jobs += [
-            _Job(case, atlas, out / "bodies" / f"{case.name}__{atlas.name}.npz", spacing)
-            for case in trained
-            if not case.has_all_tissues
-        ]
-    jobs = [job for job in jobs if not job.target.exists()]
+    for folder in ("bodies", "images", "pseudo"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    _check_settings(out, config)
+    plan = replace(
+        config.plan((1, 1, 1), {"f32": ""}), clip=config.stored, subtract=0.0, divide=1.0
+    )
+    jobs = []
+    for case in cases:
+        if case.image is not None:
+            kind = "pseudo" if case.kind == "pseudo" else "images"
+            jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
+    if config.shares.get("synthetic", 0) > 0:
+        jobs += _bodies(cases, out / "bodies", config, plan)
+    jobs = [job for job in jobs if not _is_done(job)]
     refused = []
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ProcessPoolExecutor(workers or usable_threads()) as pool:
         running = {pool.submit(_run, job): job for job in jobs}
         for future in tqdm(as_completed(running), total=len(jobs), desc="prepare", unit="file"):
             if problem := future.result():
                 refused.append(f"{running[future].target.stem}: {problem}")
+    (out / "refused.txt").write_text("".join(f"{line}\n" for line in sorted(refused)))
     return sorted(refused)
+
+
+def _is_done(job: _Job) -> bool:
+    """Whether the output is there; pseudo-labels may have been made anew since."""
+    if not job.target.exists():
+        return False
+    labels = job.case.label_file
+    made = job.target.stat().st_mtime
+    return job.case.kind != "pseudo" or labels is None or labels.stat().st_mtime <= made
+
+
+def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
+    """Every trusted label map with every atlas; alone where there is no atlas."""
+    trusted = [
+        case
+        for case in cases
+        if case.kind in ("labelled", "labelmap") and case.name not in config.holdout
+    ]
+    atlases = [case for case in trusted if case.tissue_file]
+    jobs = [_Job(case, None, out / f"{case.name}.npz", plan) for case in atlases or trusted]
+    for atlas in atlases:
+        jobs += [
+            _Job(case, atlas, out / f"{case.name}__{atlas.name}.npz", plan)
+            for case in trusted
+            if not case.tissue_file
+        ]
+    return jobs
+
+
+def _check_settings(out: Path, config: Config) -> None:
+    """Images that exist must have been prepared for the same grid."""
+    names = ("spacing", "size", "crop", "stored")
+    wanted = json.loads(json.dumps({name: getattr(config, name) for name in names}))
+    path = out / "settings.json"
+    there = json.loads(path.read_text()) if path.exists() else None
+    if there != wanted and any(p.suffix == ".npz" for p in (out / "images").iterdir()):
+        raise ValueError(
+            f"{out}: images were prepared with other settings ({there}); remove images/ and "
+            "pseudo/ there, or choose another --work"
+        )
+    path.write_text(json.dumps(wanted) + "\n")
 
 
 def _run(job: _Job) -> str | None:
     """Do one job; returns why the case was refused, or None."""
     torch.set_num_threads(1)
     try:
-        if job.target.parent.name == "images":
-            arrays = _image(job.case, job.spacing)
-        else:
+        if job.target.parent.name == "bodies":
             arrays = _body(job.case, job.atlas)
-    except (ValueError, RuntimeError) as error:
+        else:
+            arrays = _image(job.case, job.plan)
+    except (AbdosegError, ValueError, RuntimeError) as error:
         return str(error)
-    # Written under another name first: a file that exists is complete.
-    partial = job.target.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-    partial.rename(job.target)
+    with appearing(job.target) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return None
 
 
 def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
     tissues = isotropic(*case.tissues())
-    if not anchored(tissues):
-        raise ValueError("the liver lies left of the spleen: is the image mirrored?")
+    _check_sides(tissues)
     if atlas is not None:
         tissues = complete(tissues, case.annotated, isotropic(*atlas.tissues()))
     body = finish(tissues)
     return {"tissues": body.tissues, "hull": body.hull}
 
 
-def _image(case: Case, spacing: tuple[float, float, float]) -> dict[str, np.ndarray]:
+def _image(case: Case, plan: Plan) -> dict[str, np.ndarray]:
     hu, native = case.ct()
-    shape = shape_at_spacing(hu.shape, native, spacing)
-    if hu.min() > -200 or hu.max() < 200:
-        raise ValueError(f"values from {hu.min()} to {hu.max()} are not Hounsfield units of a body")
-    labels = np.zeros(shape, np.uint8)
-    if case.annotated:
-        original, label_spacing = case.labels()
-        if original.shape != hu.shape or not np.allclose(native, label_spacing, rtol=1e-3):
-            raise ValueError(
-                f"labels of shape {original.shape} and spacing {label_spacing} do not lie on "
-                f"the image's grid ({hu.shape}, {native})"
-            )
-        if unknown := sorted(set(np.unique(original)) - {0, *ORGANS}):
-            raise ValueError(f"label values {unknown} are not organs")
-        labels = resize_labels(original, shape)
-        if not anchored(labels):
-            raise ValueError("the liver lies left of the spleen: is the image mirrored?")
+    prepared = preprocess(hu, native, plan)
+    labels = np.zeros(prepared.values.shape, np.uint8)
+    if case.label_file is not None:
+        original, _ = case.labels()
+        labels = resize_labels(original[prepared.box], labels.shape)
+        if not labels.any():
+            raise ValueError("nothing is labelled")
+        _check_sides(labels, prepared.values)
     return {
-        "hu": np.round(resize(hu, shape, HU_RANGE)).astype(np.int16),
+        "hu": np.round(prepared.values).astype(np.int16),
         "labels": labels,
         "annotated": np.array(case.annotated, np.uint8),
+        "spacing": np.array(prepared.spacing, np.float32),
     }
+
+
+def _check_sides(labels: np.ndarray, hu: np.ndarray | None = None) -> None:
+    """The liver lies on the patient's right, which in LPS orientation is where x begins.
+
+    Raises:
+        ValueError: it lies left of the spleen, or, where there is no spleen, left of the body.
+    """
+    if not anchored(labels):
+        raise ValueError("the liver lies left of the spleen: is the image mirrored?")
+    liver, spleen = (labels == LABEL_OF[name] for name in ("liver", "spleen"))
+    if hu is not None and liver.any() and not spleen.any():
+        body = np.flatnonzero((hu > -150).any(axis=(0, 1)))
+        if ndimage.center_of_mass(liver)[2] > (body[0] + body[-1]) / 2:
+            raise ValueError("the liver lies in the left half: is the image mirrored?")

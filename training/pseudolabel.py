@@ -1,27 +1,40 @@
-"""Labels for unlabelled CTs from a network's own predictions, kept only where it is sure.
+"""Labels for unlabelled CTs from networks' own predictions, kept only where they are sure.
 
-The network looks at each CT several times: at its own spacing, and enlarged and shrunk a little,
-with shifted intensities. A voxel is kept where the looks agree, an organ only where they agree
-as a whole and it is anatomically plausible; everything else is unknown to the training.
+Each CT is looked at several times: by every network that is given, at its own spacing, enlarged
+and shrunk a little with shifted intensities, and, by networks that were trained on mirrored
+patients, mirrored. A voxel is kept where the looks agree, an organ only where they agree as a
+whole and it is anatomically plausible; everything else is unknown to the training.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from scipy import ndimage
-from torch import Tensor
+from torch import nn
+from tqdm import tqdm
 
+from inference.decode import winners
+from inference.errors import AbdosegError
 from inference.organs import LABEL_OF, ORGANS
-from inference.resample import resize
+from inference.orientation import turn_to
+from inference.preprocess import preprocess
+from inference.reading import Scan, read
+from inference.resample import resize, resize_labels
+from inference.writing import appearing, write
+from training.augment import UNKNOWN
 from training.bodies import anchored
+from training.cases import ANNOTATED as _ANNOTATED
+from training.cases import Case, read_annotated
+from training.checkpoint import load_average
 from training.config import Config
-from training.export import load_average
-from training.samples import UNKNOWN
-from training.train import dice, logits_of
+from training.evaluate import dice, logits_of
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
 """Relative voxel size and HU shift of each look."""
@@ -59,59 +72,126 @@ class PseudoLabels:
 
 
 def pseudolabel(
-    checkpoint: Path, config: Config, prepared: Path, least: float = 0.85
-) -> dict[str, PseudoLabels]:
-    """Label the prepared CTs that have no labels; writes ``pseudo/NAME.npz`` beside ``images/``.
+    cases: Sequence[Case],
+    checkpoints: Sequence[Path],
+    config: Config,
+    out: Path,
+    least: float = 0.85,
+) -> tuple[dict[str, PseudoLabels], list[str]]:
+    """Label the CTs that have no labels.
+
+    Writes ``NAME.nii.gz`` on each CT's own grid (255 where unknown) and ``annotated.json``
+    (which organs were kept in which case) into ``out``, from where `training.prepare` takes
+    them, for this network or another one. What is there already is kept, so an interrupted run
+    goes on.
 
     Args:
-        checkpoint: the network's checkpoint.
-        config: its configuration.
-        prepared: folder that `training.prepare.prepare` wrote.
+        cases: of a data folder; those with labels or held out are passed over.
+        checkpoints: of one network or several, all of the same configuration (folds, say).
+        config: theirs.
+        out: the folder.
         least: DSC between looks that an organ needs to be kept.
 
     Returns:
-        What was kept, by case; a case without any organ is not written.
+        What was judged, by case (a case without any organ is not written), and a line per CT
+        that was refused.
+
+    Raises:
+        FileNotFoundError: a checkpoint is missing.
     """
-    network = load_average(checkpoint, config)
-    (prepared / "pseudo").mkdir(exist_ok=True)
-    result = {}
-    for path in sorted((prepared / "images").glob("*.npz")):
-        with np.load(path) as content:
-            hu, annotated = content["hu"], content["annotated"]
-        if annotated.size or path.stem in config.holdout:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
+    plan = config.plan((1, 1, 1), {"f32": ""})
+    plan = replace(plan, clip=config.stored, subtract=0.0, divide=1.0)
+    out.mkdir(parents=True, exist_ok=True)
+    done = read_annotated(out)
+    todo = [
+        case
+        for case in cases
+        if case.kind == "unlabelled" and case.name not in {*config.holdout, *done}
+    ]
+    result, refused = {}, []
+    for case in tqdm(todo, desc="pseudolabel", unit="CT"):
+        assert case.image is not None
+        try:
+            hu, spacing = case.ct()
+            scan = read(case.image)
+        except (AbdosegError, ValueError) as error:
+            refused.append(f"{case.name}: {error}")
             continue
-        found = judge([_look(network, hu, config, *look) for look in _LOOKS], config.spacing, least)
-        result[path.stem] = found
+        prepared = preprocess(hu, spacing, plan)
+        found = judge(look_at(networks, prepared.values, config), prepared.spacing, least)
+        result[case.name] = found
         if found.kept:
-            np.savez_compressed(
-                prepared / "pseudo" / path.name,
-                hu=hu,
-                labels=found.labels,
-                annotated=np.array(found.kept, np.uint8),
-            )
+            labels = np.zeros(hu.shape, np.uint8)
+            part = labels[prepared.box]
+            part[...] = resize_labels(found.labels, part.shape)
+            stored = np.zeros(sitk.GetArrayViewFromImage(scan.image).shape, np.uint8)
+            turn_to(scan.image.GetDirection()).apply(stored)[...] = labels
+            write(out / f"{case.name}.nii.gz", stored, Scan(scan.image))
+        done[case.name] = [ORGANS[organ] for organ in found.kept]
+        with appearing(out / _ANNOTATED) as temporary:
+            temporary.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    return result, refused
+
+
+def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> list[np.ndarray]:
+    """Label maps (z, y, x) of all looks at a prepared CT, the plain one of the first network first.
+
+    Args:
+        networks: trained networks.
+        hu: (z, y, x).
+        config: theirs.
+    """
+    result = []
+    mirrored = config.augmentation.get("mirror", {}).get("axes", ())
+    for network in networks:
+        for size, shift in _LOOKS:
+            # Where the network's grid has a fixed size in voxels, the slices keep it.
+            shape = [
+                n if fixed else max(1, round(n / size))
+                for n, fixed in zip(hu.shape, config.size, strict=True)
+            ]
+            seen = resize(hu, shape) if size != 1 else hu.astype(np.float32)
+            logits = logits_of(network, seen + shift, config)
+            if size != 1:
+                logits = np.stack([resize(channel, hu.shape) for channel in logits])
+            result.append(winners(logits))
+        for axis in mirrored:
+            logits = logits_of(network, np.flip(hu, axis), config)
+            result.append(winners(np.flip(logits, axis + 1)))
     return result
 
 
-def judge(looks: list[np.ndarray], spacing: float, least: float) -> PseudoLabels:
+def judge(
+    looks: list[np.ndarray], spacing: tuple[float, float, float], least: float
+) -> PseudoLabels:
     """Decide what several label maps (z, y, x) of one CT agree on.
 
     An organ is kept if every two looks agree on it (DSC at least ``least``), its volume is
     plausible unless it touches the scan's first or last slice, and liver and spleen, the two
     kidneys and the two adrenal glands lie on their sides. Of a kept organ only its largest
-    component counts. Voxels on which the looks differ are unknown.
+    connected part counts; other parts, and voxels on which looks differ, are unknown.
+
+    Args:
+        looks: at least one.
+        spacing: mm per axis (z, y, x).
+        least: DSC that an organ needs.
     """
     first = looks[0]
-    same = np.all([look == first for look in looks[1:]], axis=0)
-    agreement, kept = {}, []
+    same = np.all([look == first for look in looks], axis=0)
+    millilitres = float(np.prod(spacing)) / 1000
+    agreement: dict[int, float] = {}
+    kept = []
     for organ, name in ORGANS.items():
         masks = [look == organ for look in looks]
         if not any(mask.any() for mask in masks):
             continue
         pairs = [dice(a, b) or 0.0 for i, a in enumerate(masks) for b in masks[:i]]
-        agreement[organ] = min(pairs)
+        agreement[organ] = min(pairs, default=1.0)
         mask = _largest(masks[0])
         low, high = _PLAUSIBLE_ML[name]
-        volume = mask.sum() * spacing**3 / 1000
+        volume = mask.sum() * millilitres
         cut = mask[0].any() or mask[-1].any()
         if agreement[organ] >= least and volume <= high and (cut or volume >= low):
             kept.append(organ)
@@ -124,17 +204,6 @@ def judge(looks: list[np.ndarray], spacing: float, least: float) -> PseudoLabels
         else:
             labels[(labels == organ) & ~_largest(first == organ)] = UNKNOWN
     return PseudoLabels(labels, tuple(kept), agreement)
-
-
-def _look(
-    network: torch.nn.Module, hu: np.ndarray, config: Config, size: float, shift: float
-) -> np.ndarray:
-    shape = [max(1, round(n / size)) for n in hu.shape]
-    seen = resize(hu, shape) if size != 1 else hu.astype(np.float32)
-    logits: Tensor = logits_of(network, seen + shift, config)
-    if size != 1:
-        logits = torch.nn.functional.interpolate(logits[None], size=hu.shape, mode="trilinear")[0]
-    return logits.argmax(0).to(torch.uint8).numpy()
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

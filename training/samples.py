@@ -2,172 +2,280 @@
 
 Sample ``i`` of a seed is always the same patch, so an interrupted training goes on with exactly
 the patches that it would have seen.
+
+Where a patch lies is the configuration's ``placement``:
+
+- ``{rule: body}``: its middle is the body's, at the height of a random organ voxel in 85 of 100
+  patches, else anywhere (for patches about as large as the body);
+- ``{rule: anywhere, foreground: p}``: with the probability p around a random voxel of a random
+  organ, else anywhere inside the image (nnU-Net's rule);
+- ``{rule: labelled_slices}``: around a random slice in which an organ is labelled.
 """
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from inference.organs import ORGANS
+from training.augment import AIR, check, places, vary_hu, vary_intensities
 from training.bodies import SPACING as BODY_SPACING
+from training.chance import Chance
 from training.config import Config
 from training.synthesis import synthesise
 from training.tissues import organs_only
-from training.warp import random_places, sample_linear, sample_nearest
+from training.warp import centred_places, sample_linear, sample_nearest, triple
 
-UNKNOWN = 255
-"""Label of voxels that nothing is learnt from."""
+_LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
+_VOLUMES = ("hu", "labels", "tissues", "hull")
+_REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
-_AIR = -1024
 
-
-@dataclass(frozen=True)
-class Patch:
+class Patch(NamedTuple):
     """What a batch consists of (a leading batch axis is added by the loader).
 
     Attributes:
         image: float32 (1, z, y, x), normalised.
         labels: uint8 (z, y, x), organ labels, `UNKNOWN` where unknown.
         annotated: bool (14,), which classes the labels tell; the others may hide in background.
+        weight: float32 (), what the patch counts in the loss.
     """
 
     image: Tensor
     labels: Tensor
     annotated: Tensor
+    weight: Tensor
 
 
-class Samples(Dataset[tuple[Tensor, Tensor, Tensor]]):
+@dataclass(frozen=True)
+class _Source:
+    """A prepared volume in memory.
+
+    Attributes:
+        arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body.
+        annotated: label values that the labels tell.
+        spacing: mm per axis.
+        middle: voxel (y, x) in the middle of the body.
+        voxels: organ to some of its voxels, (n, 3) on the CPU.
+        heights: slices with an organ.
+    """
+
+    arrays: dict[str, Tensor]
+    annotated: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    middle: tuple[float, float]
+    voxels: dict[int, Tensor]
+    heights: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return next(iter(self.arrays.values())).shape
+
+
+class Samples(Dataset[Patch]):
     """Patches from a prepared folder (`training.prepare`).
 
     Args:
         folder: holds ``bodies/``, ``images/`` and perhaps ``pseudo/``.
-        config: shares, patch, spacing, intensities, hold-out and seed.
+        config: what to draw.
+        holdout: cases that no patch may come from, besides the configuration's.
+        device: where patches are made, and volumes are kept.
+        room: bytes of the device's memory for volumes; those beyond are kept in the host's
+            memory and copied when they are drawn.
+
+    Attributes:
+        sources: kind of data to its files.
 
     Raises:
         FileNotFoundError: the folder holds nothing to train on.
+        ValueError: the configuration names an augmentation or placement that is not known.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        holdout: tuple[str, ...] = (),
+        device: torch.device | str = "cpu",
+        room: float = math.inf,
+    ) -> None:
+        check(config.augmentation)
+        if config.placement.get("rule") not in ("body", "anywhere", "labelled_slices"):
+            raise ValueError(f"placement: there is no rule {config.placement.get('rule')!r}")
         self.config = config
-        images = [p for p in _arrays(folder / "images") if p.stem not in config.holdout]
-        sources = {
+        self.device = torch.device(device)
+        self._room = room
+        kept_aside = {*config.holdout, *holdout}
+        everything = {
             "synthetic": _arrays(folder / "bodies"),
-            "labelled": [p for p in images if np.load(p)["annotated"].size],
+            "labelled": [p for p in _arrays(folder / "images") if _is_labelled(p)],
             "pseudo": _arrays(folder / "pseudo"),
         }
-        self.sources = {k: v for k, v in sources.items() if v and config.shares.get(k, 0) > 0}
+        self.sources = {
+            kind: kept
+            for kind, paths in everything.items()
+            if config.shares.get(kind, 0) > 0
+            and (kept := [p for p in paths if not kept_aside & set(p.stem.split("__"))])
+        }
         if not self.sources:
             raise FileNotFoundError(f"{folder}: nothing to train on (run the preparation first)")
-        self._loaded: dict[Path, dict[str, Tensor]] = {}
+        self._loaded: dict[Path, _Source] = {}
 
     def __len__(self) -> int:
         return self.config.iterations * self.config.batch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Patch number ``index`` as (image, labels, annotated); see `Patch`."""
-        rng = Generator().manual_seed(self.config.seed * 1_000_003 + index)
+    def __getitem__(self, index: int) -> Patch:
+        """Patch number ``index``."""
+        chance = Chance(self.config.seed * 1_000_003 + index, self.device)
         kinds = list(self.sources)
-        weights = torch.tensor([self.config.shares[kind] for kind in kinds])
-        kind = kinds[int(torch.multinomial(weights, 1, generator=rng))]
+        kind = kinds[chance.pick([self.config.shares[kind] for kind in kinds])]
         paths = self.sources[kind]
-        source = self._load(paths[int(torch.randint(len(paths), (1,), generator=rng))])
-        patch = self._synthetic(source, rng) if kind == "synthetic" else self._real(source, rng)
-        return patch.image, patch.labels, patch.annotated
-
-    def _synthetic(self, body: dict[str, Tensor], rng: Generator) -> Patch:
-        places = self._places(body["tissues"], body["hull"] < 10, BODY_SPACING, rng)
-        tissues = sample_nearest(body["tissues"], places, BODY_SPACING, 0)
-        hull = sample_nearest(body["hull"], places, BODY_SPACING, 127)
-        hu = synthesise(tissues, hull, self.config.spacing, rng)
-        labels = torch.from_numpy(organs_only(tissues.numpy()))
-        # Where the source ends, so does the scan.
-        outside = sample_nearest(torch.zeros_like(hull), places, BODY_SPACING, 1) == 1
-        beyond = outside.all(dim=2).all(dim=1)
-        hu[beyond] = _AIR
-        annotated = torch.ones(1 + len(ORGANS), dtype=torch.bool)
-        return self._finish(hu, labels, annotated, rng)
-
-    def _real(self, case: dict[str, Tensor], rng: Generator) -> Patch:
-        spacing = self.config.spacing
-        hu, labels = case["hu"].float(), case["labels"]
-        places = self._places(labels, hu > -300, spacing, rng)
-        annotated = torch.zeros(1 + len(ORGANS), dtype=torch.bool)
-        annotated[[0, *case["annotated"].tolist()]] = True
-        inside = sample_nearest(torch.ones_like(labels), places, spacing, 0) == 1
-        hu = sample_linear(hu[None], places, spacing)[0]
-        labels = sample_nearest(labels, places, spacing, 0)
-        hu = _vary(hu, labels, rng)
-        hu[~inside] = _AIR
-        return self._finish(hu, labels, annotated, rng)
-
-    def _places(self, labels: Tensor, body: Tensor, spacing: float, rng: Generator) -> Tensor:
-        """A warped patch around a random organ voxel's height, in the middle of the body."""
-        rows = torch.nonzero(body.any(dim=2).any(dim=0)).flatten()
-        columns = torch.nonzero(body.any(dim=1).any(dim=0)).flatten()
-        is_organ = (labels > 0) & (labels <= max(ORGANS))
-        organ = torch.nonzero(is_organ.any(dim=2).any(dim=1)).flatten()
-        chance = torch.rand(1, generator=rng)
-        jitter = torch.randn(3, generator=rng) * torch.tensor([40.0, 12.0, 15.0])
-        heights = organ if chance < 0.85 and len(organ) else torch.arange(labels.shape[0])
-        height = heights[int(torch.randint(len(heights), (1,), generator=rng))]
-        centre = torch.tensor(
-            [float(height), float(rows[0] + rows[-1]) / 2, float(columns[0] + columns[-1]) / 2]
-        )
-        return random_places(
-            self.config.patch,
-            self.config.spacing,
-            (centre + 0.5) * spacing + jitter,
-            self.config.augmentation,
-            rng,
-        )
-
-    def _finish(self, hu: Tensor, labels: Tensor, annotated: Tensor, rng: Generator) -> Patch:
-        """Sometimes a slab of the scan, then the network's intensities."""
-        if float(torch.rand(1, generator=rng)) < 0.25:
-            depth = hu.shape[0]
-            kept = int(torch.randint(depth // 4, depth, (1,), generator=rng))
-            first = int(torch.randint(depth - kept + 1, (1,), generator=rng))
-            for gone in (slice(0, first), slice(first + kept, depth)):
-                hu[gone], labels[gone] = _AIR, 0
+        source = self._load(paths[chance.integer(len(paths))])
+        make = self._synthetic if kind == "synthetic" else self._real
+        hu, labels = make(source, chance)
+        hu, labels = vary_hu(hu, labels, kind != "synthetic", self.config.augmentation, chance)
         config = self.config
         image = (hu.clamp(*config.clip) - config.subtract) / config.divide
-        return Patch(image[None], labels, annotated)
+        image, labels = vary_intensities(image, labels, config.augmentation, chance)
+        annotated = torch.zeros(1 + len(ORGANS), dtype=torch.bool)
+        annotated[[0, *source.annotated]] = True
+        weight = torch.tensor(config.pseudo_weight if kind == "pseudo" else 1.0)
+        return Patch(
+            image.float()[None].contiguous(),
+            labels.contiguous(),
+            annotated.to(self.device),
+            weight.to(self.device),
+        )
 
-    def _load(self, path: Path) -> dict[str, Tensor]:
+    def load_all(self) -> None:
+        """Load every volume now, in several threads, rather than when it is first drawn."""
+        paths = [path for paths in self.sources.values() for path in paths]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(self._load, paths))
+
+    def _synthetic(self, body: _Source, chance: Chance) -> tuple[Tensor, Tensor]:
+        """A CT drawn for a body: HU and labels (z, y, x)."""
+        spacing = self._patch_spacing(body)
+        fine = self.config.synthesis_spacing
+        extent = [n * step for n, step in zip(self.config.patch, spacing, strict=True)]
+        shape = [max(_LEAST_DEPTH, math.ceil(length / fine)) for length in extent]
+        where = self._places(body, shape, (fine,) * 3, chance)
+        whole_tissues, whole_hull = (body.arrays[k].to(self.device) for k in ("tissues", "hull"))
+        tissues = sample_nearest(whole_tissues, where, BODY_SPACING, 0)
+        hull = sample_nearest(whole_hull, where, BODY_SPACING, 127)
+        hu = synthesise(tissues, hull, fine, chance)
+        labels = organs_only(tissues)
+        # Where the source ends, so does the scan.
+        outside = sample_nearest(torch.zeros_like(whole_hull), where, BODY_SPACING, 1) == 1
+        hu[outside.all(dim=2).all(dim=1)] = AIR
+        if tuple(shape) != self.config.patch or any(step != fine for step in spacing):
+            grid = centred_places(self.config.patch, spacing, self.device)
+            grid = grid + torch.tensor(shape, device=self.device) * fine / 2
+            hu = sample_linear(hu[None], grid, fine)[0]
+            labels = sample_nearest(labels, grid, fine, 0)
+        return hu, labels
+
+    def _real(self, case: _Source, chance: Chance) -> tuple[Tensor, Tensor]:
+        """A part of a real CT: HU and labels (z, y, x)."""
+        whole, labels = (case.arrays[k].to(self.device) for k in ("hu", "labels"))
+        where = self._places(case, self.config.patch, self._patch_spacing(case), chance)
+        inside = sample_nearest(torch.ones_like(labels), where, case.spacing, 0) == 1
+        hu = sample_linear(whole[None], where, case.spacing)[0]
+        hu[~inside] = AIR
+        return hu, sample_nearest(labels, where, case.spacing, 0)
+
+    def _patch_spacing(self, source: _Source) -> tuple[float, float, float]:
+        """The network's spacing; along axes where it has none, that of the image."""
+        z, y, x = (
+            wanted if wanted is not None else given
+            for wanted, given in zip(self.config.spacing, source.spacing, strict=True)
+        )
+        return z, y, x
+
+    def _places(
+        self, source: _Source, shape: Any, spacing: tuple[float, float, float], chance: Chance
+    ) -> Tensor:
+        """Where the patch's voxels lie, (z, y, x, 3) in mm."""
+        rule = self.config.placement["rule"]
+        size = source.shape
+        jitter = torch.zeros(3)
+        if rule == "body":
+            jitter = chance.normals(3) * torch.tensor([40.0, 12.0, 15.0])
+            at_organ = chance.happens(0.85) and len(source.heights) > 0
+            heights = source.heights if at_organ else torch.arange(size[0])
+            centre = [float(heights[chance.integer(len(heights))]), *source.middle]
+        elif rule == "labelled_slices":
+            heights = source.heights if len(source.heights) else torch.arange(size[0])
+            height = float(heights[chance.integer(len(heights))])
+            centre = [height, (size[1] - 1) / 2, (size[2] - 1) / 2]
+        elif chance.happens(self.config.placement["foreground"]) and source.voxels:
+            organs = list(source.voxels)
+            voxels = source.voxels[organs[chance.integer(len(organs))]]
+            centre = voxels[chance.integer(len(voxels))].tolist()
+        else:
+            # Anywhere that keeps the patch inside; in the middle where it is larger.
+            half = [n * a / b / 2 for n, a, b in zip(shape, spacing, source.spacing, strict=True)]
+            centre = [
+                chance.uniform(h, n - h) - 0.5 if n > 2 * h else (n - 1) / 2
+                for n, h in zip(size, half, strict=True)
+            ]
+        place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing) + jitter
+        return places(shape, spacing, place, self.config.augmentation, chance)
+
+    def _load(self, path: Path) -> _Source:
         if path not in self._loaded:
             with np.load(path) as content:
-                self._loaded[path] = {k: torch.from_numpy(content[k]) for k in content.files}
+                arrays = {k: content[k] for k in content.files}
+            size = sum(arrays[k].nbytes for k in _VOLUMES if k in arrays)
+            keep_there = size <= self._room
+            self._room -= size if keep_there else 0
+            self._loaded[path] = _source(arrays, path.stem, self.device if keep_there else "cpu")
         return self._loaded[path]
 
 
+def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -> _Source:
+    is_body = "tissues" in content
+    labels = content["tissues"] if is_body else content["labels"]
+    body = content["hull"] < 10 if is_body else content["hu"] > -300
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    voxels = {}
+    for organ in ORGANS:
+        found = np.flatnonzero(labels == organ)
+        if len(found):
+            some = rng.choice(found, min(len(found), _REMEMBERED), replace=False)
+            voxels[organ] = torch.from_numpy(np.stack(np.unravel_index(some, labels.shape), 1))
+    is_organ = (labels > 0) & (labels <= max(ORGANS))
+    return _Source(
+        arrays={k: torch.from_numpy(content[k]).to(device) for k in _VOLUMES if k in content},
+        annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
+        spacing=triple(BODY_SPACING if is_body else content["spacing"].tolist()),
+        middle=(_middle(body.any(axis=(0, 2))), _middle(body.any(axis=(0, 1)))),
+        voxels=voxels,
+        heights=torch.from_numpy(np.flatnonzero(is_organ.any(axis=(1, 2)))),
+    )
+
+
+def _middle(marked: np.ndarray) -> float:
+    """Half-way between the first and the last marked place."""
+    there = np.flatnonzero(marked)
+    return float(there[0] + there[-1]) / 2 if len(there) else (len(marked) - 1) / 2
+
+
+def _is_labelled(path: Path) -> bool:
+    with np.load(path) as content:
+        return bool(content["annotated"].size)
+
+
 def _arrays(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.glob("*.npz")) if not p.name.endswith(".partial.npz")]
-
-
-def _vary(hu: Tensor, labels: Tensor, rng: Generator) -> Tensor:
-    """Another phase and scanner for a real CT: organ shifts, contrast, sharpness, noise."""
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand(1, generator=rng))
-
-    if uniform(0, 1) < 0.7:
-        table = torch.randn(256, generator=rng) * uniform(0, 35)
-        table[0] = table[UNKNOWN] = 0
-        shift = table[labels.long()]
-        shift = F.avg_pool3d(shift[None, None], 3, stride=1, padding=1)[0, 0]
-        hu = hu + shift
-    hu = (hu - 40) * uniform(0.8, 1.2) + 40 + uniform(-15, 15)
-    if uniform(0, 1) < 0.3:
-        size = (3, 1, 1) if uniform(0, 1) < 0.5 else (1, 3, 3)
-        padding = (size[0] // 2, size[1] // 2, size[2] // 2)
-        hu = F.avg_pool3d(hu[None, None], size, stride=1, padding=padding)[0, 0]
-    if uniform(0, 1) < 0.5:
-        hu = hu + torch.randn(hu.shape, generator=rng) * uniform(0, 20)
-    return hu
+    """The complete files of a folder; hidden ones are still being written."""
+    return [p for p in sorted(folder.glob("*.npz")) if not p.name.startswith(".")]

@@ -8,62 +8,35 @@ by construction, whatever the image looks like.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from inference.organs import LABEL_OF
+from training.chance import Chance
 from training.tissues import TISSUES, Tissue
-from training.warp import upsample
 
 
-@dataclass(frozen=True)
-class _Chance:
-    """Short names for random numbers, so that the physiology below reads as such."""
-
-    rng: Generator
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand(1, generator=self.rng))
-
-    def normal(self, mean: float, sd: float) -> float:
-        return mean + sd * float(torch.randn(1, generator=self.rng))
-
-    def happens(self, probability: float) -> bool:
-        return float(torch.rand(1, generator=self.rng)) < probability
-
-    def field(self, shape: torch.Size, scale: float) -> Tensor:
-        """Smooth noise of about unit variance; ``scale`` is its correlation length in voxels."""
-        knots = [max(2, round(n / scale) + 1) for n in shape]
-        return upsample(torch.randn(knots, generator=self.rng), shape) * 1.7
-
-    def tubes(self, shape: torch.Size, scale: float, width: float) -> Tensor:
-        """Mask of thin random tubes: where two smooth fields both cross zero."""
-        return (self.field(shape, scale).abs() < width) & (self.field(shape, scale).abs() < width)
-
-
-def synthesise(tissues: Tensor, hull: Tensor, spacing: float, rng: Generator) -> Tensor:
+def synthesise(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) -> Tensor:
     """Draw a CT for a tissue map.
 
     Args:
         tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
         hull: (z, y, x), signed distance in mm to the hull of the labelled structures.
         spacing: isotropic spacing in mm.
-        rng: source of chance; the same state draws the same CT.
+        chance: source of chance, on the tissues' device.
 
     Returns:
         float32 (z, y, x), Hounsfield units.
     """
-    chance = _Chance(rng)
     shape = tissues.shape
     tissues = tissues.long()
     hull = hull.float()
     arterial, venous = _phase(chance)
     table = _hounsfield(chance, arterial, venous)
+    hounsfield = table.to(tissues.device)  # the table itself stays where numbers are cheap
 
-    hu = table[tissues]
+    hu = hounsfield[tissues]
     _fill_body(hu, tissues, hull, table, chance, spacing)
     soft = (hu > -300) & (hull < 200)
     texture = chance.field(shape, 8 / spacing) * chance.uniform(1, 8)
@@ -79,7 +52,7 @@ def synthesise(tissues: Tensor, hull: Tensor, spacing: float, rng: Generator) ->
     return _scanner(hu, chance, spacing)
 
 
-def _phase(chance: _Chance) -> tuple[float, float]:
+def _phase(chance: Chance) -> tuple[float, float]:
     """Arterial and venous enhancement, each 0 to 1: plain, arterial, portal or late."""
     kind = chance.uniform(0, 1)
     if kind < 0.35:
@@ -91,7 +64,7 @@ def _phase(chance: _Chance) -> tuple[float, float]:
     return chance.uniform(0.1, 0.3), chance.uniform(0.2, 0.6)
 
 
-def _hounsfield(chance: _Chance, a: float, v: float) -> Tensor:
+def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     """Mean Hounsfield units of every tissue for one patient in one phase."""
     liver = chance.uniform(-5, 45) if chance.happens(0.15) else chance.normal(56, 7)
     bile = chance.uniform(20, 70) if chance.happens(0.12) else chance.normal(8, 6)
@@ -139,7 +112,7 @@ def _hounsfield(chance: _Chance, a: float, v: float) -> Tensor:
 
 
 def _fill_body(
-    hu: Tensor, tissues: Tensor, hull: Tensor, table: Tensor, chance: _Chance, spacing: float
+    hu: Tensor, tissues: Tensor, hull: Tensor, table: Tensor, chance: Chance, spacing: float
 ) -> None:
     """Air, skin, fat, the abdominal wall and what lies loose in the belly, where unlabelled."""
     shape = tissues.shape
@@ -159,7 +132,7 @@ def _fill_body(
     # Mesentery, unlabelled bowel and vessels: little in an obese belly, nearly all of a lean one.
     share = min(0.85, 0.05 + 0.75 * lean * chance.uniform(0.4, 1.0))
     lumps = chance.field(shape, chance.uniform(12, 35) / spacing)
-    threshold = torch.erfinv(torch.tensor(1 - 2 * share)) * 2**0.5
+    threshold = float(torch.erfinv(torch.tensor(1 - 2 * share))) * 2**0.5
     packed = loose & (lumps > threshold)
     hu[packed] = chance.normal(30, 12)
     if chance.happens(0.06):  # ascites
@@ -175,7 +148,7 @@ def _fill_body(
 
 
 def _vessels_and_lesions(
-    hu: Tensor, tissues: Tensor, table: Tensor, chance: _Chance, spacing: float
+    hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float
 ) -> None:
     shape = tissues.shape
     liver = tissues == LABEL_OF["liver"]
@@ -195,7 +168,7 @@ def _vessels_and_lesions(
         hu[place] += (chance.field(shape, 15 / spacing) * chance.uniform(0, amount))[place]
 
 
-def _kidneys(hu: Tensor, tissues: Tensor, chance: _Chance, a: float, v: float) -> None:
+def _kidneys(hu: Tensor, tissues: Tensor, chance: Chance, a: float, v: float) -> None:
     """Cortex brighter than medulla early; urine in the middle, dark or full of contrast."""
     kidney = (tissues == LABEL_OF["right_kidney"]) | (tissues == LABEL_OF["left_kidney"])
     depth = _share_nearby(kidney, 5)
@@ -206,14 +179,14 @@ def _kidneys(hu: Tensor, tissues: Tensor, chance: _Chance, a: float, v: float) -
 
 
 def _hollow_organs(
-    hu: Tensor, tissues: Tensor, table: Tensor, chance: _Chance, spacing: float
+    hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float
 ) -> None:
     """Fluid, food, stool, oral contrast and gas inside the gut; gas rises to the front."""
     shape = tissues.shape
     oral_contrast = chance.happens(0.3)
     clumps = chance.field(shape, 12 / spacing)
-    grain = torch.randn(shape, generator=chance.rng)
-    front = torch.linspace(1, -1, shape[1])[None, :, None]
+    grain = chance.noise(shape)
+    front = torch.linspace(1, -1, shape[1], device=hu.device)[None, :, None]
     gut = (
         (LABEL_OF["stomach"], 0.35, 0.5),
         (LABEL_OF["duodenum"], 0.5, 0.15),
@@ -244,37 +217,41 @@ def _hollow_organs(
             hu[lumen & (front + mix > level)] = -950
 
 
-def _bones(hu: Tensor, tissues: Tensor, chance: _Chance) -> None:
+def _bones(hu: Tensor, tissues: Tensor, chance: Chance) -> None:
     bone = tissues == Tissue.BONE
     cortex = bone & (_share_nearby(bone, 3) < 0.8)
     hu[cortex] = chance.uniform(250, 700)
 
 
-def _lungs(hu: Tensor, tissues: Tensor, table: Tensor, chance: _Chance, spacing: float) -> None:
+def _lungs(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
     shape = tissues.shape
     lung = tissues == Tissue.LUNG
     if not lung.any():
         return
-    dependent = torch.linspace(-1, 1, shape[1])[None, :, None] * chance.uniform(0, 120)
+    dependent = torch.linspace(-1, 1, shape[1], device=hu.device)[None, :, None] * chance.uniform(
+        0, 120
+    )
     grain = chance.field(shape, 8 / spacing) * 30 + dependent
     hu[lung] += grain[lung]
     vessels = lung & chance.tubes(shape, 18 / spacing, chance.uniform(0.1, 0.3))
     hu[vessels] = float(table[Tissue.HEART]) * chance.uniform(0.3, 1)
     if chance.happens(0.1):  # effusion or consolidation behind
-        level = torch.linspace(-1, 1, shape[1])[None, :, None] > chance.uniform(0.1, 0.5)
+        level = torch.linspace(-1, 1, shape[1], device=hu.device)[None, :, None] > chance.uniform(
+            0.1, 0.5
+        )
         hu[lung & level] = chance.uniform(0, 50)
 
 
-def _table(hu: Tensor, hull: Tensor, chance: _Chance, spacing: float) -> None:
+def _table(hu: Tensor, hull: Tensor, chance: Chance, spacing: float) -> None:
     """A curved couch behind the back: a bright shell around foam."""
     rows = torch.nonzero((hu > -300).any(dim=2).any(dim=0)).flatten()
     if not len(rows):
         return
     width = hu.shape[2]
-    across = torch.linspace(-1, 1, width)
+    across = torch.linspace(-1, 1, width, device=hu.device)
     sag = chance.uniform(0, 45) * across**2
     top = (float(rows[-1]) + 1) * spacing + chance.uniform(-10, 15) - sag + sag.min()
-    y = (torch.arange(hu.shape[1]) * spacing)[:, None]
+    y = (torch.arange(hu.shape[1], device=hu.device) * spacing)[:, None]
     below = y - top[None, :]
     thickness = chance.uniform(20, 60)
     air = (hu < -500) & (hull > 0)
@@ -285,13 +262,13 @@ def _table(hu: Tensor, hull: Tensor, chance: _Chance, spacing: float) -> None:
     hu[shell] = chance.uniform(-400, 300)
 
 
-def _scanner(hu: Tensor, chance: _Chance, spacing: float) -> Tensor:
+def _scanner(hu: Tensor, chance: Chance, spacing: float) -> Tensor:
     """Point spread, slice thickness, noise, a slight offset and a round field of view."""
     in_plane = chance.uniform(0.25, 0.7) if chance.happens(0.8) else chance.uniform(0.7, 1.3)
     thick = chance.uniform(0.2, 0.6) if chance.happens(0.55) else chance.uniform(0.6, 1.4)
     hu = _blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
     sigma = min(60.0, 2.718 ** chance.normal(1.9, 0.7))
-    noise = torch.randn(hu.shape, generator=chance.rng)
+    noise = chance.noise(hu.shape)
     if chance.happens(0.5):
         noise = _blur(noise, (thick, 0.6, 0.6))
         noise /= noise.std()
@@ -299,8 +276,12 @@ def _scanner(hu: Tensor, chance: _Chance, spacing: float) -> Tensor:
         noise *= (1 + 0.4 * chance.field(hu.shape, 30)).clamp_(0.2, 2.5)
     hu = hu + noise * sigma + chance.normal(0, 4)
     if chance.happens(0.12):
-        y = torch.linspace(-1, 1, hu.shape[1])[:, None] * hu.shape[1] / hu.shape[2]
-        x = torch.linspace(-1, 1, hu.shape[2])[None, :]
+        y = (
+            torch.linspace(-1, 1, hu.shape[1], device=hu.device)[:, None]
+            * hu.shape[1]
+            / hu.shape[2]
+        )
+        x = torch.linspace(-1, 1, hu.shape[2], device=hu.device)[None, :]
         radius = chance.uniform(0.7, 1.0)
         hu[:, (y**2 + x**2) > radius**2] = -1024
     return hu.clamp_(-1024, 3071)
@@ -323,7 +304,8 @@ def _blur(volume: Tensor, sigmas: tuple[float, float, float]) -> Tensor:
     result = volume[None, None]
     for axis, sigma in enumerate(sigmas):
         reach = max(1, round(2.5 * sigma))
-        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
+        offsets = torch.arange(-reach, reach + 1, device=volume.device)
+        taps = torch.exp(-0.5 * (offsets / max(sigma, 1e-3)) ** 2)
         taps = (taps / taps.sum()).reshape([-1 if i == axis else 1 for i in range(3)])
         pad = [0, 0, 0, 0, 0, 0]
         pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach

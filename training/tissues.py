@@ -9,7 +9,9 @@ import re
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inference.organs import LABEL_OF, ORGANS
 
@@ -86,6 +88,6 @@ def tissues_from_names(labels: NDArray[np.uint8], names: dict[str, str]) -> NDAr
     return table[labels]
 
 
-def organs_only(tissues: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def organs_only(tissues: Tensor) -> Tensor:
     """Keep the 13 organs of a tissue map, 0 elsewhere."""
-    return np.where(tissues <= max(ORGANS), tissues, 0).astype(np.uint8)
+    return torch.where(tissues <= max(ORGANS), tissues, torch.zeros_like(tissues))

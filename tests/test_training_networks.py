@@ -1,0 +1,143 @@
+"""The configurations' networks: their published sizes, shapes, and single parts of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the training extra is not installed")
+
+import torch
+
+from training.config import Config
+from training.evaluate import multiple_of
+from training.losses import distillation, loss_at_all_depths
+from training.network import ChannelAttention, make_network, multiply_adds, parameter_count
+from training.samples import Patch
+from training.train import learning_rate
+
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")
+
+
+def load(name: str) -> Config:
+    return Config.load(CONFIGS / f"{name}.yaml")
+
+
+def build(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return make_network(dict(load(name).network))
+
+
+def test_there_is_a_file_for_each_configuration_and_nothing_else() -> None:
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(NAMES)
+    for name in NAMES:
+        assert load(name).name == name
+
+
+@pytest.mark.parametrize("name", ["nnunet_iso2p5", "nnunet_half"])
+def test_nnunet_has_exactly_the_published_parameters(name: str) -> None:
+    assert parameter_count(build(name)) == 30_713_158
+    assert load(name).patch == (40, 224, 192)
+
+
+def test_light_network_is_near_what_was_published() -> None:
+    network = build("dsunet_eca")
+    assert parameter_count(network) == pytest.approx(0.405e6, rel=0.03)
+    work = multiply_adds(network, load("dsunet_eca").patch)
+    assert work == pytest.approx(1.29e9, rel=0.10)
+    assert work == pytest.approx(1.18e9, rel=0.01)
+
+
+def test_plain_and_light_network_differ_in_nothing_but_their_blocks() -> None:
+    light, plain = load("dsunet_eca"), load("unet_baseline")
+    blocks = {"norm": "batch", "separable": False, "attention": False}
+    assert plain == replace(light, name=plain.name, network={**light.network, **blocks})
+    network = build("unet_baseline")
+    assert parameter_count(network) == 5_472_526
+    kinds = {type(module) for module in network.modules()}
+    assert torch.nn.BatchNorm3d in kinds
+    assert not kinds & {ChannelAttention, torch.nn.GroupNorm}
+
+
+def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
+    options = {"features": [2, 4], "pooling": [1, 2, 2], "norm": "batch"}
+    network = make_network(
+        {"kind": "light_unet", "separable": False, "attention": False, **options}, classes=3
+    )
+    fine, coarse = 3 * 8 * 8, 3 * 4 * 4
+    by_hand = 27 * (1 * 2 + 2 * 2) * fine  # encoder
+    by_hand += 27 * (2 * 4 + 4 * 4) * coarse
+    by_hand += 4 * 4 * 2 * coarse  # each coarse voxel makes 1 x 2 x 2 fine ones
+    by_hand += 27 * (4 * 2 + 2 * 2) * fine + 2 * 3 * fine  # decoder, classes
+    assert multiply_adds(network, (3, 8, 8)) == by_hand
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_lie_on_the_grid_of_the_patch(name: str) -> None:
+    network, patch = build(name), load(name).patch
+    assert all(n % m == 0 for n, m in zip(patch, multiple_of(network), strict=True))
+    logits = network.eval()(torch.empty(1, 1, *patch, device="meta"))
+    assert logits.shape == (1, 14, *patch)
+
+
+def test_deep_supervision_gives_one_output_per_stage_while_training() -> None:
+    outputs = build("nnunet_iso2p5").train()(torch.empty(2, 1, 8, 64, 64, device="meta"))
+    shapes = [tuple(logits.shape[2:]) for logits in outputs]
+    assert shapes == [(8, 64, 64), (8, 32, 32), (4, 16, 16), (2, 8, 8), (1, 4, 4)]
+
+
+def test_deep_outputs_count_half_of_the_finer_one_and_the_coarsest_nothing() -> None:
+    patch = Patch(
+        torch.zeros(1, 1, 4, 4, 4),
+        torch.ones(1, 4, 4, 4, dtype=torch.uint8),
+        torch.ones(1, 3, dtype=torch.bool),
+        torch.ones(1),
+    )
+    outputs = [torch.full((1, 3, n, n, n), float(n)) for n in (4, 2, 1)]
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        assert labels.shape[1:] == logits.shape[2:] and (labels == 1).all()
+        return logits.mean()
+
+    total = float(loss_at_all_depths(outputs, patch, loss))
+    assert total == pytest.approx((1 * 4 + 0.5 * 2) / 1.5)
+
+
+def test_attention_weighs_channels_by_the_means_of_their_neighbours() -> None:
+    attention = ChannelAttention(64)
+    kernel = attention.convolution.weight.flatten()
+    assert len(kernel) == 3
+    x = torch.randn(2, 64, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    means = torch.nn.functional.pad(x.mean(dim=(2, 3, 4)), (1, 1))
+    weight = torch.sigmoid(torch.stack([kernel[i] * means[:, i : i + 64] for i in range(3)]).sum(0))
+    assert torch.allclose(attention(x), x * weight[:, :, None, None, None], atol=1e-6)
+    assert len(ChannelAttention(256).convolution.weight.flatten()) == 5
+
+
+def test_rates_fall_as_configured() -> None:
+    sgd, cosine = load("nnunet_iso2p5"), load("dsunet_eca")
+    assert learning_rate(sgd, 0) == 0.01
+    assert learning_rate(sgd, 125_000) == pytest.approx(0.01 * 0.5**0.9)
+    assert learning_rate(cosine, 25_000) == pytest.approx(0.0005)
+    ours = load("abdoseg")
+    assert learning_rate(ours, 24) == pytest.approx(0.001, rel=0.01)  # half warm
+
+
+def test_distillation_is_nothing_for_equals_and_pulls_towards_the_teacher() -> None:
+    teacher = torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert float(distillation(teacher + 3, teacher, 2.0)) == pytest.approx(0, abs=1e-6)
+    logits = torch.zeros_like(teacher, requires_grad=True)
+    before = distillation(logits, teacher, 2.0)
+    before.backward()
+    assert logits.grad is not None
+    assert distillation(logits - 5 * logits.grad, teacher, 2.0) < before
+
+
+def test_wrong_networks_are_named() -> None:
+    with pytest.raises(ValueError, match="there is no 'resnet'"):
+        make_network({"kind": "resnet"})
+    with pytest.raises(ValueError, match="missing 6 required"):
+        make_network({"kind": "unet", "features": [4, 8]})

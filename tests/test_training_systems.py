@@ -1,0 +1,239 @@
+"""Each configuration, shrunken, from a data set in nnU-Net's layout to weights that run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the training extra is not installed")
+pytest.importorskip("nncf", reason="the training extra is not installed")
+
+import SimpleITK as sitk
+import torch
+import yaml
+
+import inference
+from inference.organs import ORGANS
+from inference.phantom import make_phantom
+from inference.plan import Plan
+from training.__main__ import main
+from training.records import read_rows
+
+REPOSITORY = Path(__file__).parents[1]
+NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two labelled phantoms, one pseudo-labelled, one unlabelled; FLARE's names for organs."""
+    root = tmp_path_factory.mktemp("Dataset001_Phantoms")
+    for folder in ("imagesTr", "labelsTr", "pseudolabelsTr"):
+        (root / folder).mkdir()
+    names = {"RK": 2, "LK": 13, "IVC": 6, "RAG": 7, "LAG": 8}
+    labels = {"background": 0, **{n: v for v, n in ORGANS.items() if v not in names.values()}}
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {"channel_names": {"0": "CT"}, "labels": {**labels, **names}, "name": "Phantoms"}
+        )
+    )
+    for seed, where in enumerate(("labelsTr", "labelsTr", "pseudolabelsTr", "")):
+        ct, truth = make_phantom(shape=(30, 32, 44), spacing=(10.0, 10.0, 10.0), seed=seed)
+        sitk.WriteImage(ct, str(root / "imagesTr" / f"P{seed}_0000.nii.gz"))
+        if where:
+            sitk.WriteImage(truth, str(root / where / f"P{seed}.nii.gz"))
+    return root
+
+
+def shrink(name: str, folder: Path, **changes: Any) -> Path:
+    """A configuration file for a much smaller network, patch and training."""
+    content = yaml.safe_load((REPOSITORY / f"training/configs/{name}.yaml").read_text())
+    kind = name.split("_")[0]
+    network: dict[str, Any] = {"features": [4, 4, 8, 8, 8]}
+    small: dict[str, Any]
+    if kind == "nnunet":
+        network = {"features": [4, 4, 6, 6, 8, 8]}
+        coarse = [20.0, 10.0, 10.0] if name == "nnunet_half" else [10.0, 10.0, 10.0]
+        small = {"patch": [8, 32, 32], "spacing": coarse, "batch": 2}
+    elif kind == "abdoseg":
+        network["features"] = [4, 4, 6, 6, 8]
+        small = {"patch": [16, 16, 32], "spacing": [10.0] * 3, "synthesis_spacing": 10.0}
+    else:
+        small = {"patch": [3, 32, 32], "size": [None, 32, 32]}
+    content["network"].update(network)
+    content.update(
+        small, iterations=3, evaluate_every=2, checkpoint_every=2, holdout=["P1"], warmup=0
+    )
+    content.update(changes)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_command_makes_weights_that_inference_runs(
+    name: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = shrink(name, tmp_path)
+    work, out = tmp_path / "work", tmp_path / "weights" / name
+    arguments = ["--config", str(config), "--data", str(data), "--out", str(out)]
+    assert main([*arguments, "--work", str(work), "--workers", "1"]) == 0
+
+    printed = capfd.readouterr().out
+    assert "int8 on P0: logits error" in printed
+    assert "waiting for data" in printed
+    run = work / "run"
+    for file in ("curves.png", "pictures/P1_0000003.png", "pictures/P1_truth.png"):
+        assert (run / file).stat().st_size > 1000
+    assert list((run / "tensorboard").iterdir())
+    assert [row["iteration"] for row in read_rows(run / "log.csv")] == ["2", "3"]
+    assert {row["case"] for row in read_rows(run / "scores.csv")} == {"P1"}
+
+    plan = Plan.load(out)
+    original = yaml.safe_load((REPOSITORY / f"training/configs/{name}.yaml").read_text())
+    assert (plan.tiling, plan.crop) == (original["tiling"], original["crop"])
+    assert [dict(step) for step in plan.postprocessing] == original["postprocessing"]
+    card = (out / "README.md").read_text()
+    assert "Not a medical device" in card and "held out | 1 |" in card and "| int8 |" in card
+
+    ct = sitk.ReadImage(str(data / "imagesTr" / "P1_0000.nii.gz"))
+    for precision in plan.networks:
+        model = inference.Model.load(out, threads=1, precision=precision)
+        labels = inference.segment(ct, model)
+        assert labels.GetSize() == ct.GetSize()
+        assert set(np.unique(sitk.GetArrayViewFromImage(labels))) <= {0, *ORGANS}
+
+
+@pytest.mark.parametrize("name", ["abdoseg", "dsunet_eca"])
+def test_small_networks_learn_one_volume_by_heart(name: str, data: Path, tmp_path: Path) -> None:
+    """Through the whole command: the exported weights have learnt it, not only the trainer's."""
+    config = shrink(
+        name,
+        tmp_path,
+        shares={"labelled": 1.0},
+        holdout=["P1", "P2", "P3"],
+        augmentation={},
+        iterations=220 if name == "abdoseg" else 260,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+        learning_rate=0.01,
+        batch=4 if name == "dsunet_eca" else 1,
+        ema=0.95,
+        placement={"rule": "anywhere", "foreground": 0.5},
+        annotated=None,
+    )
+    content = yaml.safe_load(config.read_text())
+    del content["annotated"]
+    content["network"]["features"] = [16, 24, 32, 32, 32]
+    content["postprocessing"] = []
+    content["overlap"] = 0.5
+    config.write_text(yaml.safe_dump(content))
+    small = _large_organs_only(data, tmp_path / "data")
+    out = tmp_path / "weights"
+    arguments = ["--config", str(config), "--data", str(small), "--out", str(out)]
+    assert main([*arguments, "--work", str(tmp_path / "work"), "--workers", "1"]) == 0
+    ct = sitk.ReadImage(str(small / "imagesTr" / "P0_0000.nii.gz"))
+    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(small / "labelsTr" / "P0.nii.gz")))
+    model = inference.Model.load(out, threads=1, precision="f32")
+    found = sitk.GetArrayFromImage(inference.segment(ct, model))
+    for organ in (1, 3):
+        a, b = found == organ, truth == organ
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9, ORGANS[organ]
+
+
+def _large_organs_only(data: Path, folder: Path) -> Path:
+    """A data set of one case in which liver and spleen alone are annotated."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    labels = sitk.ReadImage(str(data / "labelsTr" / "P0.nii.gz"))
+    array = sitk.GetArrayFromImage(labels)
+    kept = sitk.GetImageFromArray(np.where(np.isin(array, (1, 3)), array, 0).astype(np.uint8))
+    kept.CopyInformation(labels)
+    sitk.WriteImage(kept, str(folder / "labelsTr" / "P0.nii.gz"))
+    (folder / "imagesTr" / "P0_0000.nii.gz").symlink_to(data / "imagesTr" / "P0_0000.nii.gz")
+    names = {"background": 0, "liver": 1, "spleen": 3}
+    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    return folder
+
+
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    config = shrink(
+        "abdoseg",
+        tmp_path,
+        shares={"labelled": 1.0},
+        batch=2,
+        iterations=2,
+        evaluate_every=2,
+        checkpoint_every=1,
+    )
+    arguments = ["--config", str(config), "--data", str(data), "--work", str(tmp_path / "work")]
+    assert main(["prepare", *arguments, "--workers", "1"]) == 0
+    assert main(["train", *arguments, "--run", "alone"]) == 0
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "train", *arguments, "--run", "together"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    a, b = (read_rows(tmp_path / "work" / run / "log.csv") for run in ("alone", "together"))
+    assert [row["iteration"] for row in a] == [row["iteration"] for row in b] == ["1", "2"]
+    for alone, together in zip(a, b, strict=True):
+        assert float(together["loss"]) == pytest.approx(float(alone["loss"]), rel=0.02)
+    assert len(read_rows(tmp_path / "work" / "together" / "scores.csv")) == 1
+
+
+def test_teachers_and_pseudo_labels_are_one_command_each(data: Path, tmp_path: Path) -> None:
+    config = shrink("abdoseg", tmp_path, holdout=["P1"], iterations=2)
+    work = tmp_path / "work"
+    arguments = ["--config", str(config), "--data", str(data), "--work", str(work)]
+    arguments += ["--workers", "1"]
+    assert main(["prepare", *arguments]) == 0
+    assert main(["train", *arguments]) == 0
+    teacher = [str(config), str(work / "run" / "checkpoint.pt")]
+    assert main(["train", *arguments, "--run", "student", "--teacher", *teacher]) == 0
+    assert (work / "student" / "checkpoint.pt").exists()
+
+    assert main(["pseudolabel", *arguments]) == 0  # an untrained network is sure of nothing
+    told = json.loads((work / "pseudolabels" / "annotated.json").read_text())
+    assert set(told) == {"P3"}
+    # As if it had been sure of the liver.
+    image = sitk.ReadImage(str(data / "imagesTr" / "P3_0000.nii.gz"))
+    labels = np.full(sitk.GetArrayViewFromImage(image).shape, 255, np.uint8)
+    labels[10:20, 10:20, 5:15] = 1
+    made = sitk.GetImageFromArray(labels)
+    made.CopyInformation(image)
+    sitk.WriteImage(made, str(work / "pseudolabels" / "P3.nii.gz"))
+    (work / "pseudolabels" / "annotated.json").write_text(json.dumps({"P3": ["liver"]}))
+    assert main(["prepare", *arguments]) == 0
+    with np.load(work / "prepared" / "pseudo" / "P3.npz") as found:
+        assert found["annotated"].tolist() == [1]
+        assert set(np.unique(found["labels"])) == {1, 255}
+
+
+def test_measuring_prints_a_row_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", "--config", str(shrink("dsunet_eca", tmp_path))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[0] == "dsunet_eca" and len(cells) == 7
+    assert all(float(cell) > 0 for cell in cells[2:])

@@ -1,0 +1,204 @@
+"""What is varied in a patch, one function per entry of a configuration's ``augmentation``.
+
+Three kinds, by when they act:
+
+- geometry (`places`): ``warp`` (turned, scaled and bent, all axes at once: ours), ``turn`` and
+  ``scale`` (nnU-Net's), before anything is sampled;
+- Hounsfield units (`vary_hu`): ``phase`` and ``slab``, before clipping;
+- intensities (`vary_intensities`): nnU-Net's noise, blur, brightness, contrast, low resolution
+  and gamma (Isensee et al. 2021, as in batchgeneratorsv2), and ``mirror``, in their order.
+
+``mirror`` along x shows patients whose liver lies on the left, with labels that are not swapped:
+the published nnU-Net does so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.chance import Chance
+from training.warp import Spacing, centred_places, random_places, rotation
+
+AIR = -1024
+UNKNOWN = 255
+"""Label of voxels that nothing is learnt from."""
+
+_GEOMETRY = ("warp", "turn", "scale")
+_HU = ("phase", "slab")
+
+
+def check(augmentation: Mapping[str, Any]) -> None:
+    """Raise ValueError for an entry that is not known."""
+    known = {*_GEOMETRY, *_HU, *_INTENSITIES, "mirror"}
+    if wrong := sorted(set(augmentation) - known):
+        raise ValueError(f"augmentation: there is no {', '.join(wrong)}")
+
+
+def places(
+    shape: Sequence[int],
+    spacing: Spacing,
+    centre: Tensor,
+    augmentation: Mapping[str, Any],
+    chance: Chance,
+) -> Tensor:
+    """Where a patch's voxels lie in its source, (z, y, x, 3) in mm.
+
+    Args:
+        shape: voxels (z, y, x) of the patch.
+        spacing: of the patch.
+        centre: place (3,) of its middle.
+        augmentation: its entries ``warp``, ``turn`` and ``scale`` are used.
+        chance: source of chance.
+    """
+    if warp := augmentation.get("warp"):
+        return random_places(shape, spacing, centre, warp["strength"], chance)
+    matrix = torch.eye(3)
+    turn, scale = augmentation.get("turn"), augmentation.get("scale")
+    if turn and chance.happens(turn["probability"]):
+        matrix = rotation([chance.uniform(-limit, limit) for limit in turn["degrees"]])
+    if scale and chance.happens(scale["probability"]):
+        low, high = scale["range"]
+        # Enlarging and shrinking are equally likely.
+        smaller = chance.happens(0.5)
+        factor = chance.uniform(low, 1) if smaller else chance.uniform(1, high)
+        matrix = matrix * torch.tensor(
+            [factor if axis in scale["axes"] else 1 for axis in (0, 1, 2)]
+        )
+    regular = centred_places(shape, spacing, chance.device)
+    return regular @ matrix.to(chance.device) + centre.to(chance.device)
+
+
+def vary_hu(
+    hu: Tensor, labels: Tensor, real: bool, augmentation: Mapping[str, Any], chance: Chance
+) -> tuple[Tensor, Tensor]:
+    """Vary a patch in HU.
+
+    Args:
+        hu: float (z, y, x).
+        labels: integer (z, y, x).
+        real: whether it is a real CT; synthetic ones vary anyway.
+        augmentation: its entries ``phase`` and ``slab`` are used.
+        chance: source of chance.
+
+    Returns:
+        Both anew.
+    """
+    if real and "phase" in augmentation:
+        hu = _phase(hu, labels, chance)
+    if (slab := augmentation.get("slab")) and chance.happens(slab["probability"]):
+        depth = hu.shape[0]
+        kept = depth // 4 + chance.integer(depth - depth // 4)
+        first = chance.integer(depth - kept + 1)
+        hu, labels = hu.clone(), labels.clone()
+        for gone in (slice(0, first), slice(first + kept, depth)):
+            hu[gone], labels[gone] = AIR, 0
+    return hu, labels
+
+
+def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
+    """Another phase and scanner for a real CT: organ shifts, contrast, sharpness, noise."""
+    if chance.happens(0.7):
+        table = chance.normals(256) * chance.uniform(0, 35)
+        table[0] = table[UNKNOWN] = 0
+        shift = table.to(hu.device)[labels.long()]
+        shift = F.avg_pool3d(shift[None, None], 3, stride=1, padding=1)[0, 0]
+        hu = hu + shift
+    hu = (hu - 40) * chance.uniform(0.8, 1.2) + 40 + chance.uniform(-15, 15)
+    if chance.happens(0.3):
+        size = (3, 1, 1) if chance.happens(0.5) else (1, 3, 3)
+        padding = (size[0] // 2, size[1] // 2, size[2] // 2)
+        hu = F.avg_pool3d(hu[None, None], size, stride=1, padding=padding)[0, 0]
+    if chance.happens(0.5):
+        hu = hu + chance.noise(hu.shape) * chance.uniform(0, 20)
+    return hu
+
+
+def vary_intensities(
+    image: Tensor, labels: Tensor, augmentation: Mapping[str, Any], chance: Chance
+) -> tuple[Tensor, Tensor]:
+    """Vary a normalised patch.
+
+    Args:
+        image: float (z, y, x).
+        labels: integer (z, y, x).
+        augmentation: all entries but those of geometry and HU are used.
+        chance: source of chance.
+
+    Returns:
+        Both anew.
+    """
+    for name, options in augmentation.items():
+        if name == "mirror":
+            axes = [axis for axis in options["axes"] if chance.happens(0.5)]
+            image, labels = image.flip(axes), labels.flip(axes)
+        elif name in _INTENSITIES and chance.happens(options["probability"]):
+            amounts = next(v for k, v in options.items() if k != "probability")
+            image = _INTENSITIES[name](image, chance, *amounts)
+    return image, labels
+
+
+def _noise(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    return image + chance.noise(image.shape) * math.sqrt(chance.uniform(low, high))
+
+
+def _blur(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    for axis in range(3):
+        sigma = chance.uniform(low, high)
+        reach = max(1, round(3 * sigma))
+        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+        kernel = (taps / taps.sum()).to(image.device)
+        shape = [-1 if i == axis else 1 for i in range(3)]
+        pad = [reach if i == axis else 0 for i in (2, 1, 0) for _ in range(2)]
+        padded = F.pad(image[None, None], pad, mode="replicate")
+        image = F.conv3d(padded, kernel.reshape(1, 1, *shape))[0, 0]
+    return image
+
+
+def _brightness(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    return image * chance.uniform(low, high)
+
+
+def _contrast(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    """Away from or towards the mean, within the range that there was."""
+    mean = image.mean()
+    changed = (image - mean) * chance.uniform(low, high) + mean
+    return torch.minimum(torch.maximum(changed, image.min()), image.max())
+
+
+def _low_resolution(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    factor = chance.uniform(low, high)
+    small = [max(1, round(n * factor)) for n in image.shape]
+    coarse = F.interpolate(image[None, None], size=small, mode="nearest-exact")
+    return F.interpolate(coarse, size=image.shape, mode="trilinear")[0, 0]
+
+
+def _gamma(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    """A power of the values, mean and deviation as before."""
+    # Brightening and darkening are equally likely.
+    darker = chance.happens(0.5) or low >= 1
+    exponent = chance.uniform(max(1.0, low), high) if darker else chance.uniform(low, 1)
+    least, span = image.min(), (image.max() - image.min()).clamp(min=1e-7)
+    changed = ((image - least) / span) ** exponent * span + least
+    changed = (changed - changed.mean()) / changed.std().clamp(min=1e-7)
+    return changed * image.std() + image.mean()
+
+
+def _inverted_gamma(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+    return -_gamma(-image, chance, low, high)
+
+
+_INTENSITIES: dict[str, Callable[[Tensor, Chance, float, float], Tensor]] = {
+    "noise": _noise,
+    "blur": _blur,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "low_resolution": _low_resolution,
+    "gamma": _gamma,
+    "inverted_gamma": _inverted_gamma,
+}

@@ -1,0 +1,73 @@
+"""Checkpoints: written whole or not at all, read without executing anything in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference.writing import appearing
+from training.config import Config
+from training.network import make_network
+
+
+def save(
+    path: Path, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, done: int
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: where to; what was there is replaced in one step.
+        network: as trained.
+        average: the moving average of its weights.
+        optimiser: its optimiser.
+        done: steps that were made.
+    """
+    state = {
+        "iteration": done,
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+    }
+    with appearing(path) as partial:
+        torch.save(state, partial)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no checkpoint (train first)")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not what it wants
+        raise ValueError(f"{path}: no checkpoint ({_first_line(error)})") from None
+    if not isinstance(state, dict) or "average" not in state:
+        raise ValueError(f"{path}: no checkpoint of this trainer")
+    return state
+
+
+def load_average(path: Path, config: Config) -> nn.Module:
+    """The moving average of the weights in a checkpoint, ready to be used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of this configuration's network.
+    """
+    network = make_network(dict(config.network))
+    try:
+        network.load_state_dict(load(path)["average"])
+    except RuntimeError as error:
+        reason = _first_line(error)
+        raise ValueError(f"{path}: not of {config.name}'s network ({reason})") from None
+    return network.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,139 @@
+"""What a training leaves to be looked at: numbers, curves and pictures."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from torch.utils.tensorboard import SummaryWriter
+
+from inference.organs import COLOURS, ORGANS
+from inference.preview import write_preview
+from inference.writing import appearing
+from training.evaluate import Evaluated
+
+_LOSSES = ("iteration", "loss", "seconds_per_iteration", "data_wait_share")
+_SCORES = ("iteration", "case", *ORGANS.values())
+
+
+class Records:
+    """The files of a training, in its folder.
+
+    - ``log.csv``: mean loss, seconds per iteration and the share of time spent waiting for data;
+    - ``scores.csv``: DSC per organ on the held-out cases;
+    - ``curves.png``: both as curves;
+    - ``pictures/``: the held-out cases' labels over the CT at each evaluation;
+    - ``tensorboard/``: the numbers again, for TensorBoard.
+
+    Args:
+        run: the training's folder.
+        start: the iteration at which the training goes on; what was recorded later goes.
+    """
+
+    def __init__(self, run: Path, start: int) -> None:
+        self.run = run
+        (run / "pictures").mkdir(parents=True, exist_ok=True)
+        for name, header in (("log.csv", _LOSSES), ("scores.csv", _SCORES)):
+            rows = [row for row in read_rows(run / name) if int(row["iteration"]) <= start]
+            with appearing(run / name) as path, path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, header)
+                writer.writeheader()
+                writer.writerows(rows)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+
+    def add_losses(self, done: int, losses: list[float], seconds: float, waited: float) -> None:
+        """Note the losses of the steps since the last time.
+
+        Args:
+            done: steps in all.
+            losses: of each step.
+            seconds: that the steps took.
+            waited: how many of them were spent waiting for data.
+        """
+        loss, each, share = float(np.mean(losses)), seconds / len(losses), waited / seconds
+        self._append("log.csv", [done, f"{loss:.5f}", f"{each:.4f}", f"{share:.4f}"])
+        self._board.add_scalar("loss", loss, done)
+        self._board.add_scalar("seconds_per_iteration", each, done)
+        self._board.add_scalar("data_wait_share", share, done)
+        print(
+            f"{done}: loss {loss:.4f}, {each:.3f} s per iteration, "
+            f"{100 * share:.1f} % of it waiting for data",
+            flush=True,
+        )
+
+    def add_case(self, done: int, case: Evaluated) -> None:
+        """Note the scores of a held-out case and draw its labels.
+
+        Args:
+            done: steps in all.
+            case: as evaluated.
+        """
+        z, y, x = case.spacing
+        image = sitk.GetImageFromArray(case.hu)
+        image.SetSpacing((x, y, z))
+        folder = self.run / "pictures"
+        write_preview(folder / f"{case.name}_{done:07d}.png", image, case.predicted)
+        if not any(score is not None for score in case.dice):
+            return
+        write_preview(folder / f"{case.name}_truth.png", image, case.labels)
+        cells = ["" if score is None else f"{score:.4f}" for score in case.dice]
+        self._append("scores.csv", [done, case.name, *cells])
+        named = {n: s for n, s in zip(ORGANS.values(), case.dice, strict=True) if s is not None}
+        mean = float(np.mean(list(named.values())))
+        for organ, score in named.items():
+            self._board.add_scalar(f"dice_{case.name}/{organ}", score, done)
+        self._board.add_scalar(f"dice_{case.name}/mean", mean, done)
+        print(f"{case.name}: mean DSC {mean:.4f}; {','.join(cells)}", flush=True)
+
+    def draw(self) -> None:
+        """Draw the curves anew."""
+        draw_curves(self.run)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Finish."""
+        self._board.close()
+
+    def _append(self, name: str, row: list[object]) -> None:
+        with (self.run / name).open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def draw_curves(run: Path) -> None:
+    """Write ``curves.png``: the loss, and DSC per organ (mean over the held-out cases).
+
+    Args:
+        run: a training's folder.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    log = read_rows(run / "log.csv")
+    left.plot([int(r["iteration"]) for r in log], [float(r["loss"]) for r in log], color="black")
+    left.set(xlabel="iteration", ylabel="loss")
+    scores = read_rows(run / "scores.csv")
+    for value, organ in ORGANS.items():
+        iterations = sorted({int(r["iteration"]) for r in scores if r[organ]})
+        means = [
+            np.mean([float(r[organ]) for r in scores if r[organ] and int(r["iteration"]) == i])
+            for i in iterations
+        ]
+        if means:
+            colour = tuple(c / 255 for c in COLOURS[value])
+            right.plot(iterations, means, ".-", color=colour, label=organ.replace("_", " "))
+    right.set(xlabel="iteration", ylabel="DSC", ylim=(0, 1))
+    if scores:
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    with appearing(run / "curves.png") as path:
+        figure.savefig(path, dpi=120)

@@ -1,0 +1,71 @@
+"""A larger, trained network from which a smaller one learns (Hinton et al. 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.checkpoint import load_average
+from training.config import Config
+from training.evaluate import multiple_of
+
+
+class Teacher:
+    """A network that answers for another one's patches, on their grid.
+
+    Its own grid may be finer or coarser, and its intensities other ones; what the student's
+    clipping took away it does not see.
+
+    Args:
+        config: the teacher's configuration.
+        checkpoint: its weights.
+        student: the configuration of the network that learns.
+        weight: share of the loss that is the teacher's; labels make up the rest.
+        temperature: see `training.losses.distillation`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is not one of the teacher's network, or the weight is not in 0 to 1.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        checkpoint: Path,
+        student: Config,
+        weight: float = 0.5,
+        temperature: float = 2.0,
+    ) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"the teacher's weight {weight} is not in 0 to 1")
+        self.weight = weight
+        self.temperature = temperature
+        self._config = config
+        self._student = student
+        self._network = load_average(checkpoint, config).requires_grad_(False)
+        # Where either has no spacing of its own the teacher looks at the student's voxels.
+        self._zoom = [
+            1.0 if None in (mine, theirs) else float(theirs or 1) / float(mine or 1)
+            for mine, theirs in zip(config.spacing, student.spacing, strict=True)
+        ]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Logits (n, classes, z, y, x) for a student's patches (n, 1, z, y, x)."""
+        self._network.to(image.device)
+        mine, theirs = self._config, self._student
+        hu = image * theirs.divide + theirs.subtract
+        seen = (hu.clamp(*mine.clip) - mine.subtract) / mine.divide
+        shape = seen.shape[2:]
+        own = [max(1, round(n * zoom)) for n, zoom in zip(shape, self._zoom, strict=True)]
+        if own != list(shape):
+            seen = F.interpolate(seen, own, mode="trilinear")
+        after = [-n % m for n, m in zip(own, multiple_of(self._network), strict=True)]
+        seen = F.pad(seen, [n for a in reversed(after) for n in (0, a)], value=mine.air)
+        with torch.autocast(image.device.type, torch.bfloat16):
+            logits: Tensor = self._network(seen)
+        logits = logits[:, :, : own[0], : own[1], : own[2]].float()
+        return logits if own == list(shape) else F.interpolate(logits, shape, mode="trilinear")
