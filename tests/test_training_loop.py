@@ -27,27 +27,32 @@ from training.losses import partial_dice_cross_entropy
 CONFIG = Path(__file__).parents[1] / "training" / "configs" / "abdoseg.yaml"
 
 
-def _plain_loss(logits: np.ndarray, labels: np.ndarray, annotated: np.ndarray) -> float:
+def _plain_loss(
+    logits: np.ndarray, labels: np.ndarray, annotated: np.ndarray, class_weights: list[float]
+) -> float:
     """The loss of one patch voxel by voxel, in the words of its docstring."""
     classes = logits.shape[0]
     p = np.exp(logits - logits.max(0))
     p /= p.sum(0)
     told = [c for c in range(1, classes) if annotated[c]]
     p[0] = 1 - p[told].sum(0)
-    entropy, overlap, size = [], dict.fromkeys(told, 0.0), dict.fromkeys(told, 0.0)
+    entropy, counts = [], []
+    overlap, size = dict.fromkeys(told, 0.0), dict.fromkeys(told, 0.0)
     for voxel in np.ndindex(labels.shape):
         if labels[voxel] == 255:
             continue
         at = p[(slice(None),) + voxel]
         entropy.append(-np.log(at[labels[voxel]]))
+        counts.append(class_weights[labels[voxel]])
         for c in told:
             overlap[c] += at[c] * (labels[voxel] == c)
             size[c] += at[c] + (labels[voxel] == c)
     dice = [(2 * overlap[c] + 1) / (size[c] + 1) for c in told]
-    return float(np.mean(entropy) + 1 - np.mean(dice))
+    return float(np.average(entropy, weights=counts) + 1 - np.mean(dice))
 
 
-def test_loss_equals_its_definition_with_partial_labels() -> None:
+@pytest.mark.parametrize("class_weights", [None, [1.0, 3.0, 2.0, 8.0, 5.0]])
+def test_loss_equals_its_definition_with_partial_labels(class_weights: list[float] | None) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(5, 3, 4, 3))
     labels = rng.choice([0, 1, 3, 255], size=(3, 4, 3))
@@ -57,8 +62,10 @@ def test_loss_equals_its_definition_with_partial_labels() -> None:
         torch.tensor(labels)[None],
         torch.tensor(annotated)[None],
         torch.ones(1),
+        torch.tensor(class_weights) if class_weights else None,
     )
-    assert float(loss) == pytest.approx(_plain_loss(logits, labels, annotated), rel=1e-4)
+    expected = _plain_loss(logits, labels, annotated, class_weights or [1.0] * 5)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_organs_that_were_not_annotated_are_not_taught_to_be_absent() -> None:

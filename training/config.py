@@ -47,6 +47,8 @@ class Config:
         folds: in how many parts cases are divided for cross-validation (``--fold``).
         evaluate_every: steps between evaluations on the held-out cases.
         checkpoint_every: steps between checkpoints.
+        class_weights: what a voxel of each class counts in the cross entropy, background first;
+            all the same where there are none.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Config:
     folds: int
     evaluate_every: int
     checkpoint_every: int
+    class_weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -97,6 +100,8 @@ class Config:
         for kind in ("batch", "iterations", "evaluate_every", "checkpoint_every"):
             if getattr(self, kind) < 1:
                 problems.append(f"{kind} is less than 1")
+        if self.class_weights and len(self.class_weights) != 1 + len(LABEL_OF):
+            problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
         if problems:
             raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
 

@@ -16,7 +16,12 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def partial_dice_cross_entropy(
-    logits: Tensor, labels: Tensor, annotated: Tensor, weight: Tensor, unknown: int = 255
+    logits: Tensor,
+    labels: Tensor,
+    annotated: Tensor,
+    weight: Tensor,
+    class_weights: Tensor | None = None,
+    unknown: int = 255,
 ) -> Tensor:
     """Mean of soft Dice loss and cross entropy over what the labels tell.
 
@@ -29,6 +34,8 @@ def partial_dice_cross_entropy(
         labels: integer (n, z, y, x); ``unknown`` voxels are left out.
         annotated: bool (n, classes), background always True.
         weight: (n,), what each patch counts.
+        class_weights: (classes,), what a voxel of each class counts in the cross entropy; without
+            them a small organ is hardly heard beside the background.
         unknown: label of voxels to leave out.
 
     Returns:
@@ -47,9 +54,10 @@ def partial_dice_cross_entropy(
     target = torch.where(valid, labels, torch.zeros_like(labels)).long()
     log_p = F.log_softmax(merged, dim=1)
     cross_entropy = -log_p.gather(1, target[:, None])[:, 0]
-    counted = valid * weight[:, None, None, None]
-    # Divided by the number of voxels, not by the weights' sum: less trust is less loss.
-    cross_entropy = (cross_entropy * counted).sum() / valid.sum().clamp(min=1)
+    counted = valid if class_weights is None else valid * class_weights[target]
+    # Not divided by the sum of the patches' weights: less trust is less loss.
+    patch_weight = weight[:, None, None, None]
+    cross_entropy = (cross_entropy * counted * patch_weight).sum() / counted.sum().clamp(min=1)
 
     p = log_p.exp() * valid[:, None]
     truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * valid[:, None]

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,12 @@ from training.batches import batches
 from training.checkpoint import load, save
 from training.config import Config
 from training.evaluate import evaluate
-from training.losses import distillation, loss_at_all_depths, partial_dice_cross_entropy
+from training.losses import (
+    Loss,
+    distillation,
+    loss_at_all_depths,
+    partial_dice_cross_entropy,
+)
 from training.network import make_network
 from training.records import Records
 from training.samples import Patch, Samples
@@ -91,7 +97,11 @@ def train(
 
         # On a GPU the network is compiled. On a CPU it must not be: under autocast to bf16
         # torch 2.13 then returns gradients that differ from the true ones by their own size.
-        model, loss_of = team.wrap(network), partial_dice_cross_entropy
+        model = team.wrap(network)
+        class_weights = (
+            torch.tensor(config.class_weights, device=device) if config.class_weights else None
+        )
+        loss_of: Loss = partial(partial_dice_cross_entropy, class_weights=class_weights)
         if compiled if compiled is not None else device.type == "cuda":
             if device.type == "cuda":
                 model = torch.compile(model)  # type: ignore[assignment]
