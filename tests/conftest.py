@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inference  # noqa: F401  # isort: skip  # before OpenVINO: it must not report its use
+
 from pathlib import Path
 
 import pytest
