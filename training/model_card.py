@@ -143,8 +143,8 @@ def _accuracy(rows: list[dict[str, str]], holdout: tuple[str, ...]) -> str:
         "network's own grid. Few cases say little about the next one.",
         "",
         *(
-            f"That was measured after {rows[0]['iteration']} steps. Then {name} joined the training, "
-            "so of the final weights no accuracy is known on a CT that they did not see.\n"
+            f"That was measured after {rows[0]['iteration']} steps. Then {name} joined the "
+            "training, so of the final weights no accuracy is known on a CT they did not see.\n"
             for name in names
             if name not in holdout
         ),
