@@ -5,3 +5,5 @@ Scores label folders by the challenge's rules (`evaluation.scoring`), compares t
 engine beside others (`evaluation.benchmark`) and packs the image as the organisers load it
 (`evaluation.package`). The commands are those of ``python -m evaluation --help``.
 """
+
+import inference  # noqa: F401  (first of all: it keeps OpenVINO from reporting over the network)
