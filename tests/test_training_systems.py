@@ -20,7 +20,6 @@ import SimpleITK as sitk
 import torch
 import yaml
 
-import inference
 from inference.organs import ORGANS
 from inference.phantom import make_phantom
 from inference.plan import Plan
@@ -113,10 +112,21 @@ def test_one_command_makes_weights_that_inference_runs(
 
     ct = sitk.ReadImage(str(data / "imagesTr" / "P1_0000.nii.gz"))
     for precision in plan.networks:
-        model = inference.Model.load(out, threads=1, precision=precision)
-        labels = inference.segment(ct, model)
+        labels = segment(data / "imagesTr" / "P1_0000.nii.gz", out, precision, tmp_path)
         assert labels.GetSize() == ct.GetSize()
         assert set(np.unique(sitk.GetArrayViewFromImage(labels))) <= {0, *ORGANS}
+
+
+def segment(ct: Path, model: Path, precision: str, folder: Path) -> sitk.Image:
+    """Through the command, in a process of its own."""
+    out = folder / precision
+    command = ["-i", str(ct), "-o", str(out), "--model", str(model), "--precision", precision]
+    subprocess.run(
+        [sys.executable, "-m", "inference", *command, "--threads", "1", "--quiet"],
+        cwd=REPOSITORY,
+        check=True,
+    )
+    return sitk.ReadImage(str(out / ct.name.replace("_0000", "")))
 
 
 @pytest.mark.parametrize("name", ["abdoseg", "dsunet_eca"])
@@ -147,10 +157,9 @@ def test_small_networks_learn_one_volume_by_heart(name: str, data: Path, tmp_pat
     out = tmp_path / "weights"
     arguments = ["--config", str(config), "--data", str(small), "--out", str(out)]
     assert main([*arguments, "--work", str(tmp_path / "work"), "--workers", "1"]) == 0
-    ct = sitk.ReadImage(str(small / "imagesTr" / "P0_0000.nii.gz"))
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(small / "labelsTr" / "P0.nii.gz")))
-    model = inference.Model.load(out, threads=1, precision="f32")
-    found = sitk.GetArrayFromImage(inference.segment(ct, model))
+    case = small / "imagesTr" / "P0_0000.nii.gz"
+    found = sitk.GetArrayFromImage(segment(case, out, "f32", tmp_path))
     for organ in (1, 3):
         a, b = found == organ, truth == organ
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9, ORGANS[organ]

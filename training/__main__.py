@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from inference.errors import AbdosegError
 from training.cases import Case, find_cases
@@ -36,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _measure(configs or [Config.load(p) for p in sorted(CONFIGS.glob("*.yaml"))])
         if len(configs) != 1 or options.data is None:
             raise ValueError("one --config and --data are needed")
-        run = _Run(configs[0], options)
-        for step in [options.step] if options.step else ["prepare", "train", "export"]:
-            getattr(run, step)()
+        if options.step is None:
+            return _in_processes_of_their_own(sys.argv[1:] if arguments is None else arguments)
+        getattr(_Run(configs[0], options), options.step)()
     except (AbdosegError, FileNotFoundError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
@@ -177,6 +182,39 @@ class _Run:
         for name, found in judged.items():
             kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
             print(f"{name}: kept {kept}")
+
+
+def _in_processes_of_their_own(arguments: list[str]) -> int:
+    """Prepare, train, export; the first exit code that is not 0, else 0.
+
+    Separate, since PyTorch and OpenVINO must not both use a CPU's matrix unit (AMX) from one
+    thread: each believes that the unit is set up as it left it.
+    """
+    above = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join([above, *filter(None, [os.environ.get("PYTHONPATH")])])
+    for step in ("prepare", "train", "export"):
+        command = [sys.executable, "-m", "training", step, *arguments]
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+        with _signals_go_to(process):
+            code = process.wait()
+        if code:
+            return code if code > 0 else 128 - code
+    return 0
+
+
+@contextmanager
+def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Leave Ctrl-C to a child, which gets it too, and hand SIGTERM on to it."""
+    handlers: dict[int, Any] = {
+        signal.SIGINT: signal.SIG_IGN,
+        signal.SIGTERM: lambda *_: process.terminate(),
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _measure(configs: list[Config]) -> int:
