@@ -17,8 +17,6 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 import torch
 
-from inference.organs import ORGANS
-from inference.plan import Plan
 from training import checkpoint
 from training import train as loop
 from training.config import Config
@@ -168,31 +166,16 @@ def test_interrupted_training_goes_on_to_the_same_curve(
         assert torch.allclose(a[key], b[key], atol=2e-2), key
 
 
-def test_training_overfits_a_small_volume_and_exports_it(
-    prepared: Path, tmp_path: Path, config: Config
-) -> None:
+def test_training_overfits_a_small_volume(prepared: Path, tmp_path: Path, config: Config) -> None:
     config = replace(
         config, iterations=160, checkpoint_every=80, evaluate_every=160, learning_rate=0.01
     )
-    trained = loop.train(config, prepared, tmp_path / "run")
+    loop.train(config, prepared, tmp_path / "run")
     with (tmp_path / "run" / "scores.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
     for organ in ("liver", "spleen", "aorta"):
         assert float(row[organ]) > 0.9
     assert row["stomach"] == ""  # not annotated: not scored
-
-    pytest.importorskip("nncf", reason="the training extra is not installed")
-    from training.export import export
-
-    agreements = export(trained, config, prepared, tmp_path / "weights" / "small")
-    plan = Plan.load(tmp_path / "weights" / "small")
-    assert plan.spacing == (6.0, 6.0, 6.0) and plan.multiple == (4, 4, 4)
-    assert list(plan.labels) == list(ORGANS.values())
-    by_precision = {a.precision: a for a in agreements if a.case == "kept"}
-    assert by_precision["f32"].same_labels > 0.999
-    assert by_precision["f32"].logits_error < 0.01
-    assert by_precision["bf16"].same_labels > 0.98
-    assert by_precision["int8"].same_labels > 0.95
 
 
 def test_a_wrong_configuration_is_one_line(

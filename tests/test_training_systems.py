@@ -30,6 +30,9 @@ REPOSITORY = Path(__file__).parents[1]
 NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")
 
 
+pytestmark = pytest.mark.slow  # a whole training each: some minutes on two cores
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
