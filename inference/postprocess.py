@@ -1,7 +1,8 @@
 """Anatomical clean-up of the network's answer, as far as the plan asks for it.
 
-It works on the network's grid and edits the logits, so that the upsampled labels follow: a
-voxel that loses its organ falls to the next best class there.
+It works on the network's grid and edits the logits, so that the upsampled labels follow. A voxel
+that loses its organ becomes background, as in nnU-Net: the next best class would often be another
+organ, in a place where that one is just as wrong.
 """
 
 from __future__ import annotations
@@ -116,16 +117,16 @@ def _remove(
     parts: NDArray[Any],
     unwanted: Iterable[int],
 ) -> None:
-    """Take parts away from a class: there it becomes the least likely one."""
+    """Turn parts of a class into background; the class becomes the least likely one there."""
     gone = list(unwanted)
     if not gone:
         return
     mask = np.isin(parts, gone)
     here = logits[(slice(None),) + box]
     values = here[:, mask]
-    values[channel] = values.min(axis=0) - 1
-    here[channel][mask] = values[channel]
-    labels[box][mask] = winners(values)
+    here[channel][mask] = values.min(axis=0) - 1
+    here[0][mask] = values.max(axis=0) + 1
+    labels[box][mask] = 0
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:

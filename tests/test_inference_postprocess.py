@@ -55,6 +55,19 @@ def test_keep_largest_goes_by_label_values_not_channels(
     assert (found == 4).sum() == 64
 
 
+def test_a_removed_part_does_not_become_another_organ(
+    tiny: Model, labels: NDArray[np.uint8]
+) -> None:
+    """Also where the other organ is next best, and was cleaned up before."""
+    logits = logits_of(labels)
+    logits[2, labels == 1] = logits[1, labels == 1] - 1
+    steps = ({"step": "keep_largest", "labels": [2, 1]},)
+    postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps))
+    found = winners(logits)
+    assert (found == 1).sum() == 64 and (found == 2).sum() == 27
+    assert not found[labels == 0].any()
+
+
 def test_remove_small(tiny: Model, labels: NDArray[np.uint8]) -> None:
     step = {"step": "remove_small", "labels": [1, 2], "millilitres": 0.05}
     found = winners(apply(tiny, labels, step))
