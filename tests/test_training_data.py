@@ -228,7 +228,8 @@ def test_preparation_writes_bodies_and_images_and_goes_on(data: Path, prepared: 
 
 def test_held_out_cases_never_become_patches(data: Path, tmp_path: Path, config: Config) -> None:
     prepare(find_cases(data), tmp_path, _config(holdout=("whole",)))
-    assert not list((tmp_path / "bodies").iterdir())  # the only atlas is held out
+    # The only atlas is held out: the other patient's organs stay alone.
+    assert [p.name for p in (tmp_path / "bodies").glob("*.npz")] == ["good.npz"]
     samples = Samples(tmp_path, replace(config, holdout=("whole",)))
     assert [p.stem for p in samples.sources["labelled"]] == ["good"]
 
