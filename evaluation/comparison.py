@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from evaluation.challenge import COLUMN_OF, METRICS
@@ -119,7 +120,7 @@ def _difference(organ: str, metric: str, pairs: Sequence[tuple[float, float]]) -
     )
 
 
-def interval(delta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float]:
+def interval(delta: NDArray[np.float64]) -> tuple[float, float]:
     """Bootstrap confidence interval of a mean.
 
     Args:
@@ -149,7 +150,7 @@ def interval(delta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float
     return float(ends.low), float(ends.high)
 
 
-def _wilcoxon(delta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+def _wilcoxon(delta: NDArray[np.float64]) -> float:
     if not delta.any():
         return 1.0
     return float(stats.wilcoxon(delta, zero_method="wilcox", alternative="two-sided").pvalue)

@@ -74,7 +74,7 @@ def _surface(
         here, after = [slice(None)] * 3, [slice(None)] * 3
         here[axis], after[axis] = slice(None, -1), slice(1, None)
         wider[tuple(here)] = codes
-        wider[tuple(after)] |= codes << shift
+        wider[tuple(after)] |= np.left_shift(codes, shift, dtype=np.uint8)
         codes = wider
     on_surface = (codes != 0) & (codes != _INSIDE)
     # Looked up in the order of the memory, which is Fortran's for NIfTI: no copy is made.

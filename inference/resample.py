@@ -99,7 +99,9 @@ def resize(
                     values = np.array(volume[z], dtype=np.float32, order="C")
                     if clip is not None:
                         np.clip(values, *clip, out=values)
-                    plane[z] = values if same_plane else along_y @ values @ along_x
+                    if not same_plane:
+                        values = (along_y @ values @ along_x).astype(np.float32, copy=False)
+                    plane[z] = values
             np.multiply(plane[needed[0]], along_z[k, needed[0]], out=result[k])
             for z in needed[1:]:
                 result[k] += along_z[k, z] * plane[z]

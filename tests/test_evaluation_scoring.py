@@ -113,7 +113,7 @@ def read(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.75, 0.75, 5.0), (2.5, 0.8, 1.25)])
 def test_scores_equal_brute_force(seed: int, spacing: tuple[float, float, float]) -> None:
     truth, guess = random_pair(seed)
-    spacing32 = tuple(np.float32(s) for s in spacing)
+    spacing32 = tuple(float(np.float32(s)) for s in spacing)
     expected = brute_force(truth, guess, spacing32)
     for (metric, label), value in score_labels(truth, guess, spacing32).items():
         assert value == pytest.approx(expected[f"{NAMES[label - 1]}_{metric}"], abs=5.1e-5)
@@ -128,7 +128,7 @@ def test_csv_is_the_organisers_table(tmp_path: Path) -> None:
         truth, guess = random_pair(seed)
         save(truth, spacing, tmp_path / "r" / f"case_{seed}.nii.gz")
         save(guess, spacing, tmp_path / "p" / f"case_{seed}.nii.gz")
-        row = brute_force(truth, guess, tuple(np.float32(s) for s in spacing))
+        row = brute_force(truth, guess, tuple(float(np.float32(s)) for s in spacing))
         expected[f"case_{seed}.nii.gz"] = row
     arguments = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
     command = ["score", *arguments, "--out", tmp_path / "o", "--workers", "2", "--quiet"]

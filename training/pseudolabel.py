@@ -155,7 +155,7 @@ def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> li
             seen = resize(hu, shape) if size != 1 else hu.astype(np.float32)
             logits = logits_of(network, seen + shift, config)
             if size != 1:
-                logits = np.stack([resize(channel, hu.shape) for channel in logits])
+                logits = np.stack([resize(logits[i], hu.shape) for i in range(len(logits))])
             result.append(winners(logits))
         for axis in mirrored:
             logits = logits_of(network, np.flip(hu, axis), config)
