@@ -78,7 +78,11 @@ def test_every_case_alone_and_a_table(cases: Path) -> None:
         ("import os; os.kill(os.getpid(), 9)", {}, "killed by signal 9"),
         (COPY + "import time; time.sleep(0.5)", {"limit": 0.4}, "too slow"),
         ("import time; time.sleep(60)", {"give_up": 0.5}, "stopped: took too long"),
-        (COPY + f"x = b'1' * {100 * MIB}", {"memory": 80 * MIB}, "too much memory"),
+        (
+            COPY + f"x = b'1' * {100 * MIB}; import time; time.sleep(0.4)",
+            {"memory": 80 * MIB},
+            "too much memory",
+        ),
     ],
 )
 def test_verdicts(cases: Path, code: str, options: dict[str, float], verdict: str) -> None:

@@ -107,6 +107,7 @@ def test_one_command_makes_weights_that_inference_runs(
     assert {row["case"] for row in read_rows(run / "scores.csv")} == {"P1"}
 
     plan = Plan.load(out)
+    assert plan.bytes_per_voxel > 10  # measured: what one pass needs is known to inference
     original = yaml.safe_load((REPOSITORY / f"training/configs/{name}.yaml").read_text())
     assert (plan.tiling, plan.crop) == (original["tiling"], original["crop"])
     assert [dict(step) for step in plan.postprocessing] == original["postprocessing"]

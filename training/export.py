@@ -252,24 +252,27 @@ def _compare(
 
 
 _PEAK = """
-import resource, sys
+import sys
 import numpy as np, openvino as ov
+from inference.machine import peak_memory, restart_peak_memory
 shape = [1, 1, *map(int, sys.argv[2:])]
 core = ov.Core()
 model = core.read_model(sys.argv[1])
 model.reshape(shape)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+restart_peak_memory()  # a new process starts with the peak of the one that made it
+before = peak_memory()
 core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.zeros(shape, np.float32))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_memory() - before)
 """
 
 
 def _bytes_per_voxel(ir: Path, patch: tuple[int, int, int]) -> float:
     """Peak memory of one fp32 pass per input voxel, measured in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(ir), *map(str, patch)],
+        [sys.executable, "-c", _PEAK, str(ir.resolve()), *map(str, patch)],
         capture_output=True,
         text=True,
         check=True,
+        cwd=Path(__file__).parents[1],
     )
     return round(int(done.stdout) / float(np.prod(patch)), 1)
