@@ -22,14 +22,16 @@ from torch import Tensor
 
 from inference.organs import ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
+from training.augment import AIR
 from training.tissues import Tissue
 from training.warp import regular_places, sample_linear, sample_nearest, upsample
 
 SPACING = 2.0
 """Isotropic spacing of the stored bodies in mm."""
 
-_COARSE = 6.0  # mm, spacing at which bodies are registered
+_COARSE = 8.0  # mm, spacing at which bodies are registered
 _CONTROL = 30.0  # mm, spacing of the control grid
+_STEPS = 80  # of gradient descent
 _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
 
 
@@ -140,13 +142,7 @@ def complete(
         Tissue map (z, y, x) at `SPACING`: the patient's own organs, exactly, in a body that
         reaches as far as the atlas does within 100 mm above and 150 mm below the organs.
     """
-    shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
-    z = np.flatnonzero((np.isin(organs, shared)).any(axis=(1, 2)))
-    above, below, side = (round(mm / SPACING) for mm in (100, 150, 40))
-    # Array axis 0 runs towards the head: what lies below the organs comes first.
-    padded = np.pad(organs, ((below, above), (side, side), (side, side)))
-    grown = padded[z[0] : z[-1] + 1 + below + above]
-    places = _register(grown, atlas, shared)
+    shared, grown, places = _aligned(organs, annotated, atlas)
     warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
     covered = (warped != 255).mean(axis=(1, 2)) > 0.2
     warped[warped == 255] = Tissue.NONE
@@ -159,6 +155,50 @@ def complete(
     merged[own] = grown[own]
     slices = np.flatnonzero(covered)
     return merged[slices[0] : slices[-1] + 1]
+
+
+def transfer(
+    hu: NDArray[np.int16],
+    labels: NDArray[np.uint8],
+    spacing: tuple[float, float, float],
+    atlas: NDArray[np.uint8],
+    organs: NDArray[np.uint8],
+    annotated: tuple[int, ...],
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Bend a real CT to another patient's anatomy: real texture and true labels, new shapes.
+
+    Args:
+        hu: the real CT (z, y, x).
+        labels: its organ labels (z, y, x).
+        spacing: of both in mm (z, y, x).
+        atlas: tissue map of the same patient at `SPACING`.
+        organs: the other patient's organ labels (z, y, x) at `SPACING`.
+        annotated: which organs of the other patient were annotated.
+
+    Returns:
+        The bent CT and its labels (z, y, x) at `SPACING`, air where the CT has ended.
+    """
+    _, _, places = _aligned(organs, annotated, atlas)
+    inside = sample_nearest(torch.ones(hu.shape, dtype=torch.uint8), places, spacing, 0).numpy()
+    bent = sample_linear(torch.from_numpy(hu)[None], places, spacing)[0].numpy()
+    bent_labels = sample_nearest(torch.from_numpy(labels), places, spacing, 0).numpy()
+    slices = np.flatnonzero((inside == 1).mean(axis=(1, 2)) > 0.2)
+    part = slice(slices[0], slices[-1] + 1)
+    bent[inside == 0] = AIR
+    return np.round(bent[part]).astype(np.int16), bent_labels[part]
+
+
+def _aligned(
+    organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8]
+) -> tuple[list[int], NDArray[np.uint8], Tensor]:
+    """The organs that both have; the patient's with room around; the atlas's places there."""
+    shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
+    z = np.flatnonzero((np.isin(organs, shared)).any(axis=(1, 2)))
+    above, below, side = (round(mm / SPACING) for mm in (100, 150, 40))
+    # Array axis 0 runs towards the head: what lies below the organs comes first.
+    padded = np.pad(organs, ((below, above), (side, side), (side, side)))
+    grown = padded[z[0] : z[-1] + 1 + below + above]
+    return shared, grown, _register(grown, atlas, shared)
 
 
 def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]) -> Tensor:
@@ -180,8 +220,8 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
     shift = torch.zeros(3, *control, requires_grad=True)
     weight = fixed.flatten(1).mean(-1).clamp(min=1e-5).rsqrt().reshape(-1, 1, 1, 1)
     optimiser = torch.optim.Adam([shift], lr=2.0)
-    for step in range(120):
-        optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / 120)
+    for step in range(_STEPS):
+        optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / _STEPS)
         places = affine + upsample(shift, shape).permute(1, 2, 3, 0)
         warped = sample_linear(moving, places, _COARSE)
         difference = (weight * (warped - fixed) ** 2).mean()

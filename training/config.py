@@ -13,6 +13,9 @@ import yaml
 from inference.organs import LABEL_OF
 from inference.plan import Plan
 
+KINDS = ("synthetic", "transferred", "labelled", "empty", "pseudo")
+"""Kinds of training data."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -40,8 +43,9 @@ class Config:
         seed: of everything random.
         placement: where patches lie, see `training.samples`.
         augmentation: name to arguments, applied in this order, see `training.augment`.
-        shares: how often a patch is drawn from ``synthetic`` bodies, ``labelled`` and ``pseudo``
-            labelled images; shares of kinds that are missing go to the others.
+        shares: how often a patch is drawn from ``synthetic`` bodies, ``labelled`` images, these
+            ``transferred`` to other anatomies, ``empty`` images without any organ, and
+            ``pseudo`` labelled ones; shares of kinds that are missing go to the others.
         pseudo_weight: what a pseudo-labelled patch counts in the loss; a labelled one counts 1.
         holdout: cases that are never trained on; those with labels are scored on.
         folds: in how many parts cases are divided for cross-validation (``--fold``).
@@ -49,6 +53,9 @@ class Config:
         checkpoint_every: steps between checkpoints.
         class_weights: what a voxel of each class counts in the cross entropy, background first;
             all the same where there are none.
+        empty: CTs known to hold none of the organs (but perhaps the upper esophagus).
+        freeze_norm: share of the steps after which batch norms keep their statistics; from then
+            on the network is trained as it will be run, whatever the extent of the image.
     """
 
     name: str
@@ -86,6 +93,8 @@ class Config:
     evaluate_every: int
     checkpoint_every: int
     class_weights: tuple[float, ...] = ()
+    empty: tuple[str, ...] = ()
+    freeze_norm: float = 1.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -93,7 +102,7 @@ class Config:
             problems.append(f"optimiser {self.optimiser!r} is neither 'adamw' nor 'sgd'")
         if self.schedule not in ("cosine", "polynomial"):
             problems.append(f"schedule {self.schedule!r} is neither 'cosine' nor 'polynomial'")
-        if wrong := set(self.shares) - {"synthetic", "labelled", "pseudo"}:
+        if wrong := set(self.shares) - set(KINDS):
             problems.append(f"shares of unknown kinds: {', '.join(sorted(wrong))}")
         if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
             problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")

@@ -19,7 +19,7 @@ Triple = tuple[int, int, int]
 
 _NORMS: dict[str, Any] = {
     "instance": lambda channels: nn.InstanceNorm3d(channels, affine=True),
-    "batch": nn.BatchNorm3d,
+    "batch": lambda channels: nn.BatchNorm3d(channels, momentum=0.02),  # batches are small
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
 }
 _ACTIVATIONS: dict[str, Any] = {

@@ -5,9 +5,12 @@ Output, all in LPS orientation with arrays (z, y, x):
 - ``images/NAME.npz``: real CTs, cropped and resampled by inference's own code: ``hu`` int16,
   ``labels`` uint8, ``annotated`` (label values that were annotated; empty for a CT without
   labels), ``spacing`` in mm;
+- ``empty/NAME.npz``: the same, of CTs that the configuration says hold no organ;
 - ``pseudo/NAME.npz``: the same, labels made by a network;
 - ``bodies/NAME.npz``: tissue maps of whole bodies (`training.bodies.Body`), for synthesis; a
   patient with organ labels alone appears once per atlas, as ``NAME__ATLAS.npz``;
+- ``transferred/NAME__ATLAS.npz``: an atlas's real CT and labels, bent to a patient's anatomy
+  (as ``images``, at the bodies' spacing);
 - ``refused.txt``: which cases were refused, and why.
 
 What exists already is kept, so an interrupted preparation goes on where it was.
@@ -27,14 +30,20 @@ from tqdm import tqdm
 
 from inference.errors import AbdosegError
 from inference.machine import usable_threads
-from inference.organs import LABEL_OF
+from inference.organs import LABEL_OF, ORGANS
 from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.writing import appearing
-from training.bodies import anchored, complete, finish, isotropic
+from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
 from training.cases import Case
 from training.config import Config
+
+
+KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
+
+ABSENT = tuple(v for v in ORGANS if v != LABEL_OF["esophagus"])
+"""What a CT without abdomen is known not to show: its upper esophagus may be there."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     Raises:
         ValueError: ``out`` holds images that were prepared for another grid.
     """
-    for folder in ("bodies", "images", "pseudo"):
+    for folder in KINDS_OF_FILES:
         (out / folder).mkdir(parents=True, exist_ok=True)
     _check_settings(out, config)
     plan = replace(
@@ -72,9 +81,11 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     for case in cases:
         if case.image is not None:
             kind = "pseudo" if case.kind == "pseudo" else "images"
+            if case.name in config.empty:
+                kind = "empty"
             jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
     if config.shares.get("synthetic", 0) > 0:
-        jobs += _bodies(cases, out / "bodies", config, plan)
+        jobs += _bodies(cases, out, config, plan)
     jobs = [job for job in jobs if not _is_done(job)]
     refused = []
     with ProcessPoolExecutor(workers or usable_threads()) as pool:
@@ -103,13 +114,16 @@ def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_J
         if case.kind in ("labelled", "labelmap") and case.name not in config.holdout
     ]
     atlases = [case for case in trusted if case.tissue_file]
-    jobs = [_Job(case, None, out / f"{case.name}.npz", plan) for case in atlases or trusted]
+    bodies, transferred = out / "bodies", out / "transferred"
+    jobs = [_Job(case, None, bodies / f"{case.name}.npz", plan) for case in atlases or trusted]
     for atlas in atlases:
-        jobs += [
-            _Job(case, atlas, out / f"{case.name}__{atlas.name}.npz", plan)
-            for case in trusted
-            if not case.tissue_file
-        ]
+        patients = [case for case in trusted if not case.tissue_file]
+        jobs += [_Job(p, atlas, bodies / f"{p.name}__{atlas.name}.npz", plan) for p in patients]
+        if atlas.image is not None and config.shares.get("transferred", 0) > 0:
+            others = [case for case in trusted if case is not atlas]
+            jobs += [
+                _Job(p, atlas, transferred / f"{p.name}__{atlas.name}.npz", plan) for p in others
+            ]
     return jobs
 
 
@@ -133,8 +147,10 @@ def _run(job: _Job) -> str | None:
     try:
         if job.target.parent.name == "bodies":
             arrays = _body(job.case, job.atlas)
+        elif job.atlas is not None:
+            arrays = _transferred(job.case, job.atlas, job.plan)
         else:
-            arrays = _image(job.case, job.plan)
+            arrays = _image(job.case, job.plan, job.target.parent.name == "empty")
     except (AbdosegError, ValueError, RuntimeError) as error:
         return str(error)
     with appearing(job.target) as temporary:
@@ -151,7 +167,24 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
     return {"tissues": body.tissues, "hull": body.hull}
 
 
-def _image(case: Case, plan: Plan) -> dict[str, np.ndarray]:
+def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
+    hu, image = atlas.ct()
+    labels, spacing = atlas.labels()
+    organs = isotropic(*case.tissues())
+    _check_sides(organs)
+    low, high = plan.clip
+    stored = np.clip(hu, low, high).astype(np.int16)
+    atlas_tissues = isotropic(*atlas.tissues())
+    bent, bent_labels = transfer(stored, labels, spacing, atlas_tissues, organs, case.annotated)
+    return {
+        "hu": bent,
+        "labels": bent_labels,
+        "annotated": np.array(atlas.annotated, np.uint8),
+        "spacing": np.full(3, SPACING, np.float32),
+    }
+
+
+def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
     hu, native = case.ct()
     prepared = preprocess(hu, native, plan)
     labels = np.zeros(prepared.values.shape, np.uint8)
@@ -164,7 +197,7 @@ def _image(case: Case, plan: Plan) -> dict[str, np.ndarray]:
     return {
         "hu": np.round(prepared.values).astype(np.int16),
         "labels": labels,
-        "annotated": np.array(case.annotated, np.uint8),
+        "annotated": np.array(ABSENT if empty else case.annotated, np.uint8),
         "spacing": np.array(prepared.spacing, np.float32),
     }
 

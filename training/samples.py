@@ -119,6 +119,8 @@ class Samples(Dataset[Patch]):
         everything = {
             "synthetic": _arrays(folder / "bodies"),
             "labelled": [p for p in _arrays(folder / "images") if _is_labelled(p)],
+            "transferred": _arrays(folder / "transferred"),
+            "empty": _arrays(folder / "empty"),
             "pseudo": _arrays(folder / "pseudo"),
         }
         self.sources = {

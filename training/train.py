@@ -117,6 +117,8 @@ def train(
             batch = Patch(*next(stream))
             waited += time.monotonic() - asked
 
+            if iteration >= config.freeze_norm * config.iterations:
+                freeze_norms(network)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, iteration)
             image = batch.image.contiguous(memory_format=torch.channels_last_3d)
@@ -158,6 +160,17 @@ def train(
         if records:
             records.close()
     return checkpoint
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Batch norms normalise with their running statistics from now on, in training too.
+
+    A patch's own statistics depend on how much of the body it shows, and a network whose norms
+    follow them fails on longer or shorter scans.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eval()
 
 
 def make_optimiser(network: nn.Module, config: Config) -> torch.optim.Optimizer:
