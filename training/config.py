@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Config:
         empty: CTs known to hold none of the organs (but perhaps the upper esophagus).
         freeze_norm: share of the steps after which batch norms keep their statistics; from then
             on the network is trained as it will be run, whatever the extent of the image.
+        coarse_first: ``spacing`` and ``patch`` of the first ``share`` of the steps, which are
+            cheaper so; empty for none.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Config:
     class_weights: tuple[float, ...] = ()
     empty: tuple[str, ...] = ()
     freeze_norm: float = 1.0
+    coarse_first: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = []
@@ -171,7 +174,7 @@ class Config:
             raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: not a configuration")
-        known = {f.name for f in fields(Config)}
+        known = {entry.name for entry in fields(Config)}
         if wrong := sorted(set(content) - known):
             raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
         if missing := sorted(known - set(content)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ from training.config import Config
 from training.synthesis import synthesise
 from training.tissues import organs_only
 from training.warp import centred_places, sample_linear, sample_nearest, triple
+
+Triple = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
 _VOLUMES = ("hu", "labels", "tissues", "hull")
@@ -144,7 +147,7 @@ class Samples(Dataset[Patch]):
         paths = self.sources[kind]
         source = self._load(paths[chance.integer(len(paths))])
         make = self._synthetic if kind == "synthetic" else self._real
-        hu, labels = make(source, chance)
+        hu, labels = make(source, *self._grid(source, index), chance)
         hu, labels = vary_hu(hu, labels, kind != "synthetic", self.config.augmentation, chance)
         config = self.config
         image = (hu.clamp(*config.clip) - config.subtract) / config.divide
@@ -165,11 +168,12 @@ class Samples(Dataset[Patch]):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(self._load, paths))
 
-    def _synthetic(self, body: _Source, chance: Chance) -> tuple[Tensor, Tensor]:
+    def _synthetic(
+        self, body: _Source, patch: Triple, spacing: Spacing, chance: Chance
+    ) -> tuple[Tensor, Tensor]:
         """A CT drawn for a body: HU and labels (z, y, x)."""
-        spacing = self._patch_spacing(body)
-        fine = self.config.synthesis_spacing
-        extent = [n * step for n, step in zip(self.config.patch, spacing, strict=True)]
+        fine = max(self.config.synthesis_spacing, min(spacing))
+        extent = [n * step for n, step in zip(patch, spacing, strict=True)]
         shape = [max(_LEAST_DEPTH, math.ceil(length / fine)) for length in extent]
         where = self._places(body, shape, (fine,) * 3, chance)
         whole_tissues, whole_hull = (body.arrays[k].to(self.device) for k in ("tissues", "hull"))
@@ -180,32 +184,38 @@ class Samples(Dataset[Patch]):
         # Where the source ends, so does the scan.
         outside = sample_nearest(torch.zeros_like(whole_hull), where, BODY_SPACING, 1) == 1
         hu[outside.all(dim=2).all(dim=1)] = AIR
-        if tuple(shape) != self.config.patch or any(step != fine for step in spacing):
-            grid = centred_places(self.config.patch, spacing, self.device)
+        if tuple(shape) != patch or any(step != fine for step in spacing):
+            grid = centred_places(patch, spacing, self.device)
             grid = grid + torch.tensor(shape, device=self.device) * fine / 2
             hu = sample_linear(hu[None], grid, fine)[0]
             labels = sample_nearest(labels, grid, fine, 0)
         return hu, labels
 
-    def _real(self, case: _Source, chance: Chance) -> tuple[Tensor, Tensor]:
+    def _real(
+        self, case: _Source, patch: Triple, spacing: Spacing, chance: Chance
+    ) -> tuple[Tensor, Tensor]:
         """A part of a real CT: HU and labels (z, y, x)."""
         whole, labels = (case.arrays[k].to(self.device) for k in ("hu", "labels"))
-        where = self._places(case, self.config.patch, self._patch_spacing(case), chance)
+        where = self._places(case, patch, spacing, chance)
         inside = sample_nearest(torch.ones_like(labels), where, case.spacing, 0) == 1
         hu = sample_linear(whole[None], where, case.spacing)[0]
         hu[~inside] = AIR
         return hu, sample_nearest(labels, where, case.spacing, 0)
 
-    def _patch_spacing(self, source: _Source) -> tuple[float, float, float]:
-        """The network's spacing; along axes where it has none, that of the image."""
+    def _grid(self, source: _Source, index: int) -> tuple[Triple, Spacing]:
+        """Voxels and spacing of a patch; along axes where no spacing is set, the image's."""
+        patch, wanted = self.config.patch, self.config.spacing
+        coarse = self.config.coarse_first
+        if coarse and index < coarse["share"] * len(self):
+            patch, wanted = tuple(coarse["patch"]), tuple(coarse["spacing"])
         z, y, x = (
-            wanted if wanted is not None else given
-            for wanted, given in zip(self.config.spacing, source.spacing, strict=True)
+            step if step is not None else given
+            for step, given in zip(wanted, source.spacing, strict=True)
         )
-        return z, y, x
+        return patch, (z, y, x)
 
     def _places(
-        self, source: _Source, shape: Any, spacing: tuple[float, float, float], chance: Chance
+        self, source: _Source, shape: Sequence[int], spacing: Spacing, chance: Chance
     ) -> Tensor:
         """Where the patch's voxels lie, (z, y, x, 3) in mm."""
         rule = self.config.placement["rule"]
