@@ -52,7 +52,7 @@ class Config:
         evaluate_every: steps between evaluations on the held-out cases.
         checkpoint_every: steps between checkpoints.
         class_weights: what a voxel of each class counts in the cross entropy, background first;
-            all the same where there are none.
+            all the same where there are none. They fade to 1 during the training.
         empty: CTs known to hold none of the organs (but perhaps the upper esophagus).
         freeze_norm: share of the steps after which batch norms keep their statistics; from then
             on the network is trained as it will be run, whatever the extent of the image.

@@ -39,7 +39,6 @@ from training.bodies import SPACING, anchored, complete, finish, isotropic, tran
 from training.cases import Case
 from training.config import Config
 
-
 KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
 
 ABSENT = tuple(v for v in ORGANS if v != LABEL_OF["esophagus"])
@@ -168,7 +167,7 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
 
 
 def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
-    hu, image = atlas.ct()
+    hu, _ = atlas.ct()
     labels, spacing = atlas.labels()
     organs = isotropic(*case.tissues())
     _check_sides(organs)

@@ -6,20 +6,19 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.batches import batches
 from training.checkpoint import load, save
 from training.config import Config
 from training.evaluate import evaluate
 from training.losses import (
-    Loss,
     distillation,
     loss_at_all_depths,
     partial_dice_cross_entropy,
@@ -98,15 +97,12 @@ def train(
         # On a GPU the network is compiled. On a CPU it must not be: under autocast to bf16
         # torch 2.13 then returns gradients that differ from the true ones by their own size.
         model = team.wrap(network)
-        class_weights = (
-            torch.tensor(config.class_weights, device=device) if config.class_weights else None
-        )
-        loss_of: Loss = partial(partial_dice_cross_entropy, class_weights=class_weights)
+        loss_of: Callable[..., Tensor] = partial_dice_cross_entropy
         if compiled if compiled is not None else device.type == "cuda":
             if device.type == "cuda":
                 model = torch.compile(model)  # type: ignore[assignment]
             else:
-                loss_of = torch.compile(loss_of)
+                loss_of = torch.compile(loss_of)  # weights change, but not their shape
 
         records = Records(run, start) if team.leads else None
         losses: list[float] = []
@@ -124,7 +120,9 @@ def train(
             image = batch.image.contiguous(memory_format=torch.channels_last_3d)
             with torch.autocast(device.type, torch.bfloat16):
                 outputs = model(image)
-            loss = loss_at_all_depths(outputs, batch, loss_of)
+            weights = class_weights(config, iteration, device)
+            weighted = partial(loss_of, class_weights=weights)
+            loss = loss_at_all_depths(outputs, batch, weighted)
             if teacher is not None:
                 finest = outputs[0] if isinstance(outputs, list) else outputs
                 lesson = distillation(finest, teacher(image), teacher.temperature)
@@ -190,6 +188,18 @@ def learning_rate(config: Config, iteration: int) -> float:
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     fall = cosine if config.schedule == "cosine" else (1 - progress) ** 0.9
     return config.learning_rate * warm * fall
+
+
+def class_weights(config: Config, iteration: int, device: torch.device) -> Tensor | None:
+    """What a voxel of each class counts at a step; None if all count the same.
+
+    The configured weights let small organs be found at all, but draw them too large: they fade
+    to 1 with the square of the steps that remain.
+    """
+    if not config.class_weights:
+        return None
+    remaining = 1 - iteration / config.iterations
+    return 1 + (torch.tensor(config.class_weights, device=device) - 1) * remaining**2
 
 
 def _shares_of_batches(config: Config, team: Team, start: int) -> list[range]:
