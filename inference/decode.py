@@ -50,6 +50,7 @@ def decode(
     out: Labels,
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
+    nearest: bool = False,
 ) -> None:
     """Write the labels of trilinearly upsampled logits.
 
@@ -64,10 +65,13 @@ def decode(
             is written.
         threads: how many slices are worked on at once.
         progress: is called with the finished share.
+        nearest: whether each output slice takes the nearest plane along the first axis,
+            interpolated along the other two alone.
     """
     values = np.asarray(label_values, np.uint8)
     along_z, along_y, along_x = (
-        _Axis.of(n, m) for n, m in zip(logits.shape[1:], out.shape, strict=True)
+        _Axis.of(n, m, nearest and axis == 0)
+        for axis, (n, m) in enumerate(zip(logits.shape[1:], out.shape, strict=True))
     )
     with ThreadPoolExecutor(max(1, threads)) as pool:
         planes = list(pool.map(lambda z: winners(logits[:, z]), range(logits.shape[1])))
@@ -110,8 +114,10 @@ class _Axis:
     first: NDArray[np.int64]
 
     @staticmethod
-    def of(n: int, m: int) -> _Axis:
+    def of(n: int, m: int, nearest: bool = False) -> _Axis:
         at = np.clip((np.arange(m) + 0.5) * (n / m) - 0.5, 0, n - 1)
+        if nearest:
+            at = np.floor(at + 0.5)
         cells = max(1, n - 1)
         cell = np.minimum(at.astype(np.int64), cells - 1)
         first = np.searchsorted(cell, np.arange(cells + 1))

@@ -111,6 +111,10 @@ class Model:
             )
         threads = threads or usable_threads()
         network = Network(
-            folder / plan.networks[precision], precision, threads, len(plan.label_values)
+            folder / plan.networks[precision],
+            precision,
+            threads,
+            len(plan.label_values),
+            plan.inputs,
         )
         return Model(plan, folder, precision, threads, network)

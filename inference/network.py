@@ -40,16 +40,19 @@ class Network:
     compiled, so that windows and cases of the same size share it.
 
     Args:
-        path: the IR's ``.xml``; input (1, 1, z, y, x), output (1, C, z, y, x), float32.
+        path: the IR's ``.xml``; input (1, inputs, z, y, x), output (1, C, z, y, x), float32.
         precision: "f32", "bf16" or "int8".
         threads: how many threads a pass uses.
         channels: the number of output channels that is expected.
+        inputs: the number of input channels.
 
     Raises:
         ModelError: the IR cannot be read or is not such a network.
     """
 
-    def __init__(self, path: Path, precision: str, threads: int, channels: int) -> None:
+    def __init__(
+        self, path: Path, precision: str, threads: int, channels: int, inputs: int = 1
+    ) -> None:
         self._core = ov.Core()
         self._path = path
         try:
@@ -67,6 +70,7 @@ class Network:
                 " with background"
             )
         self._channels = channels
+        self._inputs = inputs
         # Without bf16 instructions OpenVINO would emulate them, slower than f32. What is not
         # quantised in an int8 network stays f32.
         able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -87,7 +91,7 @@ class Network:
         if self._request is None or self._shape != tuple(shape):
             self._request = None  # frees its memory first
             try:
-                self._model.reshape([1, 1, *shape])
+                self._model.reshape([1, self._inputs, *shape])
                 compiled = self._core.compile_model(self._model, "CPU", self._settings)
             except RuntimeError as error:
                 raise ModelError(
@@ -102,14 +106,16 @@ class Network:
         """One pass over a volume.
 
         Args:
-            volume: float32 array (z, y, x), normalised; each size a multiple of the network's
-                total stride.
+            volume: float32 array (z, y, x), or (inputs, z, y, x), normalised; each size a
+                multiple of the network's total stride.
 
         Returns:
             Logits (C, z, y, x): OpenVINO's own memory, which the next pass overwrites.
         """
-        request = self.compile(volume.shape)
-        tensor = ov.Tensor(np.ascontiguousarray(volume, np.float32)[None, None], shared_memory=True)
+        shape = volume.shape[-3:]
+        request = self.compile(shape)
+        image = np.ascontiguousarray(volume, np.float32).reshape(1, self._inputs, *shape)
+        tensor = ov.Tensor(image, shared_memory=True)
         request.set_input_tensor(tensor)
         request.start_async()
         try:
@@ -123,7 +129,7 @@ class Network:
                 request.wait()
             raise
         logits: Float32Array = request.get_output_tensor().data[0]
-        if logits.shape != (self._channels, *volume.shape):
+        if logits.shape != (self._channels, *shape):
             raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")
         return logits
 
@@ -140,7 +146,7 @@ def predict(
 
     Args:
         network: the network.
-        volume: float32 array (z, y, x), normalised.
+        volume: float32 array (z, y, x), or (inputs, z, y, x), normalised.
         plan: its tiling, patch, multiple and bytes per voxel.
         outside: value around the volume where it must be padded.
         memory: bytes that may be used.
@@ -149,18 +155,18 @@ def predict(
     Returns:
         Logits (C, z, y, x) on the volume's grid. They may be the network's own memory.
     """
+    shape = volume.shape[-3:]
     whole = tuple(
-        math.ceil(n / multiple) * multiple
-        for n, multiple in zip(volume.shape, plan.multiple, strict=True)
+        math.ceil(n / multiple) * multiple for n, multiple in zip(shape, plan.multiple, strict=True)
     )
     window = largest_window(whole, plan, memory) if plan.tiling == "whole" else plan.patch
 
-    grown = [max(n, size) for n, size in zip(volume.shape, window, strict=True)]
-    before = [(size - n) // 2 for n, size in zip(volume.shape, grown, strict=True)]
-    inside = tuple(slice(b, b + n) for b, n in zip(before, volume.shape, strict=True))
-    if any(size != n for n, size in zip(volume.shape, grown, strict=True)):
-        padded = np.full(grown, outside, np.float32)
-        padded[inside] = volume
+    grown = [max(n, size) for n, size in zip(shape, window, strict=True)]
+    before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
+    inside = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
+    if any(size != n for n, size in zip(shape, grown, strict=True)):
+        padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
+        padded[(..., *inside)] = volume
     else:
         padded = volume
 
@@ -184,7 +190,7 @@ def predict(
             for x, share_x in zip(starts[2], shares[2], strict=True):
                 here = tuple(slice(s, s + size) for s, size in zip((z, y, x), window, strict=True))
                 share = share_z[:, None, None] * share_y[:, None] * share_x
-                for channel, values in enumerate(network.run(padded[here])):
+                for channel, values in enumerate(network.run(padded[(..., *here)])):
                     total[channel][here] += values * share
                 done += 1
                 if progress:

@@ -49,7 +49,11 @@ class Turn:
         return tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
 
 
-def turn_to(direction: tuple[float, ...], orientation: str = "LPS") -> Turn:
+def turn_to(
+    direction: tuple[float, ...],
+    orientation: str | None = "LPS",
+    transpose: tuple[int, int, int] = (0, 1, 2),
+) -> Turn:
     """The turn from a stored image to an orientation.
 
     Oblique images are turned to the nearest orientation; they are not resampled.
@@ -58,7 +62,9 @@ def turn_to(direction: tuple[float, ...], orientation: str = "LPS") -> Turn:
         direction: the image's direction cosines, nine numbers as ``GetDirection()`` gives them
             (columns are the image's axes).
         orientation: three letters, the sense of the x, y and z image axes after the turn, in
-            SimpleITK's meaning ("LPS": towards left, posterior, superior).
+            SimpleITK's meaning ("LPS": towards left, posterior, superior); ``None`` keeps the
+            axes as they are stored.
+        transpose: the array axis after the turn that becomes each axis in the end.
 
     Returns:
         The turn for arrays of shape (z, y, x).
@@ -66,6 +72,8 @@ def turn_to(direction: tuple[float, ...], orientation: str = "LPS") -> Turn:
     Raises:
         ValueError: the orientation is not three letters naming each of the patient's axes once.
     """
+    if orientation is None:
+        return Turn(transpose, (False, False, False))
     wanted = []
     for letter in orientation:
         row = next((i for i, pair in enumerate(_LETTERS) if letter in pair), None)
@@ -84,5 +92,9 @@ def turn_to(direction: tuple[float, ...], orientation: str = "LPS") -> Turn:
     image_axes = [order[row] for row, _ in wanted]
     flips = [bool(cosines[row, order[row]] * sense < 0) for row, sense in wanted]
     # Image axes are (x, y, z), array axes (z, y, x): number them from the other end.
-    z, y, x = (2 - axis for axis in reversed(image_axes))
-    return Turn((z, y, x), (flips[2], flips[1], flips[0]))
+    axes = [2 - axis for axis in reversed(image_axes)]
+    flips.reverse()
+    first, second, third = transpose
+    return Turn(
+        (axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third])
+    )

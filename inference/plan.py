@@ -18,6 +18,11 @@ from inference.errors import ModelError
 FORMAT = 1
 """Version of the plan's format that this code reads and writes."""
 
+# Keys of imported models, which other plans do not show.
+_OPTIONAL = (
+    "channels", "transpose", "resampling", "outside", "mirror", "outputs", "regions", "members",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -26,17 +31,20 @@ class Plan:
     Attributes:
         name: the model's name, that of its folder.
         version: the version of the weights.
-        orientation: three letters, the sense of the image's x, y and z axes ("LPS").
+        orientation: three letters, the sense of the image's x, y and z axes ("LPS"); ``None``
+            leaves the volume as it is stored.
         spacing: millimetres per axis (z, y, x) of the network's grid; ``None`` keeps the
             image's own spacing along that axis.
         size: a fixed number of voxels per axis instead of a spacing, where not ``None``.
-        crop: "body" (the box around the patient) or "none".
+        crop: "body" (the box around the patient), "nonzero" (the box around what is not zero in
+            any channel) or "none".
         clip: the HU range to which intensities are limited.
         subtract: taken from the clipped intensities.
         divide: then they are divided by this.
         patch: voxels (z, y, x) of a window.
         multiple: input sizes must be multiples of these (z, y, x), the network's total stride.
-        tiling: "whole" (one pass where memory allows, else windows) or "window".
+        tiling: "whole" (one pass where memory allows, else windows), "window", or "nnunet"
+            (windows as nnU-Net sums them up, in half precision: `inference.patches`).
         overlap: share of a window that the next one covers again (0.5 is nnU-Net's).
         bytes_per_voxel: peak memory of one pass per input voxel, measured at export.
         networks: precision ("f32", "bf16" or "int8") to the IR's file name in the folder.
@@ -44,6 +52,19 @@ class Plan:
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
             ``i``-th of these in ascending order of their values.
         postprocessing: steps of `inference.postprocess`, in order.
+        channels: for an imported nnU-Net model, one `inference.channels.Channel` per input
+            channel; they take the place of ``clip``, ``subtract`` and ``divide``.
+        transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;
+            all else in a plan is said of the axes after it.
+        resampling: with ``channels``, how "data" and "logits" are resampled, each a
+            `inference.spline.Rule` or ``None`` (not at all).
+        outside: normalised value around the volume; ``None`` for that of air.
+        mirror: axes (0, 1, 2) along which the input is reflected too; logits are averaged.
+        outputs: the label value of each output channel, where several may be the same;
+            empty for background and ``labels``, ascending.
+        regions: whether each channel is a region of its own, and ``outputs`` are painted in
+            order where its logit is positive; else the largest logit wins.
+        members: name to label values, where a region is made of several.
     """
 
     name: str
@@ -58,12 +79,20 @@ class Plan:
     precision: str
     labels: Mapping[str, int]
     bytes_per_voxel: float
-    orientation: str = "LPS"
+    orientation: str | None = "LPS"
     size: tuple[int | None, int | None, int | None] = (None, None, None)
     crop: str = "body"
     tiling: str = "whole"
     overlap: float = 0.5
     postprocessing: tuple[Mapping[str, Any], ...] = field(default=())
+    channels: tuple[Mapping[str, Any], ...] = field(default=())
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    resampling: Mapping[str, Any] = field(default_factory=dict)
+    outside: float | None = None
+    mirror: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    regions: bool = False
+    members: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = []
@@ -75,10 +104,22 @@ class Plan:
             problems.append(f"spacing {list(self.spacing)} is not positive")
         if any(p % m for p, m in zip(self.patch, self.multiple, strict=True)):
             problems.append(f"patch {self.patch} is no multiple of {self.multiple}")
-        if self.tiling not in ("whole", "window"):
-            problems.append(f"tiling {self.tiling!r} is neither 'whole' nor 'window'")
-        if self.crop not in ("body", "none"):
-            problems.append(f"crop {self.crop!r} is neither 'body' nor 'none'")
+        if self.tiling not in ("whole", "window", "nnunet"):
+            problems.append(f"tiling {self.tiling!r} is none of 'whole', 'window', 'nnunet'")
+        if self.crop not in ("body", "nonzero", "none"):
+            problems.append(f"crop {self.crop!r} is none of 'body', 'nonzero', 'none'")
+        if self.channels and set(self.resampling) != {"data", "logits"}:
+            problems.append("channels need a resampling of 'data' and 'logits'")
+        if self.crop == ("body" if self.channels else "nonzero"):
+            problems.append(f"crop {self.crop!r} is not for this kind of plan")
+        if sorted(self.transpose) != [0, 1, 2]:
+            problems.append(f"transpose {list(self.transpose)} is no order of 0, 1, 2")
+        if not set(self.mirror) <= {0, 1, 2}:
+            problems.append(f"mirror {list(self.mirror)} has other axes than 0, 1, 2")
+        if self.regions and not self.outputs:
+            problems.append("regions need outputs")
+        if not all(0 <= value < 256 for value in self.outputs):
+            problems.append("outputs are not numbers from 0 to 255")
         if not 0 <= self.overlap < 1:
             problems.append(f"overlap {self.overlap} is not in [0, 1)")
         if self.precision not in self.networks:
@@ -92,8 +133,13 @@ class Plan:
 
     @property
     def label_values(self) -> tuple[int, ...]:
-        """Label value of every output channel, background first."""
-        return (0, *sorted(self.labels.values()))
+        """Label value of every output channel; background first unless they are regions."""
+        return self.outputs or (0, *sorted(self.labels.values()))
+
+    @property
+    def inputs(self) -> int:
+        """Number of input channels."""
+        return max(1, len(self.channels))
 
     @staticmethod
     def load(folder: Path) -> Plan:
@@ -130,4 +176,9 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write ``plan.json`` into a model folder."""
         content = {"format": FORMAT, **asdict(self)}
+        for key in _OPTIONAL:
+            if not content[key] or key == "transpose" and content[key] == (0, 1, 2):
+                del content[key]
+        if self.outside is not None:
+            content["outside"] = self.outside
         (folder / "plan.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

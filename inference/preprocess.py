@@ -67,5 +67,7 @@ def preprocess(
 
 
 def air(plan: Plan) -> float:
-    """The normalised value of air: what lies outside the volume."""
+    """The normalised value of what lies outside the volume: of air, if the plan says nothing."""
+    if plan.outside is not None:
+        return plan.outside
     return (plan.clip[0] - plan.subtract) / plan.divide

@@ -1,0 +1,156 @@
+"""From one or several channels to a network's input, as nnU-Net v2 prepares them.
+
+A plan with ``channels`` is prepared here, another one in `inference.preprocess`. The order is
+nnU-Net's: crop to what is not zero, normalise, resample. nnU-Net: Isensee et al., Nature Methods
+18, 203-211 (2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from inference.body import Box, whole_box
+from inference.errors import CaseError
+from inference.plan import Plan
+from inference.preprocess import Prepared
+from inference.resample import Float32Array
+from inference.spline import Rule, resample, shape_at
+
+Mask = NDArray[np.bool_]
+
+_EPSILON = 1e-8  # nnU-Net's: nothing is divided by less
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What becomes of a channel's intensities.
+
+    Attributes:
+        name: what the channel shows ("CT", "T1", ...).
+        normalisation: "ct" (clip, subtract and divide by fixed values), "z-score" (by the
+            volume's own mean and standard deviation), "none", "rescale" (to 0 to 1) or "rgb"
+            (0 to 255 becomes 0 to 1).
+        clip: for "ct", the range to which intensities are limited.
+        subtract: for "ct", taken from the clipped intensities.
+        divide: for "ct", then they are divided by this.
+        masked: for "z-score", whether mean and deviation are those of what is not zero (with
+            the holes in it), and all else is left as it is.
+    """
+
+    name: str
+    normalisation: str
+    clip: tuple[float, float] = (0.0, 0.0)
+    subtract: float = 0.0
+    divide: float = 1.0
+    masked: bool = False
+
+    def apply(self, values: Float32Array, inside: Mask | None = None) -> None:
+        """Normalise in place.
+
+        Args:
+            values: float32 array (z, y, x).
+            inside: what is not zero, where ``masked`` wants to know.
+
+        Raises:
+            CaseError: "rgb" values that are not in 0 to 255.
+        """
+        if self.normalisation == "ct":
+            np.clip(values, *self.clip, out=values)
+            values -= np.float32(self.subtract)
+            values /= np.float32(max(self.divide, _EPSILON))
+        elif self.normalisation == "z-score":
+            part = values[inside] if self.masked and inside is not None else values
+            mean, deviation = part.mean(), max(part.std(), np.float32(_EPSILON))
+            if part is values:
+                values -= mean
+                values /= deviation
+            else:
+                values[inside] = (part - mean) / deviation
+        elif self.normalisation == "rescale":
+            values -= values.min()
+            values /= max(values.max(), np.float32(_EPSILON))
+        elif self.normalisation == "rgb":
+            if values.min() < 0 or values.max() > 255:
+                raise CaseError(f"channel {self.name!r} is no colour: it is not within 0 to 255")
+            values /= np.float32(255)
+
+
+def channels_of(plan: Plan) -> list[Channel]:
+    """The channels that a plan describes."""
+    return [_channel(content) for content in plan.channels]
+
+
+def _channel(content: Mapping[str, Any]) -> Channel:
+    fields = dict(content)
+    if "clip" in fields:
+        fields["clip"] = tuple(fields["clip"])
+    return Channel(**fields)
+
+
+def preprocess_channels(
+    volumes: Sequence[NDArray[Any]],
+    spacing: tuple[float, float, float],
+    plan: Plan,
+    threads: int = 1,
+) -> Prepared:
+    """Prepare a case's channels for the network.
+
+    Args:
+        volumes: one array (z, y, x) per channel, already turned to the plan's axes; any real
+            type.
+        spacing: millimetres per axis (z, y, x).
+        plan: how the network wants its input; it has ``channels``.
+        threads: how many parts of a volume are resampled at once.
+
+    Returns:
+        The network's input, ``values`` of shape (C, z, y, x), and where it lies in the volume.
+
+    Raises:
+        CaseError: every voxel is zero, or a channel is not what the plan says.
+    """
+    channels = channels_of(plan)
+    masked = any(channel.masked for channel in channels)
+    box, inside = _nonzero(volumes, masked) if plan.crop == "nonzero" else (None, None)
+    if box is None:
+        box = whole_box(volumes[0].shape)
+    shape = tuple(part.stop - part.start for part in box)
+    wanted = tuple(to or now for to, now in zip(plan.spacing, spacing, strict=True))
+    rule = Rule(**plan.resampling["data"]) if plan.resampling["data"] else None
+    new_shape = shape_at(shape, spacing, wanted) if rule else shape
+    values = np.empty((len(channels), *new_shape), np.float32)
+    for index, (volume, channel) in enumerate(zip(volumes, channels, strict=True)):
+        part = np.array(volume[box], np.float32, order="C")
+        channel.apply(part, inside)
+        if rule:
+            axis = rule.separate_axis(spacing, wanted)
+            part = resample(part, new_shape, rule, axis, threads)
+        values[index] = part
+    z, y, x = wanted if rule else spacing
+    return Prepared(values, box, (z, y, x))
+
+
+def _nonzero(volumes: Sequence[NDArray[Any]], masked: bool) -> tuple[Box, Mask | None]:
+    """The box around what is not zero in any channel, and that with its holes if ``masked``."""
+    mask = volumes[0] != 0
+    for volume in volumes[1:]:
+        mask |= volume != 0
+    box = []
+    for axis in range(3):
+        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not len(hits):
+            raise CaseError("is zero everywhere")
+        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    part: Box = (box[0], box[1], box[2])
+    if not masked:
+        return part, None
+    # Holes are what cannot be reached from outside through voxels' faces (as in SciPy); the
+    # frame makes sure that there is an outside.
+    outside = sitk.GetImageFromArray(np.pad(~mask[part], 1, constant_values=True).astype(np.uint8))
+    reached = sitk.GetArrayViewFromImage(sitk.ConnectedComponent(outside, False))
+    return part, (reached != reached[0, 0, 0])[1:-1, 1:-1, 1:-1]
