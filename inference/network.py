@@ -24,6 +24,7 @@ Logits = NDArray[np.floating[Any]]
 Progress = Callable[[float], None]
 
 _EVERY_CHANNEL = (slice(None),)
+_BEFORE: tuple[Any, ...] = (...,)  # the axes before z, y, x, if there are any
 
 
 class Runner(Protocol):
@@ -166,7 +167,7 @@ def predict(
     inside = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
     if any(size != n for n, size in zip(shape, grown, strict=True)):
         padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
-        padded[(..., *inside)] = volume
+        padded[_BEFORE + inside] = volume
     else:
         padded = volume
 
@@ -190,7 +191,7 @@ def predict(
             for x, share_x in zip(starts[2], shares[2], strict=True):
                 here = tuple(slice(s, s + size) for s, size in zip((z, y, x), window, strict=True))
                 share = share_z[:, None, None] * share_y[:, None] * share_x
-                for channel, values in enumerate(network.run(padded[(..., *here)])):
+                for channel, values in enumerate(network.run(padded[_BEFORE + here])):
                     total[channel][here] += values * share
                 done += 1
                 if progress:

@@ -24,6 +24,7 @@ from inference.resample import Float32Array
 Float16Array = NDArray[np.float16]
 
 _PEAK = 10.0  # the largest weight
+_BEFORE: tuple[Any, ...] = (...,)  # the axes before z, y, x
 
 
 class Mirrored:
@@ -90,7 +91,7 @@ def predict_in_patches(
     padded = volume
     if list(shape) != grown:
         padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
-        padded[(..., *inside)] = volume
+        padded[_BEFORE + inside] = volume
 
     total: Float16Array = np.zeros((channels, *grown), np.float16)
     weights: Float16Array = np.zeros(grown, np.float16)
@@ -106,7 +107,7 @@ def predict_in_patches(
                 here = tuple(
                     slice(s, s + size) for s, size in zip((z, y, x), plan.patch, strict=True)
                 )
-                for channel, values in enumerate(network.run(padded[(..., *here)])):
+                for channel, values in enumerate(network.run(padded[_BEFORE + here])):
                     total[channel][here] += values * weight
                 weights[here] += weight
                 done += 1
@@ -114,7 +115,7 @@ def predict_in_patches(
                     progress(done / count)
     for channel in total:
         channel /= weights
-    return total[(slice(None), *inside)]
+    return total[_BEFORE + inside]
 
 
 def patch_starts(n: int, size: int, step: float) -> list[int]:

@@ -177,7 +177,7 @@ class Plan:
         """Write ``plan.json`` into a model folder."""
         content = {"format": FORMAT, **asdict(self)}
         for key in _OPTIONAL:
-            if not content[key] or key == "transpose" and content[key] == (0, 1, 2):
+            if not content[key] or (key == "transpose" and content[key] == (0, 1, 2)):
                 del content[key]
         if self.outside is not None:
             content["outside"] = self.outside
