@@ -93,6 +93,42 @@ def _channel(content: Mapping[str, Any]) -> Channel:
     return Channel(**fields)
 
 
+def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
+    """Check that a case's images are what a plan with channels wants, on one grid.
+
+    Args:
+        images: the channels, each checked by `inference.reading.check_geometry`.
+        plan: the plan.
+
+    Returns:
+        What a user should know about them.
+
+    Raises:
+        CaseError: another number of channels, other sizes or spacings, voxels that are NaN or
+            infinite.
+    """
+    if len(images) != plan.inputs:
+        raise CaseError(f"{len(images)} channel(s) were given, the model wants {plan.inputs}")
+    first = images[0]
+    warnings = []
+    for index, image in enumerate(images):
+        name = plan.channels[index].get("name", index)
+        if image.GetSize() != first.GetSize():
+            sizes = (" x ".join(map(str, size)) for size in (image.GetSize(), first.GetSize()))
+            raise CaseError("channel {!r} has {} voxels, the first one {}".format(name, *sizes))
+        if not np.allclose(image.GetSpacing(), first.GetSpacing(), rtol=1e-4):
+            raise CaseError(f"channel {name!r} has another spacing than the first one")
+        if not (
+            np.allclose(image.GetOrigin(), first.GetOrigin(), atol=1e-2)
+            and np.allclose(image.GetDirection(), first.GetDirection(), atol=1e-3)
+        ):
+            warnings.append(f"channel {name!r} lies elsewhere than the first one; taken as if not")
+        stored = sitk.GetArrayViewFromImage(image)
+        if stored.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in stored):
+            raise CaseError("has voxels that are NaN or infinite")
+    return tuple(warnings)
+
+
 def preprocess_channels(
     volumes: Sequence[NDArray[Any]],
     spacing: tuple[float, float, float],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,18 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.decode import decode
+from inference.channels import check_channels, preprocess_channels
+from inference.errors import CaseError
+from inference.labels import write_labels
 from inference.machine import free_memory
 from inference.model import Model
 from inference.network import predict
-from inference.orientation import turn_to
+from inference.orientation import Turn, turn_to
+from inference.patches import Mirrored, predict_in_patches
+from inference.plan import Plan
 from inference.postprocess import postprocess
-from inference.preprocess import air, preprocess
-from inference.reading import check_geometry, check_intensities
+from inference.preprocess import Prepared, air, preprocess
+from inference.reading import Intensities, check_geometry, check_intensities
 
 Progress = Callable[[str, float], None]
 """Is called with a stage ("preprocess", "network" or "labels") and its finished share."""
@@ -47,7 +51,7 @@ class Segmentation:
 
 
 def segment(
-    image: sitk.Image,
+    image: sitk.Image | Sequence[sitk.Image],
     model: Model | str | Path | None = None,
     *,
     threads: int | None = None,
@@ -61,7 +65,8 @@ def segment(
     >>> sitk.WriteImage(labels, "labels.nii.gz")
 
     Args:
-        image: CT in HU, 3D, any orientation, any real voxel type.
+        image: CT in HU, 3D, any orientation, any real voxel type; for a model of several
+            channels, one image for each.
         model: a loaded model (`Model.load`, worth it for several CTs), a model's name or
             folder, or ``None`` for the default model.
         threads: how many threads to use where the model is not loaded yet; ``None`` for all
@@ -84,12 +89,12 @@ def segment(
     elif threads is not None or precision is not None:
         raise ValueError("threads and precision belong to Model.load when a model is passed")
     labels = sitk.GetImageFromArray(segment_in_stages(image, model, progress).labels)
-    labels.CopyInformation(image)
+    labels.CopyInformation(image if isinstance(image, sitk.Image) else image[0])
     return labels
 
 
 def segment_in_stages(
-    image: sitk.Image, model: Model, progress: Progress | None = None
+    image: sitk.Image | Sequence[sitk.Image], model: Model, progress: Progress | None = None
 ) -> Segmentation:
     """Segment a CT and tell what it took; see `segment`.
 
@@ -100,19 +105,15 @@ def segment_in_stages(
     plan = model.plan
     tell = progress or _silent
     seconds: dict[str, float] = {}
+    images = [image] if isinstance(image, sitk.Image) else list(image)
+    image = images[0]
     with _simpleitk_threads(model.threads):
         with _timed("preprocess", seconds, tell):
-            check_geometry(image)
-            stored = sitk.GetArrayViewFromImage(image)
-            intensities = check_intensities(stored)
-            turn = turn_to(image.GetDirection(), plan.orientation)
-            z, y, x = turn.reorder(image.GetSpacing()[::-1])
-            prepared = preprocess(
-                turn.apply(stored), (z, y, x), plan, intensities.offset, model.threads
-            )
+            prepared, turn, intensities = _prepare(images, plan, model.threads)
         with _timed("network", seconds, tell):
-            logits = predict(
-                model.network,
+            in_windows = predict_in_patches if plan.tiling == "nnunet" else predict
+            logits = in_windows(
+                Mirrored(model.network, plan.mirror) if plan.mirror else model.network,
                 prepared.values,
                 plan,
                 air(plan),
@@ -121,10 +122,13 @@ def segment_in_stages(
             )
         with _timed("labels", seconds, tell):
             postprocess(logits, prepared.spacing, plan)
-            labels = np.zeros(stored.shape, np.uint8)
-            decode(
+            labels = np.zeros(image.GetSize()[::-1], np.uint8)
+            z, y, x = turn.reorder(image.GetSpacing()[::-1])
+            write_labels(
                 logits,
-                plan.label_values,
+                plan,
+                prepared.spacing,
+                (z, y, x),
                 turn.apply(labels)[prepared.box],
                 model.threads,
                 lambda share: tell("labels", share),
@@ -133,11 +137,39 @@ def segment_in_stages(
     voxel = float(np.prod(image.GetSpacing())) / 1000
     warnings = list(intensities.warnings)
     if not counts[1:].any():
-        warnings.append("no organ was found; is there an abdomen in this CT?")
+        warnings.append(
+            "nothing was found; is this an image of the kind the model knows?"
+            if plan.channels
+            else "no organ was found; is there an abdomen in this CT?"
+        )
     millilitres = {
-        name: round(float(counts[value]) * voxel, 3) for name, value in plan.labels.items()
+        name: round(float(counts[list(plan.members.get(name, [value]))].sum()) * voxel, 3)
+        for name, value in plan.labels.items()
     }
     return Segmentation(labels, millilitres, seconds, intensities.offset, tuple(warnings))
+
+
+def _prepare(
+    images: list[sitk.Image], plan: Plan, threads: int
+) -> tuple[Prepared, Turn, Intensities]:
+    """Check a case's channels, turn them to the model's axes and prepare them for the network.
+
+    Raises:
+        CaseError: they cannot be segmented.
+    """
+    for image in images:
+        check_geometry(image)
+    first = images[0]
+    turn = turn_to(first.GetDirection(), plan.orientation, plan.transpose)
+    z, y, x = turn.reorder(first.GetSpacing()[::-1])
+    volumes = [turn.apply(sitk.GetArrayViewFromImage(image)) for image in images]
+    if plan.channels:
+        intensities = Intensities(0.0, check_channels(images, plan))
+        return preprocess_channels(volumes, (z, y, x), plan, threads), turn, intensities
+    if len(images) != 1:
+        raise CaseError(f"{len(images)} channels were given, the model wants one")
+    intensities = check_intensities(sitk.GetArrayViewFromImage(first))
+    return preprocess(volumes[0], (z, y, x), plan, intensities.offset, threads), turn, intensities
 
 
 def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
