@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
+_BITE = 1 << 20  # bytes: what is inflated at once stays in the processor's cache
+_TIGHTEST = 1032  # deflate makes no byte out of more than so many
 _LONGEST = 1 << 26  # bytes of header and extensions that are believed
 
 _SIZE = 348  # bytes of a NIfTI-1 header; SimpleITK does not read NIfTI-2
@@ -112,6 +116,21 @@ class Header:
         bits: int = self.get("datatype")[1]
         return self.voxels_at + math.prod(self.shape) * bits // 8
 
+    @property
+    def plain(self) -> bool:
+        """Whether the voxels are one volume of numbers in this machine's own byte order, unscaled.
+
+        Then they can be taken as they are stored.
+        """
+        slope, intercept = self.get("scale")
+        own = "<" if sys.byteorder == "little" else ">"
+        return (
+            self.order == own
+            and len(self.shape) == 3
+            and slope in (0, 1)  # 0 stands for "not scaled"
+            and (intercept == 0 or slope == 0)
+        )
+
     def for_labels(self) -> bytes:
         """The header of a uint8 label file on the same grid, bit for bit."""
         raw = bytearray(self.raw[:_SIZE] + bytes(4))  # no extensions
@@ -127,6 +146,68 @@ class Header:
             offset, form = _FIELDS[field]
             struct.pack_into(self.order + form, raw, offset, *values)
         return bytes(raw)
+
+
+def check_possible(path: Path, header: Header) -> None:
+    """Check that a gzipped file is large enough to hold its voxels, before memory is set aside.
+
+    Raises:
+        CaseError: not even the emptiest of volumes could be packed into so little.
+    """
+    size = path.stat().st_size
+    if header.bytes_needed > _TIGHTEST * size:
+        raise CaseError(
+            f"is truncated: {size} bytes cannot hold the {header.bytes_needed} that its header"
+            " announces"
+        )
+
+
+def inflate(
+    path: Path, header: Header, voxels: memoryview, told: Callable[[int], None] | None = None
+) -> bool:
+    """Inflate a ``.nii.gz`` file's voxels to where they shall be, and check that they are whole.
+
+    ISA-L (Intel's storage library) inflates about twice as fast as zlib and checks gzip's
+    checksum on the way; nothing is held but the result.
+
+    Args:
+        path: the file.
+        header: its header.
+        voxels: where to, just as many bytes as there are voxels' bytes.
+        told: is called with the number of bytes that are there, every megabyte.
+
+    Returns:
+        Whether it was done; ``False`` for a file of several gzip members.
+
+    Raises:
+        CaseError: the file is truncated or damaged.
+        OSError: it cannot be read.
+    """
+    needed = header.bytes_needed
+    skip, total = header.voxels_at, 0
+    unpacker = isal_zlib.decompressobj(31)  # gzip, with its checksum
+    with path.open("rb") as file:
+        packed = b""
+        while not unpacker.eof:
+            packed = packed or file.read(_BITE)
+            if not packed:
+                raise CaseError("is damaged or truncated (the file ends too early)")
+            try:
+                part = unpacker.decompress(packed, _BITE)
+            except isal_zlib.error as error:
+                raise CaseError(f"is damaged or truncated ({error})") from None
+            packed = unpacker.unconsumed_tail
+            first, last = max(total, skip), min(total + len(part), needed)
+            if first < last:
+                voxels[first - skip : last - skip] = part[first - total : last - total]
+            total += len(part)
+            if told:
+                told(max(0, last - skip))
+        if total < needed:
+            if unpacker.unused_data or file.read(1):
+                return False
+            raise CaseError(f"is truncated: {total} of {needed} bytes")
+    return True
 
 
 def check_complete(path: Path, header: Header, voxels: NDArray[Any]) -> None:
@@ -154,7 +235,7 @@ def check_complete(path: Path, header: Header, voxels: NDArray[Any]) -> None:
         with path.open("rb") as file:
             file.seek(-8, 2)
             checksum, length = struct.unpack("<II", file.read(8))
-        found = zlib.crc32(_bytes_of(voxels), zlib.crc32(header.raw))
+        found = isal_zlib.crc32(_bytes_of(voxels), isal_zlib.crc32(header.raw))
         if (checksum, length) == (found, needed % (1 << 32)):
             return
     # Several gzip members, scaled or byte-swapped voxels, something behind them, or damage.
@@ -194,19 +275,23 @@ def write_labels(
     for part in _deflated(start, voxels, threads):
         file.write(part)
     length = (len(start) + len(voxels)) % (1 << 32)
-    file.write(struct.pack("<II", zlib.crc32(voxels, zlib.crc32(start)), length))
+    file.write(struct.pack("<II", isal_zlib.crc32(voxels, isal_zlib.crc32(start)), length))
 
 
 def _deflated(start: bytes, voxels: memoryview, threads: int) -> Iterator[bytes]:
-    """One deflate stream, made of parts that are compressed side by side (as pigz does it)."""
+    """One deflate stream, made of parts that are compressed side by side (as pigz does it).
+
+    Of labels ISA-L's level 1 makes little more than half of what zlib's makes, in a seventh of
+    the time.
+    """
     parts: list[bytes | memoryview] = [start]
     parts += [voxels[i : i + _CHUNK] for i in range(0, len(voxels), _CHUNK)]
 
     def deflate(number: int) -> bytes:
-        packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+        packer = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)
         last = number == len(parts) - 1
         return packer.compress(parts[number]) + packer.flush(
-            zlib.Z_FINISH if last else zlib.Z_FULL_FLUSH
+            isal_zlib.Z_FINISH if last else isal_zlib.Z_FULL_FLUSH
         )
 
     with ThreadPoolExecutor(max(1, threads)) as pool:

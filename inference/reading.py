@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.nifti import Header, check_complete
+from inference.nifti import Header, check_complete, check_possible, inflate
+
+Watch = Callable[[sitk.Image, int], None]
+"""Is called while a file is read, with the image and how many of its slices are there."""
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of the formats that are read."""
@@ -56,11 +60,14 @@ def ending(path: Path) -> str | None:
     return next((e for e in ENDINGS if name.endswith(e) and name != e), None)
 
 
-def read(path: Path) -> Scan:
+def read(path: Path, watch: Watch | None = None) -> Scan:
     """Read a CT from a file.
+
+    Plain ``.nii.gz`` is inflated here, straight into the image; everything else is ITK's.
 
     Args:
         path: a file in one of the formats of `ENDINGS`.
+        watch: is called with what there is so far, where that can be told.
 
     Raises:
         CaseError: it cannot be read, is damaged or truncated, is not one scalar volume, or has
@@ -83,21 +90,70 @@ def read(path: Path) -> Scan:
         try:
             reader.ReadImageInformation()
             _check_kind(reader.GetSize(), reader.GetNumberOfComponents())
-            image = reader.Execute()
+            image = _inflated(path, header, reader, watch)
+            whole = image is not None
+            if image is None:
+                image = reader.Execute()
+        except OSError as error:
+            raise CaseError(f"cannot be read ({error.strerror})") from None
         except RuntimeError as error:
             raise CaseError(_reason(str(error))) from None
     if any("Uncompress failed" in line for line in noise):
         raise CaseError("is damaged (its compressed voxels cannot be inflated)")
     warnings = []
     if header is not None:
-        check_complete(path, header, sitk.GetArrayViewFromImage(image))
+        if not whole:
+            check_complete(path, header, sitk.GetArrayViewFromImage(image))
         corrected = "ITK_sform_corrected"
-        if image.HasMetaDataKey(corrected) and image.GetMetaData(corrected) == "YES":
+        if reader.HasMetaDataKey(corrected) and reader.GetMetaData(corrected) == "YES":
             warnings.append("its axes are not perpendicular; taken as if they were")
     while image.GetDimension() > 3:  # one volume, or it would have been refused above
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     check_geometry(image)
     return Scan(image, header, tuple(warnings))
+
+
+def _inflated(
+    path: Path, header: Header | None, reader: sitk.ImageFileReader, watch: Watch | None
+) -> sitk.Image | None:
+    """The image of a ``.nii.gz`` file whose voxels need nothing but to be inflated.
+
+    Args:
+        path: the file.
+        header: its header; ``None`` if it is not NIfTI.
+        reader: has read the image's information; what ITK makes of the header holds.
+        watch: is called after some slices, now and then.
+
+    Returns:
+        ``None`` for any other file: ITK has to read it.
+
+    Raises:
+        CaseError: the file is truncated or damaged.
+        OSError: it cannot be read.
+        RuntimeError: ITK has not enough memory.
+    """
+    if header is None or not header.compressed or not header.plain:
+        return None
+    if header.shape != reader.GetSize():
+        return None
+    check_possible(path, header)
+    image = sitk.Image(reader.GetSize(), reader.GetPixelID())
+    image.SetSpacing(reader.GetSpacing())
+    image.SetOrigin(reader.GetOrigin())
+    image.SetDirection(reader.GetDirection())
+    view = sitk.GetArrayViewFromImage(image)
+    if header.voxels_at + view.nbytes != header.bytes_needed:
+        return None
+    # SimpleITK lends its memory to be read only; nobody else has it yet.
+    address: int = view.__array_interface__["data"][0]
+    memory = memoryview((ctypes.c_ubyte * view.nbytes).from_address(address)).cast("B")
+    slice_bytes = max(1, view.nbytes // view.shape[0])
+
+    def told(there: int) -> None:
+        if watch is not None:
+            watch(image, there // slice_bytes)
+
+    return image if inflate(path, header, memory, told) else None
 
 
 def check_geometry(image: sitk.Image) -> None:
