@@ -96,7 +96,8 @@ def _segment_file(
     entry.shape = tuple(scan.image.GetSize())
     entry.spacing = tuple(scan.image.GetSpacing())
 
-    result = segment_in_stages(scan.image, model, progress.stage)
+    images = scan.image if not case.more else [scan.image, *(read(p).image for p in case.more)]
+    result = segment_in_stages(images, model, progress.stage)
     entry.seconds.update(result.seconds)
     entry.warnings.extend(result.warnings)
 

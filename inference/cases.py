@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.errors import UsageError
 from inference.reading import ENDINGS, ending
 
-_CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (here: only) modality
+_CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,13 @@ class Case:
         source: the CT's file.
         target: where its labels go.
         problem: why it cannot be segmented, known before it is read; ``None`` if it can.
+        more: the files of further channels, for a model of several.
     """
 
     source: Path
     target: Path
     problem: str | None = None
+    more: tuple[Path, ...] = ()
 
 
 def label_name(name: str) -> str:
@@ -41,7 +45,7 @@ def label_name(name: str) -> str:
     return stem + (".mha" if suffix == ".mhd" else suffix)
 
 
-def find_cases(source: Path, folder: Path) -> list[Case]:
+def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
     """List the CTs to segment.
 
     In a folder, files are taken by their ending, sorted by name; hidden files and subfolders
@@ -50,10 +54,13 @@ def find_cases(source: Path, folder: Path) -> list[Case]:
     Args:
         source: a CT or a folder of CTs.
         folder: where labels go.
+        channels: how many files a case has; several are named ``X_0000``, ``X_0001``, ..., and a
+            single CT's further channels lie beside it.
 
     Returns:
-        At least one case. Those whose labels would have the same name as another's have a
-        ``problem``: none of them is written, or the last would replace the others.
+        At least one case. Those that lack a channel have a ``problem``, and those whose labels
+        would have the same name as another's: none of them is written, or the last would replace
+        the others.
 
     Raises:
         UsageError: there is nothing to segment, or labels would replace a CT.
@@ -82,8 +89,12 @@ def find_cases(source: Path, folder: Path) -> list[Case]:
     else:
         raise UsageError(f"{source}: no such file or folder")
 
-    targets = [folder / label_name(path.name) for path in images]
     sources = {path.resolve() for path in images}
+    lacks: dict[Path, str | None] = {}
+    if channels > 1:
+        lacks = _first_channels(images, channels, whole_folder=source.is_dir())
+        images = list(lacks)
+    targets = [folder / label_name(path.name) for path in images]
     for image, target in zip(images, targets, strict=True):
         if target.resolve() in sources:
             raise UsageError(
@@ -97,5 +108,38 @@ def find_cases(source: Path, folder: Path) -> list[Case]:
     for image, target in zip(images, targets, strict=True):
         rivals = ", ".join(other.name for other in claims[target] if other != image)
         problem = f"its labels would have the same name ({target.name}) as those of {rivals}"
-        cases.append(Case(image, target, problem if rivals else None))
+        more = tuple(_channel(image, index) for index in range(1, channels))
+        cases.append(Case(image, target, problem if rivals else lacks.get(image), more))
     return cases
+
+
+def _channel(first: Path, index: int) -> Path:
+    """The file of another channel of a case."""
+    suffix = ending(first) or ""
+    stem = first.name[: len(first.name) - len(suffix)]
+    return first.with_name(stem.removesuffix(_CHANNEL) + f"_{index:04d}" + first.name[len(stem) :])
+
+
+def _first_channels(
+    images: Sequence[Path], channels: int, whole_folder: bool
+) -> dict[Path, str | None]:
+    """The first channel of each case, and what the case lacks."""
+    found: dict[Path, str | None] = {}
+    known = set(images)
+    for image in images:
+        suffix = ending(image) or ""
+        match = re.fullmatch(r"(.+)_(\d{4})", image.name[: len(image.name) - len(suffix)])
+        if match is None:
+            found[image] = f"the model wants {channels} channels: X_0000, X_0001, ..."
+            continue
+        first = image.with_name(f"{match[1]}{_CHANNEL}{image.name[len(match[0]) :]}")
+        if first in found:
+            continue
+        files = [first, *(_channel(first, index) for index in range(1, channels))]
+        missing = [
+            path.name
+            for path in files
+            if path not in known and (whole_folder or not path.is_file())
+        ]
+        found[first] = f"{', '.join(missing)} is missing" if missing else None
+    return found

@@ -52,7 +52,8 @@ def _run(options: argparse.Namespace) -> int:
     import inference
     from inference.batch import segment_files
     from inference.cases import find_cases
-    from inference.model import Model
+    from inference.model import Model, find_model
+    from inference.plan import Plan
     from inference.progress import progress_for
     from inference.writing import make_folder
 
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
         source, target = options.input, options.output
-    cases = find_cases(source, target)
+    cases = find_cases(source, target, Plan.load(find_model(options.model)).inputs)
     make_folder(target)
     if options.report:
         make_folder(options.report.parent)
