@@ -109,7 +109,7 @@ def segment_in_stages(
     image = images[0]
     with _simpleitk_threads(model.threads):
         with _timed("preprocess", seconds, tell):
-            prepared, turn, intensities = _prepare(images, plan, model.threads)
+            prepared, turn, intensities = prepare(images, plan, model.threads)
         with _timed("network", seconds, tell):
             in_windows = predict_in_patches if plan.tiling == "nnunet" else predict
             logits = in_windows(
@@ -149,7 +149,7 @@ def segment_in_stages(
     return Segmentation(labels, millilitres, seconds, intensities.offset, tuple(warnings))
 
 
-def _prepare(
+def prepare(
     images: list[sitk.Image], plan: Plan, threads: int
 ) -> tuple[Prepared, Turn, Intensities]:
     """Check a case's channels, turn them to the model's axes and prepare them for the network.
