@@ -24,31 +24,51 @@ STEPS = {
     "export": "write the model folder, in fp16 and int8, with its model card",
     "pseudolabel": "label the CTs without labels, where the trained networks are sure",
     "measure": "print what configurations cost on this machine",
+    "import-nnunet": "make a model folder of a trained nnU-Net v2 model (has its own --help)",
 }
 
 DESCRIPTION = """Rebuild a model's weights from a folder of CTs and labels.
 
 Without a step: prepare, train, export; interrupted, the same command goes on. Steps:
-""" + "\n".join(f"  {step:12} {what}" for step, what in STEPS.items())
+""" + "\n".join(f"  {step:13} {what}" for step, what in STEPS.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["import-nnunet"]:
+        return _import_nnunet(given[1:])
     options = _options(arguments)
     try:
         configs = [Config.load(path) for path in options.config]
+        if options.step == "import-nnunet":
+            raise ValueError("'import-nnunet' comes first, its options after it")
         if options.step == "measure":
             return _measure(configs or [Config.load(p) for p in sorted(CONFIGS.glob("*.yaml"))])
         if len(configs) != 1 or options.data is None:
             raise ValueError("one --config and --data are needed")
         if options.step is None:
-            return _in_processes_of_their_own(sys.argv[1:] if arguments is None else arguments)
+            return _in_processes_of_their_own(given)
         getattr(_Run(configs[0], options), options.step)()
     except (AbdosegError, FileNotFoundError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("training: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _import_nnunet(arguments: list[str]) -> int:
+    from training.nnunet.command import main as import_nnunet
+
+    try:
+        import_nnunet(arguments)
+    except (AbdosegError, OSError) as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("training: interrupted; nothing was written", file=sys.stderr)
         return 130
     return 0
 

@@ -116,7 +116,7 @@ def export(
         folder.mkdir()
         ov.save_model(model, folder / _NETWORKS["f32"], compress_to_fp16=True)
         ov.save_model(quantised, folder / _NETWORKS["int8"], compress_to_fp16=True)
-        per_voxel = _bytes_per_voxel(folder / _NETWORKS["f32"], config.patch)
+        per_voxel = bytes_per_voxel(folder / _NETWORKS["f32"], config.patch)
         plan = config.plan(multiple_of(network), _NETWORKS, per_voxel)
         plan.save(folder)
         agreements = [
@@ -255,7 +255,7 @@ _PEAK = """
 import sys
 import numpy as np, openvino as ov
 from inference.machine import peak_memory, restart_peak_memory
-shape = [1, 1, *map(int, sys.argv[2:])]
+shape = [1, *map(int, sys.argv[2:])]
 core = ov.Core()
 model = core.read_model(sys.argv[1])
 model.reshape(shape)
@@ -266,10 +266,16 @@ print(peak_memory() - before)
 """
 
 
-def _bytes_per_voxel(ir: Path, patch: tuple[int, int, int]) -> float:
-    """Peak memory of one fp32 pass per input voxel, measured in a process of its own."""
+def bytes_per_voxel(ir: Path, patch: tuple[int, int, int], inputs: int = 1) -> float:
+    """Peak memory of one fp32 pass per input voxel, measured in a process of its own.
+
+    Args:
+        ir: the network.
+        patch: voxels (z, y, x) of the pass.
+        inputs: the network's input channels.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(ir.resolve()), *map(str, patch)],
+        [sys.executable, "-c", _PEAK, str(ir.resolve()), *map(str, (inputs, *patch))],
         capture_output=True,
         text=True,
         check=True,

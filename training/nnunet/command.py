@@ -1,0 +1,226 @@
+"""``python -m training import-nnunet``: from nnU-Net's results to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import nn
+
+from inference.errors import ModelError, UsageError
+from inference.machine import usable_threads
+from inference.network import Network
+from inference.plan import Plan
+from training.export import bytes_per_voxel, quantise
+from training.network import parameter_count
+from training.nnunet.card import write_card
+from training.nnunet.checkpoint import Checkpoint, load_checkpoint
+from training.nnunet.fast import (
+    Comparison,
+    calibration_cases,
+    calibration_patches,
+    compare,
+)
+from training.nnunet.label_map import LabelMap
+from training.nnunet.network import (
+    Together,
+    architecture_of,
+    build,
+    keep_outputs,
+    strides_of,
+    to_openvino,
+)
+from training.nnunet.plan import inputs_of, outputs_of, plan_of
+from training.nnunet.results import (
+    Results,
+    configuration_in_name,
+    configuration_of,
+    open_results,
+)
+
+_MOST_ERROR = 1e-2  # of the exported logits, relative; rounding gives 1e-6, fp16 weights 1e-3
+_FILES = {"fp32": "network.xml", "fp16": "network.xml", "int8": "network_int8.xml"}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        AbdosegError: the model cannot be imported; the message says why.
+    """
+    options = _options(arguments)
+    if options.precision == "int8" and options.calibrate is None:
+        raise UsageError("--precision int8 needs --calibrate FOLDER with a few CTs")
+    label_map = LabelMap.load(options.map_labels) if options.map_labels else None
+    folds = tuple(dict.fromkeys(options.folds or ()))
+    with open_results(
+        options.results, folds, options.configuration, options.checkpoint_name
+    ) as results:
+        _import(results, options, label_map)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training import-nnunet",
+        description="Make a model folder of a trained nnU-Net v2 model.",
+    )
+    add = parser.add_argument
+    add("results", type=Path, metavar="RESULTS_FOLDER", help="with plans.json, or a .zip of it")
+    add("--out", type=Path, required=True, help="the model folder, weights/NAME; replaced")
+    add(
+        "--folds",
+        nargs="+",
+        choices=("0", "1", "2", "3", "4", "all"),
+        metavar="FOLD",
+        help="0 1 2 3 4, whose logits are averaged, or all, nnU-Net's fold of that name "
+        "(default: all folds there are)",
+    )
+    add("--configuration", help="which model, where the folder holds several")
+    add("--checkpoint-name", default="checkpoint_final.pth", metavar="FILE")
+    add(
+        "--tiling",
+        choices=("nnunet", "whole"),
+        default="nnunet",
+        help="nnU-Net's patches, or one pass over everything where memory allows",
+    )
+    add("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    add("--calibrate", type=Path, metavar="FOLDER", help="CTs, for int8 and for a comparison")
+    add("--mirror", action="store_true", help="mirror as nnU-Net does by default (slow)")
+    add("--map-labels", type=Path, metavar="FILE", help="name: class or [classes], YAML or JSON")
+    add("--trust-checkpoint", action="store_true", help="run what a checkpoint may hold")
+    return parser.parse_args(arguments)
+
+
+def _import(results: Results, options: argparse.Namespace, label_map: LabelMap | None) -> None:
+    checkpoints = [
+        load_checkpoint(path, options.trust_checkpoint) for path in results.checkpoints.values()
+    ]
+    first = checkpoints[0]
+    chosen = first.configuration or configuration_in_name(results.name)
+    if chosen is None:
+        raise ModelError("the checkpoint does not say which configuration was trained")
+    try:
+        _write(results, options, label_map, checkpoints, chosen)
+    except KeyError as error:
+        raise ModelError(f"plans.json or dataset.json: {error} is missing") from None
+
+
+def _write(
+    results: Results,
+    options: argparse.Namespace,
+    label_map: LabelMap | None,
+    checkpoints: list[Checkpoint],
+    chosen: str,
+) -> None:
+    first = checkpoints[0]
+    configuration = configuration_of(results.plans, chosen)
+    outputs = outputs_of(results.dataset, label_map)
+    inputs = len(inputs_of(results.dataset))
+    # The plan first: what cannot be served is refused before anything is built.
+    draft = plan_of(
+        options.out.name,
+        results.plans,
+        configuration,
+        results.dataset,
+        outputs,
+        None,
+        "nnunet",
+        first.mirror_axes if options.mirror else (),
+        {"f32": _FILES["fp32"], "bf16": _FILES["fp32"]},
+        "f32",
+        0.0,
+    )
+    if options.mirror and not draft.mirror:
+        print("note: this model was trained without mirroring; --mirror changes nothing")
+    if not first.trainer.startswith("nnUNetTrainer"):
+        print(f"note: trainer {first.trainer!r} is not nnU-Net's own; its network is the plans'")
+    architecture = architecture_of(configuration)
+    strides = strides_of(architecture)
+    if options.tiling == "whole" and strides is None:
+        raise ModelError("this network takes patches of one size alone: not --tiling whole")
+    networks = [build(architecture, c, inputs, outputs.channels) for c in checkpoints]
+    parameters = parameter_count(networks[0])
+    if len(outputs.kept) < outputs.channels:
+        networks = [keep_outputs(network, outputs.kept) for network in networks]
+    network = Together(networks, flat=len(configuration["patch_size"]) == 2)
+    model = to_openvino(network, draft.patch, inputs, strides is not None)
+
+    cases = calibration_cases(options.calibrate, inputs) if options.calibrate else []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out.parent) as made:
+        folder = Path(made) / options.out.name
+        folder.mkdir()
+        exact = Path(made) / "exact.xml"
+        ov.save_model(model, exact, compress_to_fp16=False)
+        ov.save_model(model, folder / _FILES["fp32"], compress_to_fp16=options.precision != "fp32")
+        error = _check(network, exact, draft)
+        plan = replace(
+            plan_of(
+                draft.name,
+                results.plans,
+                configuration,
+                results.dataset,
+                outputs,
+                strides,
+                options.tiling,
+                first.mirror_axes if options.mirror else (),
+                {
+                    **draft.networks,
+                    **({"int8": _FILES["int8"]} if options.precision == "int8" else {}),
+                },
+                "int8" if options.precision == "int8" else "f32",
+                bytes_per_voxel(exact, draft.patch, inputs),
+            )
+        )
+        if options.precision == "int8":
+            patches = calibration_patches(cases, plan)
+            ov.save_model(quantise(model, patches), folder / _FILES["int8"], compress_to_fp16=True)
+        plan.save(folder)
+        comparisons = _compare(cases, plan, folder, exact, options)
+        write_card(folder, plan, results, chosen, checkpoints, comparisons, parameters, error)
+        folder.chmod(0o755)
+        if options.out.exists():
+            shutil.rmtree(options.out)
+        folder.rename(options.out)
+    print(f"{options.out}: {chosen}, fold(s) {', '.join(results.checkpoints)}, {plan.precision}")
+
+
+def _compare(
+    cases: list[Any], plan: Plan, folder: Path, exact: Path, options: argparse.Namespace
+) -> list[Comparison]:
+    if not cases or (options.precision == "fp32" and options.tiling == "nnunet"):
+        return []
+    found = compare(cases, plan, folder, exact)
+    for comparison in found:
+        print(comparison, flush=True)
+    return found
+
+
+def _check(network: nn.Module, path: Path, plan: Plan) -> float:
+    """How far the exported network is from PyTorch's, on a patch of noise.
+
+    Raises:
+        ModelError: too far.
+    """
+    noise = np.random.default_rng(0).normal(size=(plan.inputs, *plan.patch)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(noise)[None])[0].numpy()
+    runner = Network(path, "f32", usable_threads(), len(plan.label_values), plan.inputs)
+    found = runner.run(noise)
+    scale = float(np.mean(expected.astype(np.float64) ** 2)) or 1.0
+    error = float(np.sqrt(np.mean((found.astype(np.float64) - expected) ** 2) / scale))
+    if not error < _MOST_ERROR:
+        raise ModelError(f"the exported network's logits are off by {error:.2g}: not usable")
+    return error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

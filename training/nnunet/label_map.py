@@ -1,0 +1,81 @@
+"""Reducing a model of many classes to a few: ``--map-labels``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inference.errors import UsageError
+from inference.organs import LABEL_OF
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Which classes of a model become which labels; all others become background.
+
+    Attributes:
+        labels: name of each label that is wanted to its value.
+        sources: the same names to the model's classes that become it.
+    """
+
+    labels: Mapping[str, int]
+    sources: Mapping[str, tuple[str, ...]]
+
+    @staticmethod
+    def load(path: Path) -> LabelMap:
+        """Read a map, in YAML or JSON.
+
+        One entry per label: ``name: class``, ``name: [class, class]`` or
+        ``name: {value: 7, from: [class, class]}``. Without values, labels count from 1 in the
+        file's order; but where all names are `inference.ORGANS`, those have their usual values.
+
+        Raises:
+            UsageError: it cannot be read or is no such map.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such file") from None
+        except (OSError, UnicodeError, yaml.YAMLError) as error:
+            raise UsageError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        if not isinstance(content, dict) or not content:
+            raise UsageError(f"{path}: no map of names to classes")
+        organs = all(name in LABEL_OF for name in content)
+        labels, sources = {}, {}
+        for number, (name, entry) in enumerate(content.items(), start=1):
+            value: Any = LABEL_OF[name] if organs else number
+            if isinstance(entry, dict):
+                value, entry = entry.get("value", value), entry.get("from")
+            names = [entry] if isinstance(entry, (str, int)) else entry
+            if not isinstance(names, list) or not names:
+                raise UsageError(f"{path}: {name}: no class is named")
+            if not isinstance(value, int) or not 0 < value < 256:
+                raise UsageError(f"{path}: {name}: value {value} is not a number from 1 to 255")
+            labels[str(name)] = value
+            sources[str(name)] = tuple(str(source) for source in names)
+        if len(set(labels.values())) != len(labels):
+            raise UsageError(f"{path}: two names have the same value")
+        return LabelMap(labels, sources)
+
+    def value_of(self, classes: Mapping[str, int]) -> dict[int, int]:
+        """The new value of every value of the model's classes that is wanted.
+
+        Args:
+            classes: the model's class names to their values.
+
+        Raises:
+            UsageError: a class that the model does not have, or one that is to become two labels.
+        """
+        values: dict[int, int] = {}
+        for name, sources in self.sources.items():
+            for source in sources:
+                if source not in classes:
+                    there = ", ".join(classes)
+                    raise UsageError(f"--map-labels: the model has no class {source!r}: {there}")
+                if values.setdefault(classes[source], self.labels[name]) != self.labels[name]:
+                    raise UsageError(f"--map-labels: {source!r} is to become two labels")
+        return values

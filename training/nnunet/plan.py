@@ -1,0 +1,253 @@
+"""From nnU-Net's plans to ours: what `inference.plan.Plan` has to say of an nnU-Net model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inference.errors import ModelError
+from inference.plan import Plan
+from training.nnunet.label_map import LabelMap
+
+_READERS = {
+    "SimpleITKIO": None,
+    "NibabelIO": None,
+    "NibabelIOWithReorient": "RAS",
+    "SimpleITKIOWithReorient": "RAS",
+}
+_NORMALISATIONS = {
+    "CTNormalization": "ct",
+    "ZScoreNormalization": "z-score",
+    "NoNormalization": "none",
+    "RescaleTo01Normalization": "rescale",
+    "RGBTo01Normalization": "rgb",
+}
+_PREPROCESSORS = ("DefaultPreprocessor",)
+_LABEL_MANAGERS = ("LabelManager",)
+_AXIS_MODES = {"nearest-exact": 0, "linear": 1}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network's output channels mean.
+
+    Attributes:
+        channels: how many there are.
+        kept: those that are exported.
+        values: the label value of each of these.
+        regions: whether they are regions.
+        labels: name to value of what is reported.
+        members: name to values, where a name stands for several.
+    """
+
+    channels: int
+    kept: tuple[int, ...]
+    values: tuple[int, ...]
+    regions: bool
+    labels: Mapping[str, int]
+    members: Mapping[str, tuple[int, ...]]
+
+
+def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) -> Outputs:
+    """The meaning of the output channels, by nnU-Net's rules (its ``LabelManager``).
+
+    With a map, labels are merged after the decision between all classes. Channels can be left
+    out where that changes nothing: of regions, the first ones if they would paint background.
+
+    Raises:
+        ModelError: the labels are not what nnU-Net v2 writes, or are too many.
+        UsageError: the map does not fit.
+    """
+    named = {
+        name: [int(v) for v in value] if isinstance(value, list) else [int(value)]
+        for name, value in dataset["labels"].items()
+        if name != "ignore"
+    }
+    if named.get("background") != [0]:
+        raise ModelError("dataset.json: no label 'background' with the value 0")
+    order: list[Any] = dataset.get("regions_class_order") or []
+    regions = any(len(values) > 1 for values in named.values())
+    everything = sorted({value for values in named.values() for value in values})
+    if everything[-1] > 255:
+        raise ModelError(f"dataset.json: label {everything[-1]}; more than 255 cannot be written")
+    members: dict[str, tuple[int, ...]] = {}
+    if regions:
+        names = [name for name, values in named.items() if set(values) != {0}]
+        if len(order) != len(names):
+            raise ModelError("dataset.json: regions without a fitting regions_class_order")
+        values = [int(value) for value in order]
+        labels = dict(zip(names, values, strict=True))
+        members = {name: tuple(named[name]) for name in names if named[name] != [labels[name]]}
+    else:
+        if everything != list(range(len(everything))):
+            raise ModelError("dataset.json: labels are not numbered 0, 1, 2, ... without a gap")
+        values = everything
+        labels = {name: found[0] for name, found in named.items() if found[0]}
+    kept = list(range(len(values)))
+    if label_map is not None:
+        new = label_map.value_of(labels)
+        values = [new.get(value, 0) for value in values]
+        labels, members = dict(label_map.labels), {}
+        while regions and len(kept) > 1 and values[0] == 0:
+            del values[0], kept[0]
+    return Outputs(
+        len(order) if regions else len(everything),
+        tuple(kept),
+        tuple(values),
+        regions,
+        labels,
+        members,
+    )
+
+
+def inputs_of(dataset: Mapping[str, Any]) -> list[str]:
+    """The names of the input channels, in order."""
+    names = dataset.get("channel_names") or dataset.get("modality")
+    if not names:
+        raise ModelError("dataset.json: no channel_names")
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
+def plan_of(
+    name: str,
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    outputs: Outputs,
+    strides: tuple[int, ...] | None,
+    tiling: str,
+    mirror: tuple[int, ...],
+    networks: Mapping[str, str],
+    precision: str,
+    bytes_per_voxel: float,
+) -> Plan:
+    """The plan of an nnU-Net model.
+
+    Args:
+        name: of the model folder.
+        plans: nnU-Net's plans.
+        configuration: the one that was trained, with what it inherits.
+        dataset: nnU-Net's dataset description.
+        outputs: what `outputs_of` found.
+        strides: the network's total stride per axis, if it takes sizes other than the patch.
+        tiling: "nnunet" or "whole".
+        mirror: axes of nnU-Net along which the input is mirrored.
+        networks: precision to file name.
+        precision: the one that is used by default.
+        bytes_per_voxel: peak memory of a pass per voxel.
+
+    Raises:
+        ModelError: the plans ask for something that cannot be served.
+    """
+    if configuration.get("previous_stage"):
+        raise ModelError(
+            "this is a cascade's second stage, which needs the labels of the first: not supported"
+        )
+    _known("preprocessor", configuration.get("preprocessor_name"), _PREPROCESSORS)
+    _known("label manager", plans.get("label_manager", "LabelManager"), _LABEL_MANAGERS)
+    reader = plans["image_reader_writer"]
+    _known("image reader", reader, _READERS)
+    patch, spacing = list(configuration["patch_size"]), list(configuration["spacing"])
+    multiple = list(strides or patch)
+    if len(patch) == 2:
+        patch, multiple = [1, *patch], [1, *multiple]
+        mirror = tuple(axis + 1 for axis in mirror)
+    if len(spacing) == 2:
+        spacing = [None, *spacing]
+    if any(size % step for size, step in zip(patch, multiple, strict=True)):
+        multiple = list(patch)
+    channels = _channels(plans, configuration, inputs_of(dataset))
+    first = next((c for c in channels if c["normalisation"] == "ct"), {})
+    return Plan(
+        name=name,
+        version=str(dataset.get("release") or "1"),
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        # For readers of the plan; the channels say what is done.
+        clip=first.get("clip", (-1024.0, 3071.0)),
+        subtract=first.get("subtract", 0.0),
+        divide=first.get("divide", 1.0) or 1.0,
+        patch=(patch[0], patch[1], patch[2]),
+        multiple=(multiple[0], multiple[1], multiple[2]),
+        networks=networks,
+        precision=precision,
+        labels=outputs.labels,
+        bytes_per_voxel=bytes_per_voxel,
+        orientation=_READERS[reader],
+        crop="nonzero",
+        tiling=tiling,
+        overlap=0.5,
+        channels=tuple(channels),
+        transpose=tuple(plans["transpose_forward"]),
+        resampling={
+            "data": _rule(configuration, "data"),
+            "logits": _rule(configuration, "probabilities"),
+        },
+        outside=0.0,
+        mirror=mirror,
+        outputs=outputs.values,
+        regions=outputs.regions,
+        members={name: list(values) for name, values in outputs.members.items()},
+    )
+
+
+def _known(what: str, name: Any, known: Any) -> None:
+    if name not in known:
+        raise ModelError(f"plans: {what} {name!r} is not supported, only {', '.join(known)}")
+
+
+def _channels(
+    plans: Mapping[str, Any], configuration: Mapping[str, Any], names: list[str]
+) -> list[dict[str, Any]]:
+    schemes = configuration["normalization_schemes"]
+    masks = configuration["use_mask_for_norm"]
+    intensities = (
+        plans.get("foreground_intensity_properties_per_channel")
+        or plans.get("foreground_intensity_properties_by_modality")
+        or {}
+    )
+    if not len(names) == len(schemes) == len(masks):
+        raise ModelError(
+            f"plans: {len(schemes)} normalisations for {len(names)} channels of dataset.json"
+        )
+    channels = []
+    for index, (name, scheme, mask) in enumerate(zip(names, schemes, masks, strict=True)):
+        _known("normalisation", scheme, _NORMALISATIONS)
+        channel: dict[str, Any] = {"name": name, "normalisation": _NORMALISATIONS[scheme]}
+        if channel["normalisation"] == "ct":
+            found = intensities.get(str(index))
+            if found is None:
+                raise ModelError(f"plans: no intensity properties of channel {index}")
+            channel["clip"] = [float(found["percentile_00_5"]), float(found["percentile_99_5"])]
+            channel["subtract"] = float(found["mean"])
+            channel["divide"] = float(found["std"])
+        if channel["normalisation"] == "z-score" and mask:
+            channel["masked"] = True
+        channels.append(channel)
+    return channels
+
+
+def _rule(configuration: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
+    """What `inference.spline.Rule` says of one of nnU-Net's resampling functions."""
+    function = configuration[f"resampling_fn_{kind}"]
+    given = configuration[f"resampling_fn_{kind}_kwargs"]
+    threshold = float(given.get("separate_z_anisotropy_threshold", 3))
+    if function == "resample_data_or_seg_to_shape":
+        return {
+            "order": int(given.get("order", 3)),
+            "order_z": int(given.get("order_z", 0)),
+            "separate": given.get("force_separate_z", False),
+            "threshold": threshold,
+        }
+    if function == "resample_torch_fornnunet":
+        along = given.get("aniso_axis_mode", "nearest-exact")
+        if given.get("mode", "linear") == "linear" and along in _AXIS_MODES:
+            return {
+                "order": 1,
+                "order_z": _AXIS_MODES[along],
+                "separate": given.get("force_separate_z"),
+                "threshold": threshold,
+            }
+    if function == "no_resampling_hack":
+        return None
+    raise ModelError(f"plans: resampling by {function} with {given} is not supported")

@@ -1,0 +1,171 @@
+"""What nnU-Net leaves behind: plans, dataset and checkpoints, in a folder or a zip file."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from inference.errors import ModelError
+
+_FILES = ("plans.json", "dataset.json")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A trained model, as nnU-Net's trainer wrote it.
+
+    Attributes:
+        name: of its folder, ``TRAINER__PLANS__CONFIGURATION``, or of what was given.
+        plans: content of ``plans.json``.
+        dataset: content of ``dataset.json``.
+        checkpoints: name of each chosen fold ("0", ..., or "all") to its checkpoint file.
+    """
+
+    name: str
+    plans: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    checkpoints: Mapping[str, Path]
+
+
+@contextmanager
+def open_results(
+    path: Path,
+    folds: Sequence[str] = (),
+    configuration: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+) -> Iterator[Results]:
+    """Find a trained model and its checkpoints.
+
+    Args:
+        path: the folder with ``plans.json``, ``dataset.json`` and ``fold_X``, a folder above it,
+            or the zip file that ``nnUNetv2_export_model_to_zip`` writes.
+        folds: those wanted; empty for all that are numbered, or else "all".
+        configuration: which model is meant where there are several.
+        checkpoint: the checkpoints' file name.
+
+    Yields:
+        The model. Its files are there until the context is left.
+
+    Raises:
+        ModelError: there is no such model, several, or one that lacks a fold.
+    """
+    if path.is_dir():
+        files = {
+            PurePosixPath(found.relative_to(path).as_posix()): found
+            for pattern in (*_FILES, f"fold_*/{checkpoint}")
+            for found in path.rglob(pattern)
+        }
+        folder = _choose(path, list(files), configuration)
+        yield _read(path, folder, files, folds, checkpoint)
+    elif not path.exists():
+        raise ModelError(f"{path}: no such folder or file")
+    elif not zipfile.is_zipfile(path):
+        raise ModelError(f"{path}: neither a folder nor a zip file")
+    else:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as made:
+            names = {PurePosixPath(name): name for name in archive.namelist()}
+            folder = _choose(path, list(names), configuration)
+            wanted = [folder / name for name in _FILES]
+            wanted += [
+                folder / f"fold_{f}" / checkpoint for f in _folds(folder, names, folds, checkpoint)
+            ]
+            files = {
+                name: Path(archive.extract(names[name], made)) for name in wanted if name in names
+            }
+            yield _read(path, folder, files, folds, checkpoint)
+
+
+def _choose(path: Path, names: list[PurePosixPath], configuration: str | None) -> PurePosixPath:
+    """The folder, relative to ``path``, of the one model that is meant."""
+    folders = sorted({name.parent for name in names if name.name == "plans.json"})
+    # Beside nnU-Net's preprocessed data there are plans without any training.
+    folders = [f for f in folders if any(f in n.parents and n.suffix == ".pth" for n in names)]
+    if configuration is not None:
+        folders = [f for f in folders if (f.name or path.stem).split("__")[-1] == configuration]
+    if not folders:
+        which = f" of configuration {configuration!r}" if configuration else ""
+        raise ModelError(f"{path}: no trained model{which} here (plans.json and fold_X/*.pth)")
+    if len(folders) > 1:
+        there = ", ".join(str(folder) for folder in folders)
+        raise ModelError(f"{path}: several models; choose with --configuration: {there}")
+    return folders[0]
+
+
+def _folds(
+    folder: PurePosixPath,
+    names: Mapping[PurePosixPath, Any],
+    wanted: Sequence[str],
+    checkpoint: str,
+) -> list[str]:
+    there = {
+        name.parent.name.removeprefix("fold_")
+        for name in names
+        if name.name == checkpoint and name.parent.parent == folder
+    }
+    if wanted:
+        return list(wanted)
+    return sorted(fold for fold in there if fold.isdecimal()) or sorted(there)
+
+
+def _read(
+    path: Path,
+    folder: PurePosixPath,
+    files: Mapping[PurePosixPath, Path],
+    folds: Sequence[str],
+    checkpoint: str,
+) -> Results:
+    contents = []
+    for name in _FILES:
+        if folder / name not in files:
+            raise ModelError(f"{path}: {folder / name} is missing")
+        try:
+            contents.append(json.loads(files[folder / name].read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ModelError(f"{path}: {folder / name} is not JSON ({error})") from None
+    checkpoints = {}
+    for fold in _folds(folder, files, folds, checkpoint):
+        file = folder / f"fold_{fold}" / checkpoint
+        if file not in files:
+            raise ModelError(f"{path}: {file} is missing")
+        checkpoints[fold] = files[file]
+    if not checkpoints:
+        raise ModelError(f"{path}: no fold has a {checkpoint}")
+    return Results(folder.name or path.stem, contents[0], contents[1], checkpoints)
+
+
+def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration of the plans, with all that it inherits from others.
+
+    Raises:
+        ModelError: it does not exist, or inherits from itself.
+    """
+    chain: list[Mapping[str, Any]] = []
+    seen: list[str] = []
+    wanted: str | None = name
+    while wanted is not None:
+        if wanted in seen:
+            raise ModelError(f"plans: configuration {wanted!r} inherits from itself")
+        if wanted not in plans["configurations"]:
+            there = ", ".join(plans["configurations"])
+            raise ModelError(f"plans: no configuration {wanted!r}, only {there}")
+        seen.append(wanted)
+        chain.append(plans["configurations"][wanted])
+        wanted = chain[-1].get("inherits_from")
+    merged: dict[str, Any] = {}
+    for part in reversed(chain):
+        merged.update(deepcopy(dict(part)))
+    return merged
+
+
+def configuration_in_name(name: str) -> str | None:
+    """The configuration that nnU-Net wrote into a folder's name."""
+    match = re.fullmatch(r".+__.+__(.+)", name)
+    return match[1] if match else None
