@@ -1,7 +1,7 @@
 """Running the network with OpenVINO: compiling, one pass or sliding windows.
 
 Settings are explicit: what OpenVINO would choose by itself depends on the CPU (bf16 where it
-has it, all of the host's cores).
+says that it has it, all of the host's cores).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from inference.errors import ModelError
 from inference.plan import Plan
+from inference.precision import best_float
 from inference.resample import Float32Array
 
 Logits = NDArray[np.floating[Any]]
@@ -38,11 +40,13 @@ class Network:
     """An OpenVINO network for volumes, compiled for one input shape at a time.
 
     Static shapes are faster than dynamic ones and let OpenVINO reuse memory. The last one stays
-    compiled, so that windows and cases of the same size share it.
+    compiled, so that windows and cases of the same size share it. Compiling takes a good part of
+    a second on one core, so it can be begun before the input is there (`expect`).
 
     Args:
         path: the IR's ``.xml``; input (1, inputs, z, y, x), output (1, C, z, y, x), float32.
-        precision: "f32", "bf16" or "int8".
+        precision: "f32", "bf16" or "int8". In the last two, what is not int8 is computed in bf16
+            where that is faster than f32 (`inference.precision`).
         threads: how many threads a pass uses.
         channels: the number of output channels that is expected.
         inputs: the number of input channels.
@@ -72,36 +76,57 @@ class Network:
             )
         self._channels = channels
         self._inputs = inputs
-        # Without bf16 instructions OpenVINO would emulate them, slower than f32. What is not
-        # quantised in an int8 network stays f32.
-        able = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        bf16 = precision == "bf16" and "BF16" in able
-        self._settings = {
+        self._precision = precision
+        self._threads = threads
+        self._shape: tuple[int, ...] = ()
+        self._task: Future[ov.InferRequest] | None = None
+        self._compiler = ThreadPoolExecutor(1, "compile")
+
+    @property
+    def arithmetic(self) -> str:
+        """What is not int8 is computed in: "f32" or "bf16"."""
+        return "f32" if self._precision == "f32" else best_float()
+
+    def expect(self, shape: Sequence[int]) -> None:
+        """Begin to compile for an input of this shape (z, y, x), if that is not done yet.
+
+        Does not wait. `compile` says what went wrong.
+        """
+        if self._task is not None:
+            if self._shape == tuple(shape):
+                return
+            self._task.cancel()
+        self._task = None  # frees the memory of the one before
+        self._shape = tuple(shape)
+        self._task = self._compiler.submit(self._compile, self._shape)
+
+    def compile(self, shape: Sequence[int]) -> ov.InferRequest:
+        """Compile for an input of this shape (z, y, x), if that is not done yet.
+
+        Raises:
+            ModelError: OpenVINO cannot.
+        """
+        self.expect(shape)
+        assert self._task is not None
+        try:
+            return self._task.result()
+        except RuntimeError as error:
+            raise ModelError(
+                f"{self._path}: OpenVINO cannot compile it for {tuple(shape)} voxels"
+                f" ({_first_line(error)})"
+            ) from None
+
+    def _compile(self, shape: tuple[int, ...]) -> ov.InferRequest:
+        self._model.reshape([1, self._inputs, *shape])
+        settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": self.arithmetic,
+            "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
             "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are
             "ENABLE_CPU_PINNING": False,  # other containers may be pinned to the same cores
         }
-        self._shape: tuple[int, ...] = ()
-        self._request: ov.InferRequest | None = None
-
-    def compile(self, shape: Sequence[int]) -> ov.InferRequest:
-        """Compile for an input of this shape (z, y, x), if that is not done yet."""
-        if self._request is None or self._shape != tuple(shape):
-            self._request = None  # frees its memory first
-            try:
-                self._model.reshape([1, self._inputs, *shape])
-                compiled = self._core.compile_model(self._model, "CPU", self._settings)
-            except RuntimeError as error:
-                raise ModelError(
-                    f"{self._path}: OpenVINO cannot compile it for {tuple(shape)} voxels"
-                    f" ({_first_line(error)})"
-                ) from None
-            self._request = compiled.create_infer_request()
-            self._shape = tuple(shape)
-        return self._request
+        return self._core.compile_model(self._model, "CPU", settings).create_infer_request()
 
     def run(self, volume: Float32Array) -> Float32Array:
         """One pass over a volume.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,50 @@ def test_shape_is_compiled_once(tiny: Model) -> None:
     first = tiny.network.compile((8, 8, 8))
     assert tiny.network.compile((8, 8, 8)) is first
     assert tiny.network.compile((8, 8, 12)) is not first
+
+
+def test_compiling_ahead(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait, is used if the guess was right, and does no harm if it was wrong."""
+    network = Network(tiny.folder / "network.xml", "f32", 1, len(tiny.plan.label_values))
+    begun, go = threading.Event(), threading.Event()
+    real = network._core.compile_model
+    shapes = []
+
+    class Core:
+        def compile_model(self, model: Any, *rest: Any) -> Any:
+            shapes.append(tuple(model.inputs[0].shape)[2:])
+            begun.set()
+            assert go.wait(30)
+            return real(model, *rest)
+
+    monkeypatch.setattr(network, "_core", Core())
+    network.expect((8, 8, 8))
+    assert begun.wait(30)
+    network.expect((8, 8, 8))
+    go.set()
+    assert network.run(volume_of((8, 8, 8))).shape[1:] == (8, 8, 8)
+    assert shapes == [(8, 8, 8)]
+    network.expect((8, 8, 12))
+    volume = volume_of((8, 12, 8))
+    guessed_wrong = network.run(volume).copy()
+    assert shapes[-1] == (8, 12, 8)
+    assert np.array_equal(guessed_wrong, run(tiny, volume, tiling="whole"))
+
+
+def test_what_went_wrong_ahead_is_said_later(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(tiny.folder / "network.xml", "f32", 1, len(tiny.plan.label_values))
+    real = network._core
+
+    class Broken:
+        def compile_model(self, *rest: Any) -> Any:
+            raise RuntimeError("Exception from\nno memory")
+
+    monkeypatch.setattr(network, "_core", Broken())
+    network.expect((8, 8, 8))
+    with pytest.raises(ModelError, match=r"cannot compile it for \(8, 8, 8\) voxels \(no memory\)"):
+        network.compile((8, 8, 8))
+    monkeypatch.setattr(network, "_core", real)
+    assert network.run(volume_of((8, 8, 12))).shape[1:] == (8, 8, 12)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
