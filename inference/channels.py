@@ -188,5 +188,5 @@ def _nonzero(volumes: Sequence[NDArray[Any]], masked: bool) -> tuple[Box, Mask |
     # Holes are what cannot be reached from outside through voxels' faces (as in SciPy); the
     # frame makes sure that there is an outside.
     outside = sitk.GetImageFromArray(np.pad(~mask[part], 1, constant_values=True).astype(np.uint8))
-    reached = sitk.GetArrayViewFromImage(sitk.ConnectedComponent(outside, False))
+    reached = sitk.GetArrayFromImage(sitk.ConnectedComponent(outside, False))
     return part, (reached != reached[0, 0, 0])[1:-1, 1:-1, 1:-1]
