@@ -122,11 +122,14 @@ def _fill_body(
     variation = chance.uniform(0.1, 0.45)
     surface = (thickness * (1 + variation * chance.field(shape, 60 / spacing))).clamp_(2, 58)
     wall = chance.uniform(4, 16) * (1 + 0.3 * chance.field(shape, 40 / spacing))
+    # Muscles outside the ribs too: what an organ touches is the wall, not the fat under the skin.
+    outer = chance.uniform(0, 14) * (1 + 0.6 * chance.field(shape, 35 / spacing)).clamp_(min=0)
+    outer = torch.minimum(outer, surface - 2)
     fat = float(table[Tissue.NONE])
 
     outside = unlabelled & (hull > surface)
     skin = unlabelled & ~outside & (hull > surface - chance.uniform(1.5, 4))
-    muscle = unlabelled & (hull < 0) & (hull > -wall)
+    muscle = unlabelled & (hull < outer) & (hull > -wall)
     loose = unlabelled & (hull <= -wall)
 
     # Mesentery, unlabelled bowel and vessels: little in an obese belly, nearly all of a lean one.
@@ -139,7 +142,7 @@ def _fill_body(
         hu[loose & ~packed] = chance.normal(8, 5)
     strands = loose & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
     hu[strands] = float(table[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
-    hu[unlabelled & (hull >= 0)] = fat + chance.normal(0, 4)
+    hu[unlabelled & (hull >= outer)] = fat + chance.normal(0, 4)
     hu[muscle] = float(table[Tissue.MUSCLE])
     marbling = muscle & (chance.field(shape, 10 / spacing) > chance.uniform(0.8, 3))
     hu[marbling] = fat
@@ -183,7 +186,7 @@ def _hollow_organs(
 ) -> None:
     """Fluid, food, stool, oral contrast and gas inside the gut; gas rises to the front."""
     shape = tissues.shape
-    oral_contrast = chance.happens(0.3)
+    oral_contrast = chance.happens(0.4)
     clumps = chance.field(shape, 12 / spacing)
     grain = chance.noise(shape)
     front = torch.linspace(1, -1, shape[1], device=hu.device)[None, :, None]
@@ -199,9 +202,9 @@ def _hollow_organs(
         if chance.happens(collapsed) or not mask.any():
             continue
         lumen = mask & (_share_nearby(mask, 3) > chance.uniform(0.75, 0.99))
-        if value == Tissue.COLON:
+        if value == Tissue.COLON and not (oral_contrast and chance.happens(0.4)):
             content = chance.uniform(-60, 50) + 45 * grain + 30 * clumps
-        elif oral_contrast and chance.happens(0.8):
+        elif oral_contrast and (value == Tissue.COLON or chance.happens(0.8)):
             content = chance.uniform(120, 450) + 30 * clumps
         elif chance.happens(0.3):
             content = chance.uniform(0, 50) + 30 * clumps + 25 * grain
