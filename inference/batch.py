@@ -8,15 +8,16 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from inference.ahead import Reader
 from inference.cases import Case
 from inference.decode import Labels
 from inference.errors import AbdosegError, CaseError
-from inference.machine import peak_memory, restart_peak_memory
+from inference.machine import peak_memory, restart_peak_memory, seconds_since_start
 from inference.model import Model
 from inference.pipeline import segment_in_stages
 from inference.preview import write_preview
 from inference.progress import Progress
-from inference.reading import ending, read
+from inference.reading import Scan, ending, read
 from inference.report import CaseReport, write_report
 from inference.writing import write
 
@@ -25,8 +26,10 @@ def segment_files(
     cases: list[Case],
     model: Model,
     progress: Progress,
+    reader: Reader,
     *,
     version: str,
+    began: float,
     report: Path | None = None,
     preview: bool = False,
 ) -> int:
@@ -36,7 +39,9 @@ def segment_files(
         cases: what to segment.
         model: with what.
         progress: is told of everything.
+        reader: may have begun to read the first case.
         version: the program's version, for the report.
+        began: `time.perf_counter` of when the first case was begun: the model was loaded since.
         report: where to write the report, after every case anew; ``None`` for no report.
         preview: whether to write a picture beside each label file.
 
@@ -45,14 +50,23 @@ def segment_files(
     """
     reports: list[CaseReport] = []
     unwritten = False
-    for case in cases:
+    before = seconds_since_start() - (time.perf_counter() - began)
+    loaded = time.perf_counter()
+    for number, case in enumerate(cases):
         entry = CaseReport(str(case.source), f"{model.plan.name} {model.plan.version}")
         reports.append(entry)
         progress.start(case.source)
         restart_peak_memory()
         start = time.perf_counter()
+        if number == 0:
+            start, entry.seconds["load"] = began, loaded - began
         try:
-            _segment_file(case, model, progress, entry, preview)
+            scan = _read(case, progress, reader, entry)
+            # Is read while this one is segmented and its labels are written.
+            following = next((c for c in cases[number + 1 :] if not c.problem), None)
+            if following:
+                reader.begin(following.source)
+            _segment(case, scan, model, progress, entry, preview)
         except AbdosegError as error:
             entry.error = str(error)
         except MemoryError:
@@ -71,31 +85,39 @@ def segment_files(
             progress.fail(case.source, entry.error)
         if report and not unwritten:
             try:
-                write_report(report, model, version, reports)
+                write_report(report, model, version, before, reports)
             except OSError as error:
                 unwritten = True
                 progress.fail(report, f"the report cannot be written ({error.strerror})")
     return sum(entry.error is not None for entry in reports) + unwritten
 
 
-def _segment_file(
-    case: Case, model: Model, progress: Progress, entry: CaseReport, preview: bool
-) -> None:
-    """Segment one case and fill in its report.
+def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> Scan:
+    """Read one case's (first) image and fill in its report.
 
     Raises:
-        CaseError: it cannot be segmented, or its labels not be written.
+        CaseError: it cannot be read, or it is known already that it cannot be segmented.
     """
     if case.problem:
         raise CaseError(case.problem)
     start = time.perf_counter()
     progress.stage("read", 0.0)
-    scan = read(case.source)
+    scan = reader.take(case.source)
     entry.seconds["read"] = time.perf_counter() - start
     entry.warnings.extend(scan.warnings)
     entry.shape = tuple(scan.image.GetSize())
     entry.spacing = tuple(scan.image.GetSpacing())
+    return scan
 
+
+def _segment(
+    case: Case, scan: Scan, model: Model, progress: Progress, entry: CaseReport, preview: bool
+) -> None:
+    """Segment one case, write its labels and fill in its report.
+
+    Raises:
+        CaseError: it cannot be segmented, or its labels not be written.
+    """
     images = scan.image if not case.more else [scan.image, *(read(p).image for p in case.more)]
     result = segment_in_stages(images, model, progress.stage)
     entry.seconds.update(result.seconds)

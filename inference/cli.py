@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     import inference
-    from inference.batch import segment_files
+    from inference.ahead import Reader
     from inference.cases import find_cases
     from inference.model import Model, find_model
     from inference.plan import Plan
@@ -67,16 +68,24 @@ def _run(options: argparse.Namespace) -> int:
         make_folder(options.report.parent)
         if options.report.is_dir():
             raise UsageError(f"{options.report}: is a folder; --report needs a file")
-    model = Model.load(options.model, threads=options.threads, precision=options.precision)
-    with progress_for(len(cases), options.quiet) as progress:
-        failed = segment_files(
-            cases,
-            model,
-            progress,
-            version=inference.__version__,
-            report=options.report,
-            preview=options.preview,
-        )
+    with Reader() as reader:
+        began = time.perf_counter()
+        if not cases[0].problem:
+            reader.begin(cases[0].source)  # while OpenVINO is imported and the model loaded
+        from inference.batch import segment_files
+
+        model = Model.load(options.model, threads=options.threads, precision=options.precision)
+        with progress_for(len(cases), options.quiet) as progress:
+            failed = segment_files(
+                cases,
+                model,
+                progress,
+                reader,
+                version=inference.__version__,
+                began=began,
+                report=options.report,
+                preview=options.preview,
+            )
     return 1 if failed else 0
 
 

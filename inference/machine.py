@@ -12,6 +12,7 @@ import math
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def free_memory(root: Path = Path("/")) -> int:
     if free == _UNLIMITED:  # neither Linux' files nor a limit: all of the machine's memory
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(0, free)
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started (elsewhere than on Linux its processor time)."""
+    try:
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+        ticks = int(stat.rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError, AttributeError):
+        return time.process_time()
 
 
 def restart_peak_memory() -> None:

@@ -117,4 +117,6 @@ class Model:
             len(plan.label_values),
             plan.inputs,
         )
+        if plan.tiling != "whole":  # otherwise the shape depends on the CT
+            network.expect(plan.patch)
         return Model(plan, folder, precision, threads, network)

@@ -81,6 +81,8 @@ class Network:
         self._shape: tuple[int, ...] = ()
         self._task: Future[ov.InferRequest] | None = None
         self._compiler = ThreadPoolExecutor(1, "compile")
+        if precision != "f32":
+            self._compiler.submit(best_float)  # measured once, long before it is asked for
 
     @property
     def arithmetic(self) -> str:
@@ -111,6 +113,7 @@ class Network:
         try:
             return self._task.result()
         except RuntimeError as error:
+            self._task = None
             raise ModelError(
                 f"{self._path}: OpenVINO cannot compile it for {tuple(shape)} voxels"
                 f" ({_first_line(error)})"
@@ -182,11 +185,7 @@ def predict(
         Logits (C, z, y, x) on the volume's grid. They may be the network's own memory.
     """
     shape = volume.shape[-3:]
-    whole = tuple(
-        math.ceil(n / multiple) * multiple for n, multiple in zip(shape, plan.multiple, strict=True)
-    )
-    window = largest_window(whole, plan, memory) if plan.tiling == "whole" else plan.patch
-
+    window = window_for(shape, plan, memory)
     grown = [max(n, size) for n, size in zip(shape, window, strict=True)]
     before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
     inside = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
@@ -222,6 +221,20 @@ def predict(
                 if progress:
                     progress(done / count)
     return total[_EVERY_CHANNEL + inside]
+
+
+def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]:
+    """The input (z, y, x) of each pass over a volume.
+
+    Args:
+        shape: voxels (z, y, x) of the volume on the network's grid.
+        plan: its tiling, patch, multiple and bytes per voxel.
+        memory: bytes that may be used.
+    """
+    if plan.tiling != "whole":
+        return plan.patch
+    whole = tuple(math.ceil(n / step) * step for n, step in zip(shape, plan.multiple, strict=True))
+    return largest_window(whole, plan, memory)
 
 
 def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from inference.errors import CaseError
 from inference.labels import write_labels
 from inference.machine import free_memory
 from inference.model import Model
-from inference.network import predict
+from inference.network import predict, window_for
 from inference.orientation import Turn, turn_to
 from inference.patches import Mirrored, predict_in_patches
 from inference.plan import Plan
@@ -38,7 +38,8 @@ class Segmentation:
     Attributes:
         labels: uint8 array (z, y, x), as the CT is stored.
         millilitres: volume of each organ, by name.
-        seconds: time spent in the stages "preprocess", "network" and "labels".
+        seconds: time spent in the stages "preprocess", "compile" (waiting for it), "network",
+            "postprocess" and "labels".
         offset: what was added to the CT's values to make them HU.
         warnings: what a user should know about this case.
     """
@@ -108,8 +109,16 @@ def segment_in_stages(
     images = [image] if isinstance(image, sitk.Image) else list(image)
     image = images[0]
     with _simpleitk_threads(model.threads):
+        memory = int(free_memory() * _RESERVE)
         with _timed("preprocess", seconds, tell):
-            prepared, turn, intensities = prepare(images, plan, model.threads)
+            prepared, turn, intensities = prepare(
+                images,
+                plan,
+                model.threads,
+                lambda shape: model.network.expect(window_for(shape, plan, memory)),
+            )
+        with _timed("compile", seconds, tell):
+            model.network.compile(window_for(prepared.values.shape[-3:], plan, memory))
         with _timed("network", seconds, tell):
             in_windows = predict_in_patches if plan.tiling == "nnunet" else predict
             logits = in_windows(
@@ -117,11 +126,12 @@ def segment_in_stages(
                 prepared.values,
                 plan,
                 air(plan),
-                int(free_memory() * _RESERVE),
+                memory,
                 lambda share: tell("network", share),
             )
-        with _timed("labels", seconds, tell):
+        with _timed("postprocess", seconds, tell):
             postprocess(logits, prepared.spacing, plan)
+        with _timed("labels", seconds, tell):
             labels = np.zeros(image.GetSize()[::-1], np.uint8)
             z, y, x = turn.reorder(image.GetSpacing()[::-1])
             write_labels(
@@ -150,9 +160,19 @@ def segment_in_stages(
 
 
 def prepare(
-    images: list[sitk.Image], plan: Plan, threads: int
+    images: list[sitk.Image],
+    plan: Plan,
+    threads: int,
+    announce: Callable[[tuple[int, ...]], None] | None = None,
 ) -> tuple[Prepared, Turn, Intensities]:
     """Check a case's channels, turn them to the model's axes and prepare them for the network.
+
+    Args:
+        images: the channels.
+        plan: how the network wants them.
+        threads: how many slices are worked on at once.
+        announce: is called with the shape of the network's input as soon as it is known, if that
+            is before it is made.
 
     Raises:
         CaseError: they cannot be segmented.
@@ -169,7 +189,8 @@ def prepare(
     if len(images) != 1:
         raise CaseError(f"{len(images)} channels were given, the model wants one")
     intensities = check_intensities(sitk.GetArrayViewFromImage(first))
-    return preprocess(volumes[0], (z, y, x), plan, intensities.offset, threads), turn, intensities
+    prepared = preprocess(volumes[0], (z, y, x), plan, intensities.offset, threads, announce)
+    return prepared, turn, intensities
 
 
 def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ Training prepares its CTs with the same function, so that both see the same thin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ def preprocess(
     plan: Plan,
     offset: float = 0.0,
     threads: int = 1,
+    announce: Callable[[tuple[int, ...]], None] | None = None,
 ) -> Prepared:
     """Prepare a CT for the network.
 
@@ -46,6 +48,7 @@ def preprocess(
         plan: how the network wants its input.
         offset: what has to be added to the volume's values to make them HU.
         threads: how many slices are resized at once.
+        announce: is called with the shape of the network's input as soon as it is known.
 
     Returns:
         The network's input and where it lies in the volume.
@@ -56,6 +59,8 @@ def preprocess(
         fixed or shape_at_spacing([n], [size], [wanted or size])[0]
         for n, size, wanted, fixed in zip(part.shape, spacing, plan.spacing, plan.size, strict=True)
     )
+    if announce:
+        announce(shape)
     low, high = plan.clip
     values = resize(part, shape, (low - offset, high - offset), threads=threads)
     values -= np.float32(plan.subtract - offset)

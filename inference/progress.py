@@ -8,7 +8,17 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-_STAGES = {"read": 10, "preprocess": 10, "network": 60, "labels": 15, "write": 5}
+from inference.reading import terminal
+
+_STAGES = {
+    "read": 10,
+    "preprocess": 10,
+    "compile": 5,
+    "network": 55,
+    "postprocess": 2,
+    "labels": 13,
+    "write": 5,
+}
 """The stages of a case and how many per cent of its bar each takes, about as of its time."""
 
 
@@ -60,7 +70,8 @@ class Progress:
         self._print(f"error: {source}: {reason}", error=True)
 
     def _print(self, line: str, error: bool = False) -> None:
-        print(line, file=sys.stderr if error else sys.stdout, flush=True)
+        with terminal:
+            print(line, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class Bars(Progress):
@@ -95,7 +106,8 @@ class Bars(Progress):
         position = round(before + share * _STAGES[name])
         if position != self._steps.n or share == 0:
             self._steps.n = position
-            self._steps.refresh()
+            with terminal:
+                self._steps.refresh()
 
     def done(self, source: Path, target: Path, seconds: float) -> None:
         """The case is done."""

@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from inference.nifti import Header, check_complete, check_possible, inflate
 
 Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""
+
+terminal = threading.RLock()
+"""Is held while standard error is another file: who writes there meanwhile must wait."""
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File name endings of the formats that are read."""
@@ -90,14 +94,18 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         try:
             reader.ReadImageInformation()
             _check_kind(reader.GetSize(), reader.GetNumberOfComponents())
-            image = _inflated(path, header, reader, watch)
-            whole = image is not None
-            if image is None:
-                image = reader.Execute()
-        except OSError as error:
-            raise CaseError(f"cannot be read ({error.strerror})") from None
         except RuntimeError as error:
             raise CaseError(_reason(str(error))) from None
+    try:
+        image = _inflated(path, header, reader, watch)
+        whole = image is not None
+        if image is None:
+            with without_noise() as noise:
+                image = reader.Execute()
+    except OSError as error:
+        raise CaseError(f"cannot be read ({error.strerror})") from None
+    except RuntimeError as error:
+        raise CaseError(_reason(str(error))) from None
     if any("Uncompress failed" in line for line in noise):
         raise CaseError("is damaged (its compressed voxels cannot be inflated)")
     warnings = []
@@ -250,6 +258,11 @@ def without_noise() -> Iterator[list[str]]:
     Yields:
         A list that holds the printed lines afterwards.
     """
+    with terminal:
+        yield from _noise_kept()
+
+
+def _noise_kept() -> Iterator[list[str]]:
     lines: list[str] = []
     before = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)

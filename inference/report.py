@@ -21,7 +21,9 @@ class CaseReport:
         labels: its label file; ``None`` where the case failed.
         shape: voxels along x, y, z, as SimpleITK and nibabel count them.
         spacing: millimetres along x, y, z.
-        seconds: by stage (read, preprocess, network, labels, write), and "total".
+        seconds: by stage, as far as the case had to wait for it: "load" (of the model, first case
+            only), "read", "preprocess", "compile", "network", "postprocess", "labels", "write",
+            "preview"; and "total".
         peak_memory_mb: most memory (MiB) the process had resident during the case.
         millilitres: volume of each organ.
         warnings: what a user should know about the case.
@@ -42,8 +44,17 @@ class CaseReport:
     traceback: str | None = None
 
 
-def write_report(path: Path, model: Model, version: str, cases: list[CaseReport]) -> None:
+def write_report(
+    path: Path, model: Model, version: str, start: float, cases: list[CaseReport]
+) -> None:
     """Write the report; an existing one is replaced.
+
+    Args:
+        path: where to.
+        model: what segmented.
+        version: the program's.
+        start: seconds from the start of the process to the first case.
+        cases: what was done so far.
 
     Raises:
         OSError: it cannot be written.
@@ -55,8 +66,10 @@ def write_report(path: Path, model: Model, version: str, cases: list[CaseReport]
             "version": model.plan.version,
             "folder": str(model.folder),
             "precision": model.precision,
+            "arithmetic": model.network.arithmetic,
         },
         "threads": model.threads,
+        "start_seconds": round(start, 4),
         "cases": [asdict(case) for case in cases],
     }
     with appearing(path) as temporary:

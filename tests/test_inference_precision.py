@@ -37,7 +37,7 @@ def test_the_faster_one_is_chosen(
 
     monkeypatch.setattr(precision, "_convolutions", lambda core, kind: kind)
     monkeypatch.setattr(precision, "_run", run)
-    monkeypatch.setattr(precision.ov, "Core", lambda: Capable("BF16"))
+    monkeypatch.setattr("openvino.Core", lambda: Capable("BF16"))
     assert precision.best_float() == chosen
     assert precision.best_float() == chosen
     assert sum(calls.values()) == 10  # measured once
@@ -48,10 +48,10 @@ def test_what_cannot_be_compiled_is_not_chosen(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("object is not initialized")
 
     monkeypatch.setattr(precision, "_convolutions", fail)
-    monkeypatch.setattr(precision.ov, "Core", lambda: Capable("BF16"))
+    monkeypatch.setattr("openvino.Core", lambda: Capable("BF16"))
     assert precision.best_float() == "f32"
     precision.bf16_pays.cache_clear()
-    monkeypatch.setattr(precision.ov, "Core", lambda: Capable("FP32"))
+    monkeypatch.setattr("openvino.Core", lambda: Capable("FP32"))
     monkeypatch.setattr(precision, "_convolutions", None)  # not even tried
     assert precision.best_float() == "f32"
 

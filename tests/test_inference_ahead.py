@@ -1,0 +1,89 @@
+"""What is read in the background is what would be read now, and is left when it must be."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tiny_model import make_ct
+
+import inference.reading
+from inference import ahead
+from inference.ahead import Reader
+from inference.errors import CaseError
+
+
+def put(path: Path, seed: int = 0) -> Path:
+    sitk.WriteImage(make_ct(seed=seed), path)
+    return path
+
+
+def test_ahead_or_not_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = put(tmp_path / "a.nii.gz", 1), put(tmp_path / "b.nii.gz", 2)
+    where: dict[str, str] = {}
+    real = inference.reading.read
+
+    def told(path: Path, *rest: Any) -> Any:
+        where[path.name] = threading.current_thread().name
+        return real(path, *rest)
+
+    monkeypatch.setattr(ahead, "read", told)
+    with Reader() as reader:
+        reader.begin(first)
+        for path in (first, second):
+            image = reader.take(path).image
+            assert np.array_equal(
+                sitk.GetArrayViewFromImage(image), sitk.GetArrayFromImage(sitk.ReadImage(path))
+            )
+    assert where["a.nii.gz"].startswith("read")
+    assert where["b.nii.gz"] == "MainThread"
+
+
+def test_errors_come_when_it_is_taken(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.nii.gz")
+    path.write_bytes(path.read_bytes()[:-3000])
+    with Reader() as reader:
+        reader.begin(path)
+        with pytest.raises(CaseError, match="damaged or truncated"):
+            reader.take(path)
+        reader.begin(tmp_path / "nothing.nii.gz")
+        with pytest.raises(CaseError, match="cannot be read"):
+            reader.take(tmp_path / "nothing.nii.gz")
+
+
+def test_large_cts_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path / "a.nii.gz")
+    nbytes = sitk.GetArrayViewFromImage(make_ct()).nbytes + 352
+    with Reader() as reader:
+        monkeypatch.setattr(ahead, "free_memory", lambda: 8 * nbytes)
+        reader.begin(path)
+        assert reader._task is None
+        monkeypatch.setattr(ahead, "free_memory", lambda: 8 * nbytes + 1)
+        reader.begin(path)
+        assert reader._task is not None
+
+
+def test_leaving_breaks_a_reading_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped after the bytes that it is at, not at the end of the file."""
+    path = put(tmp_path / "a.nii.gz")
+    monkeypatch.setattr("inference.nifti._BITE", 1 << 10)
+    begun, go = threading.Event(), threading.Event()
+    bytes_read: list[int] = []
+    real = Reader._watch
+
+    def slowly(self: Reader, image: sitk.Image, ready: int) -> None:
+        bytes_read.append(ready)
+        begun.set()
+        assert go.wait(30)
+        real(self, image, ready)
+
+    monkeypatch.setattr(Reader, "_watch", slowly)
+    with Reader() as reader:
+        reader.begin(path)
+        assert begun.wait(30)
+        threading.Timer(0.2, go.set).start()
+    assert len(bytes_read) == 1
