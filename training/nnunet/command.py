@@ -78,7 +78,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add(
         "--folds",
         nargs="+",
-        choices=("0", "1", "2", "3", "4", "all"),
+        type=_fold,
         metavar="FOLD",
         help="0 1 2 3 4, whose logits are averaged, or all, nnU-Net's fold of that name "
         "(default: all folds there are)",
@@ -97,6 +97,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--map-labels", type=Path, metavar="FILE", help="name: class or [classes], YAML or JSON")
     add("--trust-checkpoint", action="store_true", help="run what a checkpoint may hold")
     return parser.parse_args(arguments)
+
+
+def _fold(text: str) -> str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'all'")
+    return text
 
 
 def _import(results: Results, options: argparse.Namespace, label_map: LabelMap | None) -> None:

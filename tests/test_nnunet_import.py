@@ -1,0 +1,324 @@
+"""The importer: what it finds, what it refuses in one line, what a model folder then holds."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunet_models import KINDS, ORGANS, Kind, architecture, make_case, make_results
+
+from inference.cli import main as segment
+from inference.errors import ModelError, UsageError
+from inference.plan import Plan
+from training.__main__ import main as training
+from training.nnunet.checkpoint import load_checkpoint
+from training.nnunet.label_map import LabelMap
+from training.nnunet.network import architecture_of, strides_of
+from training.nnunet.plan import outputs_of
+from training.nnunet.results import configuration_of, open_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of nnU-Net's, to be read only."""
+    return make_results(tmp_path_factory.mktemp("nnunet"), KINDS["plain_2p5mm"])
+
+
+def run(*words: object) -> int:
+    return training(["import-nnunet", *(str(word) for word in words)])
+
+
+def changed(results: Path, folder: Path, file: str = "plans.json", **changes: Any) -> Path:
+    """A copy of a model with other plans; keys of the first configuration or of the plans."""
+    copy = folder / results.name
+    for path in (p for p in results.rglob("*") if p.is_file()):
+        target = copy / path.relative_to(results)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    content = json.loads((copy / file).read_text())
+    for key, value in changes.items():
+        first = content.get("configurations", {}).get("3d_fullres", {})
+        (first if key in first or key == "previous_stage" else content)[key] = value
+    (copy / file).write_text(json.dumps(content))
+    return copy
+
+
+def test_inheritance() -> None:
+    plans = {
+        "configurations": {
+            "a": {"spacing": [1, 1, 1], "patch_size": [8, 8, 8]},
+            "b": {"inherits_from": "a", "spacing": [2, 2, 2]},
+            "c": {"inherits_from": "b", "batch_size": 1},
+            "round": {"inherits_from": "about"},
+            "about": {"inherits_from": "round"},
+        }
+    }
+    found = configuration_of(plans, "c")
+    assert (found["spacing"], found["patch_size"]) == ([2, 2, 2], [8, 8, 8])
+    assert plans["configurations"]["a"]["spacing"] == [1, 1, 1]
+    with pytest.raises(ModelError, match="inherits from itself"):
+        configuration_of(plans, "round")
+    with pytest.raises(ModelError, match="no configuration 'd', only a, b"):
+        configuration_of(plans, "d")
+
+
+def test_what_is_found(results: Path, tmp_path: Path) -> None:
+    with open_results(results.parent) as found:  # a folder above
+        assert list(found.checkpoints) == ["0", "1"]
+        assert found.name == results.name
+    with open_results(results, ["1"]) as found:
+        assert list(found.checkpoints) == ["1"]
+    with pytest.raises(ModelError, match=r"fold_4/checkpoint_final\.pth is missing"):
+        open_results(results, ["4"]).__enter__()
+    other = results.parent / "nnUNetTrainer__nnUNetPlans__other"
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(p for p in results.rglob("*") if p.is_file()):
+            file.write(path, path.relative_to(results.parents[1]))
+            if path.name != "dataset.json":
+                file.write(
+                    path, (other / path.relative_to(results)).relative_to(results.parents[1])
+                )
+    with pytest.raises(ModelError, match="several models; choose with --configuration"):
+        open_results(archive).__enter__()
+    with open_results(archive, configuration="model") as found:
+        assert found.dataset["labels"] == ORGANS
+        assert all(path.is_file() for path in found.checkpoints.values())
+    with pytest.raises(ModelError, match=r"dataset\.json is missing"):
+        open_results(archive, configuration="other").__enter__()
+    for path, message in ((tmp_path / "no", "no such"), (tmp_path, "no trained model")):
+        with pytest.raises(ModelError, match=message):
+            open_results(path).__enter__()
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ModelError, match="neither a folder nor a zip"):
+        open_results(tmp_path / "text.zip").__enter__()
+
+
+def test_outputs() -> None:
+    labels = outputs_of({"labels": {**ORGANS, "ignore": 4}})
+    assert labels.values == (0, 1, 2, 3)
+    assert labels.labels == {"liver": 1, "spleen": 2, "kidney left": 3}
+    regions = outputs_of({"labels": KINDS["regions"].labels, "regions_class_order": [1, 2, 3]})
+    assert regions.regions
+    assert regions.channels == 3
+    assert regions.values == (1, 2, 3)
+    assert regions.members == {"whole tumor": (1, 2, 3), "tumor core": (2, 3)}
+    for broken, message in (
+        ({"a": 1}, "no label 'background'"),
+        ({"background": 0, "a": 2}, "without a gap"),
+        ({"background": 0, "a": [1, 2], "b": 2}, "regions_class_order"),
+        ({"background": 0, **{str(i): i for i in range(1, 300)}}, "more than 255"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            outputs_of({"labels": broken})
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    file = tmp_path / "map.yaml"
+
+    def load(text: str) -> LabelMap:
+        file.write_text(text)
+        return LabelMap.load(file)
+
+    # Our organs keep their values, others count from 1.
+    assert load("left_kidney: kidney left\nliver: [liver, spleen]").labels == {
+        "left_kidney": 13, "liver": 1,
+    }  # fmt: skip
+    both = load('{"kidneys": {"value": 7, "from": ["kidney left"]}, "rest": ["liver", "spleen"]}')
+    assert both.labels == {"kidneys": 7, "rest": 2}
+    merged = outputs_of({"labels": ORGANS}, both)
+    assert merged.values == (0, 2, 2, 7), "labels are merged after the decision"
+    assert merged.kept == (0, 1, 2, 3), "every class still takes part in it"
+    dataset = {"labels": KINDS["regions"].labels, "regions_class_order": [1, 2, 3]}
+    core = outputs_of(dataset, load("core: tumor core"))
+    assert (core.kept, core.values) == ((1, 2), (1, 0)), "the first region paints nothing"
+    for text, message in (
+        ("[]", "no map"),
+        ("a: []", "no class is named"),
+        ("a: {value: 300, from: liver}", "not a number from 1 to 255"),
+        ("a: {value: 2, from: liver}\nb: spleen", "the same value"),
+        ("a: {b: [", "cannot be read"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load(text)
+    with pytest.raises(UsageError, match="no class 'lung'"):
+        outputs_of({"labels": ORGANS}, load("a: lung"))
+    with pytest.raises(UsageError, match="to become two labels"):
+        outputs_of({"labels": ORGANS}, load("a: liver\nb: liver"))
+    with pytest.raises(UsageError, match="no such file"):
+        LabelMap.load(tmp_path / "none.yaml")
+
+
+class Evil:
+    """Runs something where a checkpoint is read carelessly."""
+
+    marker: Path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.marker,))
+
+
+def test_checkpoints_run_nothing(results: Path, tmp_path: Path) -> None:
+    good = load_checkpoint(results / "fold_0/checkpoint_final.pth")
+    assert (good.trainer, good.configuration, good.epochs) == ("nnUNetTrainer", "model", 1000)
+    assert good.mirror_axes == (0, 1, 2)
+
+    Evil.marker = tmp_path / "was_run"
+    evil = tmp_path / "fold_0" / "checkpoint_final.pth"
+    evil.parent.mkdir()
+    torch.save({"network_weights": {}, "trainer_name": "x", "logging": Evil()}, evil)
+    with pytest.raises(ModelError, match=r"^fold_0/checkpoint_final\.pth: holds .*trust"):
+        load_checkpoint(evil)
+    assert not Evil.marker.exists()
+    load_checkpoint(evil, trust=True)
+    assert Evil.marker.exists()
+
+    torch.save({"weights": 1}, evil)
+    with pytest.raises(ModelError, match="no checkpoint of nnU-Net v2"):
+        load_checkpoint(evil)
+    evil.write_text("hello")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_checkpoint(evil)
+
+
+def test_old_plans_name_the_network_otherwise() -> None:
+    new = architecture()
+    arguments = new["arch_kwargs"]
+    old = {
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": 8,
+        "unet_max_num_features": 24,
+        "n_conv_per_stage_encoder": arguments["n_conv_per_stage"],
+        "n_conv_per_stage_decoder": arguments["n_conv_per_stage_decoder"],
+        "conv_kernel_sizes": arguments["kernel_sizes"],
+        "pool_op_kernel_sizes": arguments["strides"],
+        "patch_size": [16, 32, 32],
+    }
+    found = architecture_of(old)
+    assert found["arch_kwargs"] == {**arguments, "features_per_stage": [8, 16, 24]}
+    assert found["network_class_name"] == new["network_class_name"]
+    assert strides_of(found) == (4, 4, 4)
+    with pytest.raises(ModelError, match="unknown network"):
+        architecture_of({**old, "UNet_class_name": "Other"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"previous_stage": "3d_lowres"}, "a cascade's second stage"),
+        ({"image_reader_writer": "NaturalImage2DIO"}, "image reader 'NaturalImage2DIO'"),
+        ({"preprocessor_name": "Mine"}, "preprocessor 'Mine'"),
+        ({"normalization_schemes": ["Mine"]}, "normalisation 'Mine'"),
+        ({"normalization_schemes": []}, "0 normalisations for 1 channels"),
+        ({"resampling_fn_data": "mine"}, "resampling by mine"),
+        ({"label_manager": "Mine"}, "label manager 'Mine'"),
+        (
+            {"architecture": {**architecture(), "network_class_name": "os.system"}},
+            "network os.system is none",
+        ),
+        (
+            {"architecture": architecture(strides=((1, 1, 1), (2, 2, 2)))},
+            "not those of the network in the plans",
+        ),
+        ({"configurations": {}}, "no configuration 'model'"),
+    ],
+)
+def test_what_cannot_be_served_gets_one_line(
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    copy = changed(results, tmp_path, **changes)
+    assert run(copy, "--out", tmp_path / "weights/x", "--folds", "0") == 2
+    _, err = capsys.readouterr()
+    (line,) = err.strip().splitlines()
+    assert line.startswith("training: ")
+    assert message in line
+    assert not (tmp_path / "weights/x").exists()
+
+
+def test_int8_wants_cts(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(results, "--out", tmp_path / "x", "--precision", "int8") == 2
+    assert "--precision int8 needs --calibrate" in capsys.readouterr().err
+
+
+def test_a_map_and_one_fold_from_a_zip(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Merged labels are those of the whole model, merged."""
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(p for p in results.rglob("*") if p.is_file()):
+            file.write(path, path.relative_to(results.parents[1]))
+    mapped = tmp_path / "map.json"
+    mapped.write_text('{"left_kidney": "kidney left", "liver": ["liver", "spleen"]}')
+    whole, few = tmp_path / "weights/whole", tmp_path / "weights/few"
+    for out, more in ((whole, []), (few, ["--map-labels", mapped])):
+        assert run(archive, "--out", out, "--folds", "1", *more) == 0, capsys.readouterr().err
+    plan = Plan.load(few)
+    assert plan.labels == {"left_kidney": 13, "liver": 1}
+    card = (few / "README.md").read_text()
+    assert "| folds | 1 |" in card
+    assert "Not a medical device" in card
+    make_case(tmp_path / "in", KINDS["plain_2p5mm"])
+    found = []
+    for model in (whole, few):
+        out = tmp_path / f"out_{model.name}"
+        assert segment(["-i", str(tmp_path / "in"), "-o", str(out), "--model", str(model)]) == 0
+        found.append(read(out / "case.nii.gz"))
+    assert np.array_equal(np.array([0, 1, 1, 13], np.uint8)[found[0]], found[1])
+    assert len(np.unique(found[1])) == 3
+
+
+@pytest.mark.slow
+def test_regions_that_are_not_wanted_are_cut_off(tmp_path: Path) -> None:
+    kind = KINDS["regions"]
+    results = make_results(tmp_path, kind)
+    mapped = tmp_path / "map.yaml"
+    mapped.write_text("enhancing: enhancing\ncore: tumor core\n")
+    models = tmp_path / "weights/whole", tmp_path / "weights/few"
+    assert run(results, "--out", models[0]) == 0
+    assert run(results, "--out", models[1], "--map-labels", mapped) == 0
+    assert len(Plan.load(models[1]).outputs) == 2
+    make_case(tmp_path / "in", kind)
+    found = []
+    for model in models:
+        out = tmp_path / f"out_{model.name}"
+        assert segment(["-i", str(tmp_path / "in"), "-o", str(out), "--model", str(model)]) == 0
+        found.append(read(out / "case.nii.gz"))
+    # Painted 1, 2, 3; now "enhancing" is 1 and what is left of the core 2.
+    assert (np.array([0, 0, 2, 1], np.uint8)[found[0]] == found[1]).mean() > 0.9999
+
+
+@pytest.mark.slow
+def test_the_fast_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = Kind({"spacing": [3.0, 2.2, 2.1]}, ORGANS)
+    results = make_results(tmp_path, kind)
+    make_case(tmp_path / "in", kind)
+    model = tmp_path / "weights/fast"
+    options = ["--precision", "int8", "--calibrate", tmp_path / "in", "--tiling", "whole"]
+    assert run(results, "--out", model, *options) == 0
+    out, _ = capsys.readouterr()
+    assert "times as fast" in out
+    assert "kidney left: DSC 0." in out
+    plan = Plan.load(model)
+    assert (plan.precision, plan.tiling) == ("int8", "whole")
+    assert set(plan.networks) == {"f32", "bf16", "int8"}
+    assert plan.bytes_per_voxel > 4
+    assert "seconds in the network" in (model / "README.md").read_text()
+    labels = tmp_path / "out"
+    assert segment(["-i", str(tmp_path / "in"), "-o", str(labels), "--model", str(model)]) == 0
+    assert len(np.unique(read(labels / "case.nii.gz"))) == 4
+
+
+def read(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(path))
