@@ -2,87 +2,86 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from training.samples import Patch, Samples
 
+_AHEAD = 4  # batches made before they are asked for; a GPU's memory is dearer
+_AHEAD_ON_GPU = 2
 
-def batches(samples: Samples, numbers: Sequence[Sequence[int]]) -> Iterator[Patch]:
-    """Batches in order.
 
-    On a CPU a process beside the training makes them; on a GPU a thread does, on a CUDA stream
-    of its own, from volumes in the GPU's memory.
+@contextmanager
+def batches(samples: Samples, numbers: Sequence[Sequence[int]]) -> Iterator[Iterator[Patch]]:
+    """Batches in order, from a thread beside the training, which ends with the context.
+
+    PyTorch computes outside of Python's lock, so a thread is as good as a process, and ends
+    without signals and time-outs. On a GPU it works on a CUDA stream of its own, from volumes in
+    the GPU's memory; on a CPU it computes in one thread, the training in all.
 
     Args:
         samples: where patches come from.
         numbers: the samples' indices, batch by batch.
+
+    Yields:
+        An iterator of batches. What goes wrong in the thread is raised there.
     """
-    if samples.device.type == "cuda":
-        return _from_thread(samples, numbers)
-    # Where there is one CPU, or a test's few patches, a process would only cost.
-    workers = 1 if len(os.sched_getaffinity(0)) > 1 and len(numbers) > 1 else 0
-    loader = DataLoader(
-        samples,
-        batch_sampler=numbers,  # type: ignore[arg-type]
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_loop,
-    )
-    return iter(loader)
-
-
-def _from_thread(samples: Samples, numbers: Sequence[Sequence[int]]) -> Iterator[Patch]:
-    """Batches from a thread; on a GPU their kernels run beside the network's."""
-    made: queue.Queue[tuple[Patch, torch.cuda.Event | None] | BaseException] = queue.Queue(2)
-    stopped = threading.Event()
     on_gpu = samples.device.type == "cuda"
     stream = torch.cuda.Stream(samples.device) if on_gpu else None
+    made: queue.Queue[tuple[Patch, torch.cuda.Event | None] | BaseException] = queue.Queue(
+        _AHEAD_ON_GPU if on_gpu else _AHEAD
+    )
+    stopped = threading.Event()
 
     def work() -> None:
         try:
+            torch.set_num_threads(1)  # of this thread alone
             with torch.cuda.stream(stream) if on_gpu else nullcontext():
                 for batch in numbers:
-                    patch = Patch(*default_collate([samples[i] for i in batch]))
-                    event = stream.record_event() if stream else None
-                    while not stopped.is_set():
-                        try:
-                            made.put((patch, event), timeout=0.2)
-                            break
-                        except queue.Full:
-                            continue
-                    if stopped.is_set():
-                        return
+                    patches = []
+                    for number in batch:
+                        if stopped.is_set():
+                            return
+                        patches.append(samples[number])
+                    patch = Patch(*default_collate(patches))
+                    _put(made, (patch, stream.record_event() if stream else None), stopped)
         except BaseException as error:  # whatever it was, the training must hear of it
-            made.put(error)
+            _put(made, error, stopped)
 
-    thread = threading.Thread(target=work, daemon=True, name="batches")
-    thread.start()
-    try:
+    def taken() -> Iterator[Patch]:
         for _ in numbers:
             got = made.get()
             if isinstance(got, BaseException):
                 raise got
             patch, event = got
             if event is not None:
+                # The network's stream waits for the patch, and its memory for the network.
                 current = torch.cuda.current_stream(samples.device)
                 current.wait_event(event)
                 for tensor in patch:
                     tensor.record_stream(current)
             yield patch
+
+    thread = threading.Thread(target=work, daemon=True, name="batches")
+    thread.start()
+    try:
+        yield taken()
     finally:
         stopped.set()
+        thread.join()
 
 
-def _leave_signals_to_the_loop(worker: int) -> None:
-    """Ctrl-C reaches the workers too; they must outlive the step that is under way."""
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _put(made: queue.Queue[Any], item: object, stopped: threading.Event) -> None:
+    """Wait for room, but not for a training that has stopped."""
+    while not stopped.is_set():
+        try:
+            made.put(item, timeout=0.2)
+        except queue.Full:
+            continue
+        return

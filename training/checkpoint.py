@@ -35,8 +35,11 @@ def save(
         torch.save(state, partial)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save` wrote.
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, into the host's memory.
+
+    Modules and optimisers copy from there to where they are; the optimiser's step counts must
+    stay in the host's, or each step would wait for the GPU to tell them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,7 +48,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no checkpoint (train first)")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not what it wants
         raise ValueError(f"{path}: no checkpoint ({_first_line(error)})") from None
     if not isinstance(state, dict) or "average" not in state:
@@ -61,12 +64,21 @@ def load_average(path: Path, config: Config) -> nn.Module:
         ValueError: it is no checkpoint of this configuration's network.
     """
     network = make_network(dict(config.network))
+    fill(network, load(path)["average"], path, config)
+    return network.eval()
+
+
+def fill(network: nn.Module, weights: dict[str, Any], path: Path, config: Config) -> None:
+    """Give a network the weights of a checkpoint.
+
+    Raises:
+        ValueError: they are another network's.
+    """
     try:
-        network.load_state_dict(load(path)["average"])
+        network.load_state_dict(weights)
     except RuntimeError as error:
         reason = _first_line(error)
         raise ValueError(f"{path}: not of {config.name}'s network ({reason})") from None
-    return network.eval()
 
 
 def _first_line(error: BaseException) -> str:

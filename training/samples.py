@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,7 @@ class Samples(Dataset[Patch]):
         self.config = config
         self.device = torch.device(device)
         self._room = room
+        self._lock = Lock()
         kept_aside = {*config.holdout, *holdout}
         everything = {
             "synthetic": _arrays(folder / "bodies"),
@@ -130,7 +132,7 @@ class Samples(Dataset[Patch]):
             kind: kept
             for kind, paths in everything.items()
             if config.shares.get(kind, 0) > 0
-            and (kept := [p for p in paths if not kept_aside & set(p.stem.split("__"))])
+            and (kept := [p for p in paths if not any(_shows(p.stem, n) for n in kept_aside)])
         }
         if not self.sources:
             raise FileNotFoundError(f"{folder}: nothing to train on (run the preparation first)")
@@ -206,7 +208,7 @@ class Samples(Dataset[Patch]):
         """Voxels and spacing of a patch; along axes where no spacing is set, the image's."""
         patch, wanted = self.config.patch, self.config.spacing
         coarse = self.config.coarse_first
-        if coarse and index < coarse["share"] * len(self):
+        if coarse and index // self.config.batch < coarse["share"] * self.config.iterations:
             patch, wanted = tuple(coarse["patch"]), tuple(coarse["spacing"])
         z, y, x = (
             step if step is not None else given
@@ -249,8 +251,9 @@ class Samples(Dataset[Patch]):
             with np.load(path) as content:
                 arrays = {k: content[k] for k in content.files}
             size = sum(arrays[k].nbytes for k in _VOLUMES if k in arrays)
-            keep_there = size <= self._room
-            self._room -= size if keep_there else 0
+            with self._lock:  # several threads load at once
+                keep_there = size <= self._room
+                self._room -= size if keep_there else 0
             self._loaded[path] = _source(arrays, path.stem, self.device if keep_there else "cpu")
         return self._loaded[path]
 
@@ -275,6 +278,11 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
         voxels=voxels,
         heights=torch.from_numpy(np.flatnonzero(is_organ.any(axis=(1, 2)))),
     )
+
+
+def _shows(stem: str, name: str) -> bool:
+    """Whether a prepared file, ``CASE`` or ``CASE__ATLAS``, holds something of a case."""
+    return stem == name or stem.startswith(f"{name}__") or stem.endswith(f"__{name}")
 
 
 def _middle(marked: np.ndarray) -> float:

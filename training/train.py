@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import batches
-from training.checkpoint import load, save
+from training.checkpoint import fill, load, load_average, save
 from training.config import Config
 from training.evaluate import evaluate
 from training.losses import (
@@ -25,7 +25,7 @@ from training.losses import (
 )
 from training.network import make_network
 from training.records import Records
-from training.samples import Patch, Samples
+from training.samples import Samples
 from training.teacher import Teacher
 from training.team import Team, join
 
@@ -62,16 +62,19 @@ def train(
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the checkpoint holds all that was done.
-        ValueError: the loss is no number any more, or the batch does not divide among the GPUs.
+        FileNotFoundError: nothing is prepared, or there is no such initial checkpoint.
+        ValueError: a checkpoint is of another network, the loss is no number any more, or the
+            batch does not divide among the GPUs.
     """
-    with join() as team, _stop_request() as stop:
+    with join() as team, _stop_request() as stop, ExitStack() as until_the_end:
         # What is trained, and its moving average, which is what will be exported.
         device = team.device
+        torch.backends.cudnn.deterministic = True  # a GPU's convolutions add in one order
         torch.manual_seed(config.seed)
         network = make_network(dict(config.network)).to(device)
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if initial is not None:
-            network.load_state_dict(load(initial, device)["average"])
+            network.load_state_dict(load_average(initial, config).state_dict())
         average = copy.deepcopy(network).requires_grad_(False)
         optimiser = make_optimiser(network, config)
 
@@ -79,9 +82,9 @@ def train(
         checkpoint = run / "checkpoint.pt"
         start = 0
         if checkpoint.exists():
-            state = load(checkpoint, device)
-            network.load_state_dict(state["network"])
-            average.load_state_dict(state["average"])
+            state = load(checkpoint)
+            fill(network, state["network"], checkpoint, config)
+            fill(average, state["average"], checkpoint, config)
             optimiser.load_state_dict(state["optimiser"])
             start = state["iteration"]
             _say(team, f"going on at iteration {start}")
@@ -92,7 +95,8 @@ def train(
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
         if device.type == "cuda":
             samples.load_all()
-        stream = batches(samples, _shares_of_batches(config, team, start))
+        numbers = _shares_of_batches(config, team, start)
+        stream = until_the_end.enter_context(batches(samples, numbers))
 
         # On a GPU the network is compiled. On a CPU it must not be: under autocast to bf16
         # torch 2.13 then returns gradients that differ from the true ones by their own size.
@@ -110,7 +114,7 @@ def train(
         network.train()
         for iteration in range(start, config.iterations):
             asked = time.monotonic()
-            batch = Patch(*next(stream))
+            batch = next(stream)
             waited += time.monotonic() - asked
 
             if iteration >= config.freeze_norm * config.iterations:
