@@ -91,11 +91,17 @@ def logits_of(
     """
     device = next(network.parameters()).device
     # Memory of one pass: about 25 bytes per voxel and feature of the finest stage.
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else free_memory()
+    free = free_gpu_memory(device) if device.type == "cuda" else free_memory()
     per_voxel = 25.0 * config.network["features"][0]
     plan = config.plan(multiple_of(network), {"f32": ""}, per_voxel)
     runner = TorchRunner(network, exact)
     return predict_in_windows(runner, config.normalise(hu), plan, config.air, int(free * 0.7))
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Bytes of a GPU that are free, or that PyTorch holds and does not use."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 class TorchRunner:

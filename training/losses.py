@@ -82,9 +82,11 @@ def loss_at_all_depths(outputs: Tensor | list[Tensor], patch: Patch, loss: Loss)
     """
     if isinstance(outputs, Tensor):
         return loss(outputs, patch.labels, patch.annotated, patch.weight)
-    weights = [0.5**i for i in range(max(1, len(outputs) - 1))]
+    # The coarsest is multiplied by zero rather than left out: processes that train together wait
+    # for a gradient of every parameter.
+    weights = [0.5**i for i in range(len(outputs) - 1)] + [0.0]
     total = outputs[0].new_zeros((), dtype=torch.float32)
-    for logits, weight in zip(outputs, weights, strict=False):
+    for logits, weight in zip(outputs, weights, strict=True):
         coarse = F.interpolate(
             patch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact"
         )
