@@ -49,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("one --config and --data are needed")
         if options.step is None:
             return _in_processes_of_their_own(given)
-        getattr(_Run(configs[0], options), options.step)()
-    except (AbdosegError, FileNotFoundError, ValueError) as error:
+        with _termination_is_ctrl_c():
+            getattr(_Run(configs[0], options), options.step)()
+    except (AbdosegError, OSError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -223,6 +224,20 @@ def _in_processes_of_their_own(arguments: list[str]) -> int:
 
 
 @contextmanager
+def _termination_is_ctrl_c() -> Iterator[None]:
+    """SIGTERM ends a step as Ctrl-C does: cleaned up, and with the same line."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Leave Ctrl-C to a child, which gets it too, and hand SIGTERM on to it."""
     handlers: dict[int, Any] = {
@@ -241,8 +256,8 @@ def _measure(configs: list[Config]) -> int:
     from training.measure import HEADER, describe, measure
 
     print(HEADER, flush=True)
-    for config in configs:
-        print(measure(config), flush=True)
+    for row in measure(configs):
+        print(row, flush=True)
     print(f"\n{describe()}")
     return 0
 

@@ -141,10 +141,13 @@ def complete(
     Returns:
         Tissue map (z, y, x) at `SPACING`: the patient's own organs, exactly, in a body that
         reaches as far as the atlas does within 100 mm above and 150 mm below the organs.
+
+    Raises:
+        ValueError: the two share no organ.
     """
     shared, grown, places = _aligned(organs, annotated, atlas)
     warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
-    covered = (warped != 255).mean(axis=(1, 2)) > 0.2
+    part = _reached(warped != 255)
     warped[warped == 255] = Tissue.NONE
 
     # The atlas's own shared organs give way to what surrounds them.
@@ -153,8 +156,7 @@ def complete(
     merged = warped[tuple(nearest)]
     own = np.isin(grown, shared)
     merged[own] = grown[own]
-    slices = np.flatnonzero(covered)
-    return merged[slices[0] : slices[-1] + 1]
+    return merged[part]
 
 
 def transfer(
@@ -177,14 +179,17 @@ def transfer(
 
     Returns:
         The bent CT and its labels (z, y, x) at `SPACING`, air where the CT has ended.
+
+    Raises:
+        ValueError: the two share no organ.
     """
     _, _, places = _aligned(organs, annotated, atlas)
-    inside = sample_nearest(torch.ones(hu.shape, dtype=torch.uint8), places, spacing, 0).numpy()
+    ones = torch.ones(hu.shape, dtype=torch.uint8)
+    inside = sample_nearest(ones, places, spacing, 0).numpy() == 1
     bent = sample_linear(torch.from_numpy(hu)[None], places, spacing)[0].numpy()
     bent_labels = sample_nearest(torch.from_numpy(labels), places, spacing, 0).numpy()
-    slices = np.flatnonzero((inside == 1).mean(axis=(1, 2)) > 0.2)
-    part = slice(slices[0], slices[-1] + 1)
-    bent[inside == 0] = AIR
+    part = _reached(inside)
+    bent[~inside] = AIR
     return np.round(bent[part]).astype(np.int16), bent_labels[part]
 
 
@@ -193,12 +198,22 @@ def _aligned(
 ) -> tuple[list[int], NDArray[np.uint8], Tensor]:
     """The organs that both have; the patient's with room around; the atlas's places there."""
     shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
+    if not shared:
+        raise ValueError("no organ is labelled in it that the whole-body map has too")
     z = np.flatnonzero((np.isin(organs, shared)).any(axis=(1, 2)))
     above, below, side = (round(mm / SPACING) for mm in (100, 150, 40))
     # Array axis 0 runs towards the head: what lies below the organs comes first.
     padded = np.pad(organs, ((below, above), (side, side), (side, side)))
     grown = padded[z[0] : z[-1] + 1 + below + above]
     return shared, grown, _register(grown, atlas, shared)
+
+
+def _reached(inside: NDArray[np.bool_]) -> slice:
+    """The slices of which the registered map covers a good part."""
+    slices = np.flatnonzero(inside.mean(axis=(1, 2)) > 0.2)
+    if not len(slices):
+        raise ValueError("the whole-body map could not be laid over it")
+    return slice(int(slices[0]), int(slices[-1]) + 1)
 
 
 def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]) -> Tensor:

@@ -109,7 +109,7 @@ class Case:
         assert self.label_file is not None
         image = read(self.label_file).image
         if self.image is not None:
-            self._check_same_grid(image)
+            _check_same_grid(image, self.image, "the labels do not lie on the image's grid")
         array, spacing = _turned(image)
         values = self.values or {value: value for value in (0, *ORGANS)}
         found = np.unique(array)
@@ -121,32 +121,22 @@ class Case:
         return table[array.astype(np.int64)], spacing
 
     def tissues(self) -> tuple[NDArray[np.uint8], Spacing]:
-        """The tissue map where all tissues are labelled, else the organs alone."""
+        """The tissue map where all tissues are labelled, else the organs alone.
+
+        Raises:
+            CaseError: a file is damaged.
+            ValueError: as of `labels`, or the tissues do not lie on the labels' grid, or have
+                names that are not known.
+        """
         labels, spacing = self.labels()
         labels[labels == UNKNOWN] = 0
         if self.tissue_file is None:
             return labels, spacing
-        full, _ = _turned(read(self.tissue_file).image)
-        tissues = tissues_from_names(full.astype(np.uint8), dict(self.tissue_names))
+        assert self.label_file is not None
+        image = read(self.tissue_file).image
+        _check_same_grid(image, self.label_file, "the tissues do not lie on the labels' grid")
+        tissues = tissues_from_names(_turned(image)[0].astype(np.uint8), dict(self.tissue_names))
         return np.where(labels > 0, labels, tissues).astype(np.uint8), spacing
-
-    def _check_same_grid(self, labels: sitk.Image) -> None:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(self.image))
-        reader.ReadImageInformation()
-        for what, tolerance in (
-            ("Size", 0),
-            ("Spacing", 1e-3),
-            ("Origin", 0.1),
-            ("Direction", 1e-3),
-        ):
-            a, b = (getattr(image, f"Get{what}")()[:9] for image in (reader, labels))
-            if len(a) != len(b) or not np.allclose(a, b, rtol=0, atol=tolerance):
-                text = [", ".join(f"{v:.5g}" for v in values) for values in (b, a)]
-                raise ValueError(
-                    f"the labels do not lie on the image's grid: {what.lower()} ({text[0]}), "
-                    f"the image's is ({text[1]})"
-                )
 
 
 def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:
@@ -292,6 +282,17 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a JSON object")
     return content
+
+
+def _check_same_grid(image: sitk.Image, other: Path, problem: str) -> None:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(other))
+    reader.ReadImageInformation()
+    for what, tolerance in (("Size", 0), ("Spacing", 1e-3), ("Origin", 0.1), ("Direction", 1e-3)):
+        a, b = (getattr(one, f"Get{what}")()[:9] for one in (reader, image))
+        if len(a) != len(b) or not np.allclose(a, b, rtol=0, atol=tolerance):
+            own, its = (", ".join(f"{v:.5g}" for v in values) for values in (b, a))
+            raise ValueError(f"{problem}: {what.lower()} ({own}), not ({its})")
 
 
 def _turned(image: sitk.Image) -> tuple[NDArray[Any], Spacing]:

@@ -19,8 +19,13 @@ What exists already is kept, so an interrupted preparation goes on where it was.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +73,9 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
         One line per case that was refused, with the reason.
 
     Raises:
-        ValueError: ``out`` holds images that were prepared for another grid.
+        KeyboardInterrupt: as it came; what is complete is kept, and no process goes on.
+        ValueError: ``out`` holds images that were prepared for another grid, or one of the
+            processes was killed.
     """
     for folder in KINDS_OF_FILES:
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -83,30 +90,47 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
             if case.name in config.empty:
                 kind = "empty"
             jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
-    if config.shares.get("synthetic", 0) > 0:
-        jobs += _bodies(cases, out, config, plan)
+    jobs += _bodies(cases, out, config, plan)
     jobs = [job for job in jobs if not _is_done(job)]
     refused = []
-    with ProcessPoolExecutor(workers or usable_threads()) as pool:
+    others = active_children()
+    with ProcessPoolExecutor(workers or usable_threads(), initializer=_end_when_told) as pool:
         running = {pool.submit(_run, job): job for job in jobs}
-        for future in tqdm(as_completed(running), total=len(jobs), desc="prepare", unit="file"):
-            if problem := future.result():
-                refused.append(f"{running[future].target.stem}: {problem}")
+        try:
+            for future in tqdm(as_completed(running), total=len(jobs), desc="prepare", unit="file"):
+                if problem := future.result():
+                    refused.append(f"{running[future].target.stem}: {problem}")
+        except BrokenProcessPool:
+            raise ValueError(
+                "a process that prepared cases was killed; if memory is short, --workers 1 needs "
+                "least"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()).difference(others):
+                process.terminate()
+            raise
     (out / "refused.txt").write_text("".join(f"{line}\n" for line in sorted(refused)))
     return sorted(refused)
 
 
 def _is_done(job: _Job) -> bool:
-    """Whether the output is there; pseudo-labels may have been made anew since."""
+    """Whether the output is there, and newer than all that it is made of."""
     if not job.target.exists():
         return False
-    labels = job.case.label_file
     made = job.target.stat().st_mtime
-    return job.case.kind != "pseudo" or labels is None or labels.stat().st_mtime <= made
+    cases = [job.case, *([job.atlas] if job.atlas else [])]
+    sources = [path for c in cases for path in (c.image, c.label_file, c.tissue_file) if path]
+    return all(path.exists() and path.stat().st_mtime <= made for path in sources)
 
 
 def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
-    """Every trusted label map with every atlas; alone where there is no atlas."""
+    """Every trusted label map with every atlas; alone where there is no atlas.
+
+    Bodies are made where the configuration draws synthetic patches from them, CTs bent to them
+    where it draws transferred ones.
+    """
+    synthetic, bent = (config.shares.get(kind, 0) > 0 for kind in ("synthetic", "transferred"))
     trusted = [
         case
         for case in cases
@@ -114,11 +138,14 @@ def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_J
     ]
     atlases = [case for case in trusted if case.tissue_file]
     bodies, transferred = out / "bodies", out / "transferred"
-    jobs = [_Job(case, None, bodies / f"{case.name}.npz", plan) for case in atlases or trusted]
+    jobs = []
+    if synthetic:
+        jobs += [_Job(c, None, bodies / f"{c.name}.npz", plan) for c in atlases or trusted]
     for atlas in atlases:
         patients = [case for case in trusted if not case.tissue_file]
-        jobs += [_Job(p, atlas, bodies / f"{p.name}__{atlas.name}.npz", plan) for p in patients]
-        if atlas.image is not None and config.shares.get("transferred", 0) > 0:
+        if synthetic:
+            jobs += [_Job(p, atlas, bodies / f"{p.name}__{atlas.name}.npz", plan) for p in patients]
+        if bent and atlas.image is not None:
             others = [case for case in trusted if case is not atlas]
             jobs += [
                 _Job(p, atlas, transferred / f"{p.name}__{atlas.name}.npz", plan) for p in others
@@ -140,9 +167,22 @@ def _check_settings(out: Path, config: Config) -> None:
     path.write_text(json.dumps(wanted) + "\n")
 
 
+def _end_when_told() -> None:
+    """Ctrl-C is the parent's to hear; when it says so, end without leaving half a file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+
 def _run(job: _Job) -> str | None:
     """Do one job; returns why the case was refused, or None."""
     torch.set_num_threads(1)
+    try:
+        return _try(job)
+    except SystemExit:
+        os._exit(0)  # else the pool would give this process its next job
+
+
+def _try(job: _Job) -> str | None:
     try:
         if job.target.parent.name == "bodies":
             arrays = _body(job.case, job.atlas)
@@ -150,6 +190,8 @@ def _run(job: _Job) -> str | None:
             arrays = _transferred(job.case, job.atlas, job.plan)
         else:
             arrays = _image(job.case, job.plan, job.target.parent.name == "empty")
+    except MemoryError:
+        return "there is too little memory for it"
     except (AbdosegError, ValueError, RuntimeError) as error:
         return str(error)
     with appearing(job.target) as temporary:
@@ -187,7 +229,7 @@ def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
     hu, native = case.ct()
     prepared = preprocess(hu, native, plan)
     labels = np.zeros(prepared.values.shape, np.uint8)
-    if case.label_file is not None:
+    if case.label_file is not None and not empty:
         original, _ = case.labels()
         labels = resize_labels(original[prepared.box], labels.shape)
         if not labels.any():

@@ -86,7 +86,8 @@ def pseudolabel(
     goes on.
 
     Args:
-        cases: of a data folder; those with labels or held out are passed over.
+        cases: of a data folder; those with labels, held out, or known to be empty are passed
+            over.
         checkpoints: of one network or several, all of the same configuration (folds, say).
         config: theirs.
         out: the folder.
@@ -108,7 +109,7 @@ def pseudolabel(
     todo = [
         case
         for case in cases
-        if case.kind == "unlabelled" and case.name not in {*config.holdout, *done}
+        if case.kind == "unlabelled" and case.name not in {*config.holdout, *config.empty, *done}
     ]
     result, refused = {}, []
     for case in tqdm(todo, desc="pseudolabel", unit="CT"):

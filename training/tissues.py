@@ -59,7 +59,7 @@ def tissue_of(name: str) -> int:
     """The tissue number of a structure named as in TotalSegmentator ("vertebrae_L1").
 
     Raises:
-        KeyError: the name fits no tissue.
+        ValueError: the name fits no tissue.
     """
     turned = re.sub(r"^(kidney|adrenal_gland)_(left|right)$", r"\2_\1", name)
     if turned in LABEL_OF:
@@ -69,7 +69,7 @@ def tissue_of(name: str) -> int:
     for pattern, tissue in _PATTERNS:
         if re.search(pattern, name):
             return int(tissue)
-    raise KeyError(f"no tissue is known for the structure {name!r}")
+    raise ValueError(f"no tissue is known for the structure {name!r}")
 
 
 def tissues_from_names(labels: NDArray[np.uint8], names: dict[str, str]) -> NDArray[np.uint8]:
@@ -81,10 +81,15 @@ def tissues_from_names(labels: NDArray[np.uint8], names: dict[str, str]) -> NDAr
 
     Returns:
         uint8 array of the same shape.
+
+    Raises:
+        ValueError: a value has no name, or a name fits no tissue.
     """
     table = np.zeros(256, np.uint8)
     for value, name in names.items():
         table[int(value)] = tissue_of(name)
+    if nameless := set(np.unique(labels).tolist()) - {0, *map(int, names)}:
+        raise ValueError(f"the structures {', '.join(map(str, sorted(nameless)))} have no name")
     return table[labels]
 
 
