@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import torch
+
+from inference.machine import usable_threads
 
 
 def machine_in_words() -> str:
     """The GPU's name, else the CPU's with the number of cores that may be used."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0))
+    return cpu_in_words()
+
+
+def cpu_in_words() -> str:
+    """The CPU's name with the number of cores that may be used."""
+    cores = usable_threads()
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
