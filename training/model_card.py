@@ -59,6 +59,7 @@ def write_model_card(
         + ", ".join(f"{k} {v:g}" for k, v in config.shares.items() if v)
         + " (kinds without data give theirs to the others). The weights are an exponential moving "
         "average.",
+        *_stages(config),
         *_kinds(config),
         "### Sources",
         _sources(cases, config, holdout),
@@ -96,6 +97,22 @@ def _network(config: Config, plan: Plan) -> str:
     )
 
 
+def _stages(config: Config) -> list[str]:
+    """What was different in a part of the steps."""
+    text = []
+    if coarse := config.coarse_first:
+        text.append(
+            f"The first {100 * coarse['share']:g} % of the steps saw patches of "
+            f"{' x '.join(map(str, coarse['patch']))} voxels at "
+            f"{' x '.join(f'{step:g}' for step in coarse['spacing'])} mm."
+        )
+    if config.network.get("norm") == "batch" and config.freeze_norm < 1:
+        text.append(
+            f"After {100 * config.freeze_norm:g} % of the steps batch norms kept their statistics."
+        )
+    return text
+
+
 def _kinds(config: Config) -> list[str]:
     """What kinds of patches were trained on, beyond real CTs with their labels."""
     text = []
@@ -105,6 +122,17 @@ def _kinds(config: Config) -> list[str]:
             "contrast, gas, noise and scanner are invented, the organs' shapes are real. Patients "
             "of whom only some organs were labelled took the rest from another patient's body, "
             "registered to them."
+        )
+    if config.shares.get("transferred", 0) > 0:
+        text.append(
+            "Transferred patches are a real CT whose tissues are all labelled, bent to the organs "
+            "of other patients of whom there is a label map: texture and labels are the CT's own, "
+            "the shapes roughly the others'."
+        )
+    if config.shares.get("empty", 0) > 0 and config.empty:
+        text.append(
+            "Empty patches are real CTs known to show none of the organs, except perhaps the "
+            f"upper esophagus: {', '.join(config.empty)}."
         )
     if config.shares.get("pseudo", 0) > 0:
         text.append(
@@ -128,6 +156,8 @@ def _sources(cases: list[Case], config: Config, holdout: tuple[str, ...]) -> str
         # Numbered cases of one data set are one source.
         source = re.sub(r"[_ ]?\d+$", "", case.source) or case.source
         use = "held out" if case.name in (*config.holdout, *holdout) else _USES[case.kind]
+        if case.name in config.empty:
+            use = "CT known to show none of the organs"
         used[source, case.licence, use] += 1
     lines = ["| data | licence | use | number |", "|---|---|---|---|"]
     lines += [f"| {d} | {licence} | {use} | {n} |" for (d, licence, use), n in used.items()]
