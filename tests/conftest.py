@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inference  # noqa: F401  # isort: skip  # before OpenVINO: it must not report its use
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_folder: Path) -> Model:
     """A tiny model, loaded."""
     return Model.load(tiny_folder, threads=2)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch in one thread: small arrays are fastest so, and sums have one order."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -19,7 +19,7 @@ from scipy import ndimage
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training.augment import UNKNOWN
-from training.bodies import Body, anchored, complete, finish, isotropic
+from training.bodies import Body, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
@@ -49,7 +49,7 @@ def test_names_of_both_label_vocabularies_map_to_tissues() -> None:
         "heart_ventricle_left": Tissue.HEART,
     }
     assert {name: tissue_of(name) for name in expected} == expected
-    with pytest.raises(KeyError, match="antlers"):
+    with pytest.raises(ValueError, match="antlers"):
         tissue_of("antlers")
 
 
@@ -66,6 +66,11 @@ def test_tissue_maps_keep_organ_labels() -> None:
     tissues = tissues_from_names(labels, {"1": "liver", "2": "sacrum", "3": "spleen"})
     assert tissues.tolist() == [[[1, Tissue.BONE, 3]]]
     assert organs_only(torch.from_numpy(tissues)).tolist() == [[[1, 0, 3]]]
+
+
+def test_structures_without_a_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 have no name"):
+        tissues_from_names(np.array([0, 1, 7], np.uint8), {"1": "liver"})
 
 
 def test_upsample_equals_torch() -> None:
@@ -143,6 +148,60 @@ def test_completion_keeps_the_patients_organs_and_adds_the_atlas_tissues(
     assert anchored(whole)
 
 
+@pytest.fixture(scope="module")
+def bent(tissues: np.ndarray) -> dict[str, np.ndarray]:
+    """The body's CT, in which HU tell the label and the place, bent to a narrower patient.
+
+    The CT is twice as fine along x as the tissue map; its labels are the body's organs.
+    """
+    atlas = _organs(tissues)
+    labels = np.repeat(atlas, 2, axis=2)
+    hu = (labels.astype(np.int16) * 60).astype(np.int16)
+    patient = ndimage.zoom(atlas, (0.9, 1.0, 0.8), order=0)
+    shared = (1, 2, 3, 13)
+    patient = np.where(np.isin(patient, shared), patient, 0).astype(np.uint8)
+    moved, moved_labels = transfer(hu, labels, (2.0, 2.0, 1.0), tissues, patient, shared)
+    return {"patient": patient, "atlas": atlas, "hu": moved, "labels": moved_labels}
+
+
+def test_a_ct_is_bent_to_the_other_patients_organs(bent: dict[str, np.ndarray]) -> None:
+    """Laid liver on liver, the bent labels overlap the patient's; those of the atlas do not."""
+
+    def overlap(labels: np.ndarray, organ: int) -> float:
+        """DSC with both livers' first corners in one place."""
+        patient = bent["patient"]
+        boxes = []
+        for array in (labels, patient):
+            first = np.argwhere(array == 1).min(0)
+            wide = np.pad(array == organ, [(150, 150)] * 3)
+            boxes.append(wide[tuple(slice(150 + f - 60, 150 + f + 140) for f in first)])
+        a, b = boxes
+        return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+    for organ in (1, 2, 3, 13):
+        before, after = overlap(bent["atlas"], organ), overlap(bent["labels"], organ)
+        assert after > before and after > 0.75, ORGANS[organ]
+    # What the patient has no labels of comes along with the CT.
+    assert (bent["labels"] == LABEL_OF["aorta"]).any()
+
+
+def test_hu_and_labels_are_bent_alike(bent: dict[str, np.ndarray]) -> None:
+    hu, labels = bent["hu"], bent["labels"]
+    assert hu.shape == labels.shape and hu.dtype == np.int16 and labels.dtype == np.uint8
+    assert set(np.unique(labels)) <= set(np.unique(bent["atlas"]))
+    # Away from outlines, where interpolation mixes two tissues, HU tell the label exactly.
+    same = ndimage.maximum_filter(labels, 3) == ndimage.minimum_filter(labels, 3)
+    inside = same & (labels > 0)
+    assert inside.sum() > 5000
+    assert (np.abs(hu[inside] - labels[inside] * 60.0) <= 1).mean() > 0.99
+    assert hu.min() == -1024  # air where the CT has ended
+
+
+def test_patients_without_a_common_organ_are_refused(tissues: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="no organ is labelled in it"):
+        complete(np.zeros((20, 20, 20), np.uint8), (1, 2), tissues)
+
+
 def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray) -> None:
     body = finish(tissues)
     arrays = torch.from_numpy(body.tissues), torch.from_numpy(body.hull)
@@ -195,7 +254,9 @@ def _config(**changes: Any) -> Config:
         "patch": (32, 32, 48),
         "spacing": (6.0, 6.0, 6.0),
         "synthesis_spacing": 6.0,
+        "coarse_first": {},
         "holdout": (),
+        "empty": (),
     }
     return replace(base, **{**small, **changes})
 
@@ -224,6 +285,21 @@ def test_preparation_writes_bodies_and_images_and_goes_on(data: Path, prepared: 
     before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
     prepare(find_cases(data), prepared, _config())
     assert before == {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
+
+
+def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config) -> None:
+    """The atlas has a CT: it is bent to the other case; the labels are the atlas's own."""
+    assert [p.stem for p in (prepared / "transferred").iterdir()] == ["good__whole"]
+    with np.load(prepared / "transferred" / "good__whole.npz") as case:
+        assert case["hu"].shape == case["labels"].shape
+        assert case["annotated"].tolist() == [1, 3, 5]
+        assert case["spacing"].tolist() == [2.0, 2.0, 2.0]
+        liver, air = case["labels"] == 1, case["hu"] < -500
+        assert liver.any() and air.any() and not (liver & air).any()
+    samples = Samples(prepared, replace(config, shares={"transferred": 1.0}))
+    assert samples[0].image.shape == (1, 32, 32, 48)
+    with pytest.raises(FileNotFoundError, match="nothing to train on"):
+        Samples(prepared, replace(config, shares={"transferred": 1.0}), ("whole",))
 
 
 def test_held_out_cases_never_become_patches(data: Path, tmp_path: Path, config: Config) -> None:

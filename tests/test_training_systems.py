@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 pytest.importorskip("nncf", reason="the training extra is not installed")
 
 import SimpleITK as sitk
-import torch
 import yaml
 
 from inference.organs import ORGANS
@@ -29,16 +27,8 @@ from training.records import read_rows
 REPOSITORY = Path(__file__).parents[1]
 NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")
 
-
-pytestmark = pytest.mark.slow  # a whole training each: some minutes on two cores
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Each is one or several whole commands, in processes of their own.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +61,12 @@ def shrink(name: str, folder: Path, **changes: Any) -> Path:
     if kind == "nnunet":
         network = {"features": [4, 4, 6, 6, 8, 8]}
         coarse = [20.0, 10.0, 10.0] if name == "nnunet_half" else [10.0, 10.0, 10.0]
-        small = {"patch": [8, 32, 32], "spacing": coarse, "batch": 2}
+        small = {"patch": [8, 32, 64], "spacing": coarse, "batch": 2}
     elif kind == "abdoseg":
         network["features"] = [4, 4, 6, 6, 8]
         small = {"patch": [16, 16, 32], "spacing": [10.0] * 3, "synthesis_spacing": 10.0}
+        coarse = {"share": 0.4, "spacing": [20.0] * 3, "patch": [16, 16, 32]}
+        small.update(coarse_first=coarse, freeze_norm=0.6, empty=[])
     else:
         small = {"patch": [3, 32, 32], "size": [None, 32, 32]}
     content["network"].update(network)
@@ -115,7 +107,7 @@ def test_one_command_makes_weights_that_inference_runs(
     assert "Not a medical device" in card and "held out | 1 |" in card and "| int8 |" in card
 
     ct = sitk.ReadImage(str(data / "imagesTr" / "P1_0000.nii.gz"))
-    for precision in plan.networks:
+    for precision in plan.networks if name == "abdoseg" else [plan.precision]:
         labels = segment(data / "imagesTr" / "P1_0000.nii.gz", out, precision, tmp_path)
         assert labels.GetSize() == ct.GetSize()
         assert set(np.unique(sitk.GetArrayViewFromImage(labels))) <= {0, *ORGANS}
@@ -133,66 +125,74 @@ def segment(ct: Path, model: Path, precision: str, folder: Path) -> sitk.Image:
     return sitk.ReadImage(str(out / ct.name.replace("_0000", "")))
 
 
-@pytest.mark.parametrize("name", ["abdoseg", "dsunet_eca"])
-def test_small_networks_learn_one_volume_by_heart(name: str, data: Path, tmp_path: Path) -> None:
-    """Through the whole command: the exported weights have learnt it, not only the trainer's."""
+@pytest.mark.parametrize("name", ["abdoseg", "dsunet_eca", "unet_baseline"])
+def test_small_networks_learn_one_volume_by_heart(name: str, tmp_path: Path) -> None:
+    """The networks as configured, through the whole command to labels on the CT's own grid."""
+    content = yaml.safe_load((REPOSITORY / f"training/configs/{name}.yaml").read_text())
+    content.update(
+        shares={"labelled": 1.0},
+        augmentation={},
+        class_weights=[],
+        holdout=[],
+        postprocessing=[],
+        placement={"rule": "anywhere", "foreground": 0.5},
+        iterations=150,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+        warmup=5,
+        learning_rate=0.005,
+        ema=0.9,
+    )
+    if name == "abdoseg":
+        content.update(spacing=[10.0] * 3, patch=[16, 32, 32], coarse_first={}, empty=[])
+    else:
+        content.update(size=[None, 32, 32], patch=[3, 32, 32], batch=4)
+    config = tmp_path / f"{name}.yaml"
+    config.write_text(yaml.safe_dump(content))
+    data, truth = _one_patient(tmp_path / "data")
+    out = tmp_path / "weights" / name
+    arguments = ["--config", str(config), "--data", str(data), "--out", str(out)]
+    assert main([*arguments, "--work", str(tmp_path / "work"), "--workers", "1"]) == 0
+    found = segment(data / "imagesTr" / "P0_0000.nii.gz", out, "f32", tmp_path)
+    labels = sitk.GetArrayFromImage(found)
+    for organ in (1, 3, 5):
+        a, b = labels == organ, truth == organ
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9, ORGANS[organ]
+
+
+def _one_patient(folder: Path) -> tuple[Path, np.ndarray]:
+    """A data set of one CT with three organs, and its labels (z, y, x)."""
+    labels = np.zeros((14, 32, 32), np.uint8)
+    labels[2:11, 6:18, 5:15] = 1
+    labels[4:12, 8:17, 20:28] = 3
+    labels[1:13, 21:26, 14:20] = 5
+    hu = np.full(labels.shape, -1000, np.int16)
+    hu[:, 2:30, 2:30] = -60
+    for organ, value in ((1, 60), (3, 130), (5, 230)):
+        hu[labels == organ] = value
+    hu += np.random.default_rng(0).normal(0, 8, hu.shape).astype(np.int16)
+    for array, name in ((hu, "imagesTr/P0_0000.nii.gz"), (labels, "labelsTr/P0.nii.gz")):
+        (folder / name).parent.mkdir(parents=True)
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((10.0, 10.0, 10.0))
+        sitk.WriteImage(image, str(folder / name))
+    names = {"background": 0, "liver": 1, "spleen": 3, "aorta": 5}
+    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    return folder, labels
+
+
+@pytest.mark.parametrize("name", ["abdoseg", "nnunet_iso2p5"])
+def test_two_processes_train_as_one(name: str, data: Path, tmp_path: Path) -> None:
+    """With batch norm, and with outputs at several depths, the coarsest of which has no loss."""
     config = shrink(
         name,
         tmp_path,
         shares={"labelled": 1.0},
-        holdout=["P1", "P2", "P3"],
-        augmentation={},
-        iterations=220 if name == "abdoseg" else 260,
-        evaluate_every=1000,
-        checkpoint_every=1000,
-        learning_rate=0.01,
-        batch=4 if name == "dsunet_eca" else 1,
-        ema=0.95,
-        placement={"rule": "anywhere", "foreground": 0.5},
-        annotated=None,
-    )
-    content = yaml.safe_load(config.read_text())
-    del content["annotated"]
-    content["network"]["features"] = [16, 24, 32, 32, 32]
-    content["postprocessing"] = []
-    content["overlap"] = 0.5
-    config.write_text(yaml.safe_dump(content))
-    small = _large_organs_only(data, tmp_path / "data")
-    out = tmp_path / "weights"
-    arguments = ["--config", str(config), "--data", str(small), "--out", str(out)]
-    assert main([*arguments, "--work", str(tmp_path / "work"), "--workers", "1"]) == 0
-    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(small / "labelsTr" / "P0.nii.gz")))
-    case = small / "imagesTr" / "P0_0000.nii.gz"
-    found = sitk.GetArrayFromImage(segment(case, out, "f32", tmp_path))
-    for organ in (1, 3):
-        a, b = found == organ, truth == organ
-        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9, ORGANS[organ]
-
-
-def _large_organs_only(data: Path, folder: Path) -> Path:
-    """A data set of one case in which liver and spleen alone are annotated."""
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    labels = sitk.ReadImage(str(data / "labelsTr" / "P0.nii.gz"))
-    array = sitk.GetArrayFromImage(labels)
-    kept = sitk.GetImageFromArray(np.where(np.isin(array, (1, 3)), array, 0).astype(np.uint8))
-    kept.CopyInformation(labels)
-    sitk.WriteImage(kept, str(folder / "labelsTr" / "P0.nii.gz"))
-    (folder / "imagesTr" / "P0_0000.nii.gz").symlink_to(data / "imagesTr" / "P0_0000.nii.gz")
-    names = {"background": 0, "liver": 1, "spleen": 3}
-    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
-    return folder
-
-
-def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
-    config = shrink(
-        "abdoseg",
-        tmp_path,
-        shares={"labelled": 1.0},
         batch=2,
-        iterations=2,
-        evaluate_every=2,
+        iterations=3,
+        evaluate_every=3,
         checkpoint_every=1,
+        coarse_first={},
     )
     arguments = ["--config", str(config), "--data", str(data), "--work", str(tmp_path / "work")]
     assert main(["prepare", *arguments, "--workers", "1"]) == 0
@@ -208,7 +208,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     a, b = (read_rows(tmp_path / "work" / run / "log.csv") for run in ("alone", "together"))
-    assert [row["iteration"] for row in a] == [row["iteration"] for row in b] == ["1", "2"]
+    assert [row["iteration"] for row in a] == [row["iteration"] for row in b] == ["1", "2", "3"]
     for alone, together in zip(a, b, strict=True):
         assert float(together["loss"]) == pytest.approx(float(alone["loss"]), rel=0.02)
     assert len(read_rows(tmp_path / "work" / "together" / "scores.csv")) == 1
@@ -242,11 +242,19 @@ def test_teachers_and_pseudo_labels_are_one_command_each(data: Path, tmp_path: P
         assert set(np.unique(found["labels"])) == {1, 255}
 
 
-def test_measuring_prints_a_row_of_the_table(
+def test_measuring_prints_rows_of_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["measure", "--config", str(shrink("dsunet_eca", tmp_path))]) == 0
+    names = ("nnunet_half", "nnunet_iso2p5", "dsunet_eca")
+    options = [word for n in names for word in ("--config", str(shrink(n, tmp_path)))]
+    assert main(["measure", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells[0] == "dsunet_eca" and len(cells) == 7
-    assert all(float(cell) > 0 for cell in cells[2:])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    header, _, *rows = rows
+    assert [row[0] for row in rows] == list(names)
+    for row in rows:
+        assert len(row) == len(header)
+        assert all(float(cell) > 0 for cell in row[2:7])
+        assert row[7] == "-" or float(row[7]) > 0
+    assert rows[0][1:] == rows[1][1:]  # the same network and patch: measured once
+    assert "threads" in lines[-1]

@@ -1,0 +1,350 @@
+"""Which cases are taken, refused, kept aside, and told how far they may be believed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the training extra is not installed")
+
+import SimpleITK as sitk
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.organs import LABEL_OF, ORGANS
+from training.__main__ import main
+from training.augment import UNKNOWN
+from training.cases import find_cases
+from training.config import Config
+from training.folds import fold_of
+from training.prepare import prepare
+from training.samples import Samples
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+REPOSITORY = Path(__file__).parents[1]
+ESOPHAGUS = LABEL_OF["esophagus"]
+
+
+def a_patient() -> tuple[np.ndarray, np.ndarray]:
+    """HU and labels (z, y, x) in LPS orientation: liver on the right, spleen on the left."""
+    labels = np.zeros((12, 20, 24), np.uint8)
+    labels[2:9, 6:14, 4:11] = 1
+    labels[4:9, 7:13, 15:19] = 3
+    hu = np.full(labels.shape, -1000, np.int16)
+    hu[:, 3:17, 2:22] = 0
+    hu[labels > 0] = 60
+    hu[:, 14:16, 11:13] = 400  # the spine
+    return hu, labels
+
+
+def write(path: Path, array: np.ndarray, origin: float = 0.0) -> None:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((12.0, 12.0, 12.0))
+    image.SetOrigin((origin, 0.0, 0.0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), True)
+
+
+def dataset(root: Path, **more: Any) -> Path:
+    """A folder in nnU-Net's layout whose labels 1 and 3 are ours and whose 20 is the colon."""
+    labels = {"background": 0, "liver": 1, "spleen": 3, "colon": 20}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps({"labels": labels, **more}))
+    return root
+
+
+def add(root: Path, name: str, hu: np.ndarray, labels: np.ndarray | None, shift: float = 0) -> None:
+    write(root / "imagesTr" / f"{name}_0000.nii.gz", hu)
+    if labels is not None:
+        write(root / "labelsTr" / f"{name}.nii.gz", labels, shift)
+
+
+def configuration(folder: Path, **changes: Any) -> Path:
+    """Our configuration, so small that a step takes some milliseconds."""
+    content = yaml.safe_load((REPOSITORY / "training/configs/abdoseg.yaml").read_text())
+    content["network"].update(
+        features=[4, 6, 8], kernels=[[3, 3, 3]] * 3, strides=[[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    )
+    content.update(spacing=[12.0] * 3, patch=[8, 12, 12], synthesis_spacing=12.0, coarse_first={})
+    content.update(iterations=2, evaluate_every=2, checkpoint_every=2, warmup=0, holdout=[])
+    content.update(empty=[], shares={"labelled": 1.0}, augmentation={}, class_weights=[])
+    content.update(changes)
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_each_case_that_cannot_be_right_is_refused_with_its_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hu, labels = a_patient()
+    liver = np.where(labels == 1, 1, 0).astype(np.uint8)
+    data = dataset(tmp_path / "data")
+    add(data, "good", hu, labels)
+    add(data, "moved", hu, labels, shift=5.0)
+    add(data, "cut", hu, labels[1:])
+    add(data, "number", hu, np.where(labels == 3, 77, labels).astype(np.uint8))
+    add(data, "half", hu, labels * np.float32(0.5))
+    add(data, "grey", ((hu + 1000) / 10).astype(np.int16), labels)
+    add(data, "mirrored", hu, labels[:, :, ::-1])
+    add(data, "left_liver", hu, liver[:, :, ::-1])
+    add(data, "nothing", hu, labels * 0)
+    add(data, "torn", hu, labels)
+    image = data / "imagesTr" / "torn_0000.nii.gz"
+    image.write_bytes(gzip.compress(gzip.decompress(image.read_bytes())[:2000]))
+
+    work = tmp_path / "work"
+    arguments = ["--config", str(configuration(tmp_path)), "--data", str(data)]
+    assert main(["prepare", *arguments, "--work", str(work), "--workers", "1"]) == 0
+
+    reasons = {
+        "moved": "the labels do not lie on the image's grid: origin (5, 0, 0), not (0, 0, 0)",
+        "cut": "the labels do not lie on the image's grid: size (24, 20, 11), not (24, 20, 12)",
+        "number": "label values 77 are not organs",
+        "half": "label values 0.5, 1.5 are not organs",
+        "grey": "values from 0 to 140 are not Hounsfield units of a body",
+        "mirrored": "the liver lies left of the spleen",
+        "left_liver": "the liver lies in the left half",
+        "nothing": "nothing is labelled",
+        "torn": "",  # in the reader's words
+    }
+    lines = (work / "prepared" / "refused.txt").read_text().splitlines()
+    said = dict(line.split(": ", 1) for line in lines)
+    assert said.keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in said[name], name
+    assert [p.stem for p in (work / "prepared" / "images").iterdir()] == ["good"]
+    assert [line for line in capfd.readouterr().err.splitlines() if line.startswith("refused")] == [
+        f"refused: {line}" for line in lines
+    ]
+
+
+def test_what_was_not_annotated_is_unknown_all_the_way(tmp_path: Path) -> None:
+    """From dataset.json to the patch: other structures, missing organs, single cases."""
+    hu, labels = a_patient()
+    labels[9:11, 6:9, 6:9] = 20  # a colon: none of the organs
+    data = dataset(tmp_path / "data", annotated={"P2": ["liver"]})
+    add(data, "P1", hu, labels)
+    add(data, "P2", hu, np.where(labels == 1, 1, 0).astype(np.uint8))
+    config = Config.load(configuration(tmp_path))
+    assert prepare(find_cases(data), tmp_path / "out", config, 1) == []
+
+    told = {}
+    for name in ("P1", "P2"):
+        other = {"P1": "P2", "P2": "P1"}[name]
+        patches = Samples(tmp_path / "out", config, (other,))
+        told[name] = patches[0].annotated.nonzero().flatten().tolist()
+    assert told == {"P1": [0, 1, 3], "P2": [0, 1]}
+    with np.load(tmp_path / "out" / "images" / "P1.npz") as content:
+        assert (content["labels"] == UNKNOWN).sum() == 18
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    names=st.sets(st.text("abc_019", min_size=1, max_size=6), max_size=30),
+    folds=st.integers(1, 7),
+    seed=st.integers(0, 5),
+)
+def test_folds_divide_the_cases(names: set[str], folds: int, seed: int) -> None:
+    parts = [fold_of(names, fold, folds, seed) for fold in range(folds)]
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert parts == [fold_of(sorted(names)[::-1], fold, folds, seed) for fold in range(folds)]
+
+
+def test_a_fold_is_scored_on_and_not_trained_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path / "data")
+    for number in range(5):
+        add(data, f"P{number}", *a_patient())
+    arguments = ["--config", str(configuration(tmp_path, folds=2)), "--data", str(data)]
+    arguments += ["--work", str(tmp_path / "work"), "--workers", "1"]
+    assert main(["prepare", *arguments]) == 0
+    scored = {}
+    for fold in ("0", "1"):
+        assert main(["train", *arguments, "--fold", fold]) == 0
+        rows = (tmp_path / "work" / f"run_fold{fold}" / "scores.csv").read_text().splitlines()[1:]
+        scored[fold] = {row.split(",")[1] for row in rows}
+        assert f"training on {5 - len(scored[fold])} labelled" in capfd.readouterr().out
+    assert scored["0"] | scored["1"] == {f"P{number}" for number in range(5)}
+    assert not scored["0"] & scored["1"]
+    assert main(["train", *arguments, "--fold", "2"]) == 2
+    assert "there is no fold 2: folds are 0 to 1" in capfd.readouterr().err
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> Path:
+    """A prepared folder in which every file is of one brightness, by which patches tell it."""
+    shape = (12, 16, 16)
+    files = {
+        "images/atlas": 10,
+        "images/P1": 20,
+        "images/P1__b": 30,
+        "images/bare": 40,
+        "transferred/P1__atlas": 50,
+        "transferred/P2__other": 60,
+        "empty/head": 70,
+        "pseudo/P3": 80,
+    }
+    for name, hu in files.items():
+        labels = np.zeros(shape, np.uint8)
+        if "empty" not in name:
+            labels[3:9, 4:12, 4:12] = 1
+        told = {"images/bare": [], "empty/head": [v for v in ORGANS if v != ESOPHAGUS]}
+        path = tmp_path / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        np.savez(
+            path,
+            hu=np.full(shape, hu, np.int16),
+            labels=labels,
+            annotated=np.array(told.get(name, [1]), np.uint8),
+            spacing=[12.0] * 3,
+        )
+    return tmp_path
+
+
+def drawn(folder: Path, aside: tuple[str, ...] = (), **changes: Any) -> list[tuple[int, Any]]:
+    """Brightness and patch of many samples."""
+    shares = {"labelled": 0.3, "transferred": 0.3, "empty": 0.2, "pseudo": 0.2}
+    placement = {"rule": "anywhere", "foreground": 0.5}
+    options = {"shares": shares, "pseudo_weight": 0.25, "placement": placement, **changes}
+    config = Config.load(configuration(folder, **options))
+    samples = Samples(folder, config, aside)
+    patches = [samples[i] for i in range(120)]
+    hu = [p.image * config.divide + config.subtract for p in patches]
+    return [(round(float(h.max())), p) for h, p in zip(hu, patches, strict=True)]
+
+
+def test_patches_come_from_every_kind_by_its_share(kinds: Path) -> None:
+    counts: dict[int, int] = {}
+    for hu, patch in drawn(kinds):
+        counts[hu] = counts.get(hu, 0) + 1
+        assert float(patch.weight) == (0.25 if hu == 80 else 1.0)
+    assert set(counts) == {10, 20, 30, 50, 60, 70, 80}  # "bare" has no labels
+    assert 20 < counts[50] + counts[60] < 52  # 36 are expected
+    assert 10 < counts[70] < 40
+
+
+def test_a_ct_without_organs_tells_that_they_are_absent_but_not_the_esophagus(kinds: Path) -> None:
+    patches = [patch for hu, patch in drawn(kinds, shares={"empty": 1.0}) if hu == 70]
+    assert len(patches) == 120
+    for patch in patches:
+        assert not patch.labels.any()
+        assert patch.annotated.tolist() == [v != ESOPHAGUS for v in range(1 + len(ORGANS))]
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("atlas", {20, 30, 60, 70, 80}),  # what was bent from it goes too
+        ("P1", {10, 60, 70, 80}),  # "P1__b" cannot be told from P1 with an atlas b
+        ("P1__b", {10, 20, 50, 60, 70, 80}),
+        ("other", {10, 20, 30, 50, 70, 80}),
+        ("head", {10, 20, 30, 50, 60, 80}),
+    ],
+)
+def test_nothing_of_a_held_out_case_is_drawn(kinds: Path, name: str, left: set[int]) -> None:
+    assert {hu for hu, _ in drawn(kinds, (name,))} == left
+    assert {hu for hu, _ in drawn(kinds, (), holdout=[name])} == left
+
+
+def test_cts_named_empty_are_prepared_as_such(tmp_path: Path) -> None:
+    hu, labels = a_patient()
+    data = dataset(tmp_path / "data")
+    add(data, "P1", hu, labels)
+    add(data, "head", hu, None)
+    add(data, "neck", hu, labels * 0)  # somebody looked: there is nothing
+    shares = {"labelled": 0.5, "empty": 0.5}
+    config = Config.load(configuration(tmp_path, empty=["head", "neck"], shares=shares))
+    assert prepare(find_cases(data), tmp_path / "out", config, 1) == []
+    samples = Samples(tmp_path / "out", config)
+    assert [p.stem for p in samples.sources["empty"]] == ["head", "neck"]
+    assert [p.stem for p in samples.sources["labelled"]] == ["P1"]
+
+
+def test_the_first_steps_are_coarser_in_whole_batches(kinds: Path) -> None:
+    coarse = {"share": 0.4, "spacing": [24.0] * 3, "patch": [4, 8, 8]}
+    config = Config.load(configuration(kinds, coarse_first=coarse, iterations=6, batch=4))
+    samples = Samples(kinds, config)
+    shapes = [tuple(samples[i].labels.shape) for i in range(24)]
+    assert shapes == [(4, 8, 8)] * 12 + [(8, 12, 12)] * 12  # 2.4 steps: three
+
+
+def test_changed_labels_are_prepared_anew(tmp_path: Path) -> None:
+    hu, labels = a_patient()
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", hu, labels)
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    first = (out / "images" / "P1.npz").stat().st_mtime_ns
+    prepare(find_cases(data), out, config, 1)
+    assert (out / "images" / "P1.npz").stat().st_mtime_ns == first
+    add(data, "P1", hu, np.where(labels == 3, 0, labels).astype(np.uint8))
+    later = time.time() + 5
+    os.utime(data / "labelsTr" / "P1.nii.gz", (later, later))
+    prepare(find_cases(data), out, config, 1)
+    with np.load(out / "images" / "P1.npz") as content:
+        assert set(np.unique(content["labels"])) == {0, 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_preparation_ends_and_leaves_whole_files(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Eight patients, each a second or more of registration, and one worker."""
+    _, labels = a_patient()
+    fine = np.kron(labels, np.ones((4, 4, 4), np.uint8))
+    for name in ("atlas", *(f"P{i}" for i in range(8))):
+        folder = tmp_path / "data" / "labelmaps" / name
+        write(folder / "labels.nii.gz", fine)
+        if name == "atlas":
+            write(folder / "full_labels.nii.gz", fine)
+            names = {"1": "liver", "3": "spleen"}
+            (folder / "full_labels_names.json").write_text(json.dumps(names))
+    config = configuration(tmp_path, shares={"synthetic": 1.0})
+    command = ["prepare", "--config", str(config), "--data", str(tmp_path / "data")]
+    command += ["--work", str(tmp_path / "work"), "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", *command],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    bodies = tmp_path / "work" / "prepared" / "bodies"
+    try:
+        while not list(bodies.glob("[!.]*.npz")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        if number == signal.SIGINT:  # a terminal tells all of them
+            os.killpg(process.pid, number)
+        else:  # a service manager may tell the first alone
+            process.send_signal(number)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 130
+        assert error.splitlines()[-1].startswith("training: interrupted; the same command")
+        assert "Traceback" not in error
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)  # no worker is left
+    finally:
+        process.kill()
+    files = sorted(path.name for path in bodies.iterdir())
+    assert 1 <= len(files) < 9
+    for name in files:
+        assert not name.startswith(".")
+        with np.load(bodies / name) as content:
+            assert torch.from_numpy(content["tissues"]).any()

@@ -1,0 +1,119 @@
+"""Quantisation that looks at what it costs, and what the model card says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the training extra is not installed")
+pytest.importorskip("nncf", reason="the training extra is not installed")
+
+from inference.plan import Plan
+from training.cases import Case
+from training.config import Config
+from training.export import Agreement
+from training.model_card import write_model_card
+
+REPOSITORY = Path(__file__).parents[1]
+
+# In a process of its own: OpenVINO and PyTorch's training must not share one.
+_QUANTISE = """
+import json, sys
+import numpy as np, openvino as ov, torch
+from torch import nn
+from training.export import _quantise, to_openvino
+
+torch.manual_seed(0)
+network = nn.Sequential(
+    nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1), nn.ReLU(),
+    nn.Conv3d(8, 14, 1),
+)
+# One channel is a thousand times as large as the others and taken back in the next layer: fp32
+# does not mind, but one scale for all channels leaves the others no steps.
+with torch.no_grad():
+    network[0].weight[0] *= 1000
+    network[0].bias[0] *= 1000
+    network[2].weight[:, 0] /= 1000
+rng = np.random.default_rng(0)
+patches = [rng.normal(size=(1, 1, 12, 12, 12)).astype(np.float32) for _ in range(4)]
+model = to_openvino(network, (12, 12, 12))
+
+def labels(model):
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [compiled(patch)[0][0].argmax(0) for patch in patches]
+
+truth = labels(model)
+result = {}
+for name, most_loss in (("plain", None), ("aware", 0.005)):
+    made = _quantise(model, patches, most_loss)
+    quantised = sum(op.get_type_name() == "FakeQuantize" for op in made.get_ops())
+    scores = []
+    for found, expected in zip(labels(made), truth):
+        for organ in range(1, 14):
+            a, b = found == organ, expected == organ
+            if a.any() or b.any():
+                scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    result[name] = [float(np.mean(scores)), quantised]
+print("RESULT", json.dumps(result))
+"""
+
+
+def test_accuracy_aware_quantisation_spares_the_layers_that_int8_hurts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _QUANTISE],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    result = json.loads(line.removeprefix("RESULT"))
+    (plain, plain_layers), (aware, aware_layers) = result["plain"], result["aware"]
+    assert plain < 0.9  # the trap works
+    assert aware >= 0.99
+    assert aware_layers < plain_layers
+
+
+def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None:
+    config = Config.load(REPOSITORY / "training/configs/abdoseg.yaml")
+    config = replace(
+        config,
+        shares={"synthetic": 0.5, "transferred": 0.2, "labelled": 0.2, "empty": 0.1, "pseudo": 0},
+        coarse_first={"share": 0.25, "spacing": [4.0] * 3, "patch": [64, 64, 80]},
+        freeze_norm=0.5,
+        empty=("head",),
+        holdout=("kept",),
+    )
+    path = Path("ct.nii.gz")
+    cases = [
+        Case("seen", "labelled", path, path, (1,), source="TotalSegmentator s0327"),
+        Case("kept", "labelled", path, path, (1,), source="AMOS 13"),
+        Case("head", "unlabelled", path, None, (), source="TCIA"),
+    ]
+    plan = config.plan((16, 16, 16), {"f32": "network.xml"}, 100.0)
+    (tmp_path / "network.xml").touch()
+    (tmp_path / "network.bin").touch()
+    plan.save(tmp_path)
+    assert Plan.load(tmp_path).name == "abdoseg"
+    agreement = Agreement("f32", "seen", 0.001, 0.999, dict.fromkeys(plan.labels, None))
+    run = tmp_path / "run"
+    write_model_card(tmp_path, config, cases, run, (), [agreement], "a machine")
+    card = (tmp_path / "README.md").read_text()
+    for words in (
+        "Synthetic patches",
+        "Transferred patches are a real CT",
+        "upper esophagus: head.",
+        "The first 25 % of the steps saw patches of 64 x 64 x 80 voxels at 4 x 4 x 4 mm.",
+        "After 50 % of the steps batch norms kept their statistics.",
+        "| TotalSegmentator s | unknown | CT and labels | 1 |",
+        "| AMOS | unknown | held out | 1 |",
+        "| TCIA | unknown | CT known to show none of the organs | 1 |",
+    ):
+        assert words in card, words
+    assert "Pseudo-labelled" not in card
