@@ -51,6 +51,7 @@ def decode(
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
     nearest: bool = False,
+    half: bool = False,
 ) -> None:
     """Write the labels of trilinearly upsampled logits.
 
@@ -67,6 +68,8 @@ def decode(
         progress: is called with the finished share.
         nearest: whether each output slice takes the nearest plane along the first axis,
             interpolated along the other two alone.
+        half: whether interpolated logits are rounded to half precision before they are compared,
+            as nnU-Net stores them: of two that differ by less, the first one wins.
     """
     values = np.asarray(label_values, np.uint8)
     along_z, along_y, along_x = (
@@ -88,6 +91,7 @@ def decode(
                 (along_y, along_x),
                 values,
                 out[k],
+                half,
             )
 
         for done, _ in enumerate(pool.map(fill, range(out.shape[0])), start=1):
@@ -143,6 +147,7 @@ def _fill_slice(
     axes: tuple[_Axis, _Axis],
     values: Labels,
     out: Labels,
+    half: bool,
 ) -> None:
     """Fill one output slice that lies between two logit planes.
 
@@ -153,6 +158,7 @@ def _fill_slice(
         axes: the y and x axes.
         values: the label of each channel.
         out: the slice (H, W).
+        half: whether interpolated logits are rounded to half precision.
     """
     along_y, along_x = axes
     out[:] = values[0]
@@ -200,6 +206,7 @@ def _fill_slice(
             (row, rows_after[row], column, columns_after[column]),
             _shares(along_y, top, heights)[row],
             _shares(along_x, left, widths)[column],
+            half,
         )
         y = along_y.first[row + top][:, None] - ys.start + np.arange(tile.shape[1])
         x = along_x.first[column + left][:, None] - xs.start + np.arange(tile.shape[2])
@@ -225,6 +232,7 @@ def _fill_cells(
     corners: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     share_y: Float32Array,
     share_x: Float32Array,
+    half: bool,
 ) -> Labels:
     """The winning channel inside cells, by interpolation of the channels that can win.
 
@@ -233,6 +241,7 @@ def _fill_cells(
         corners: rows before and after, columns before and after, of N cells.
         share_y: where the rows of each cell lie in it, (N, rows).
         share_x: where its columns lie in it, (N, columns).
+        half: whether interpolated logits are rounded to half precision.
 
     Returns:
         uint8 array (N, rows, columns).
@@ -257,6 +266,8 @@ def _fill_cells(
         start = a[:, None] + (c - a)[:, None] * y
         stop = b[:, None] + (d - b)[:, None] * y
         value = start[:, :, None] + (stop - start)[:, :, None] * x
+        if half:
+            value = value.astype(np.float16).astype(np.float32)
         so_far = best[cells]
         better = value > so_far
         best[cells] = np.where(better, value, so_far)

@@ -8,6 +8,7 @@ along which the nearest slice is taken, splines of other orders.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -72,7 +73,9 @@ def _upsampler(plan: Plan, spacing: Spacing, new_spacing: Spacing) -> _Upsampler
     ) -> None:
         assert axis is not None
         logits = np.moveaxis(logits, axis + 1, 1)
-        decode(logits, values, np.moveaxis(out, axis, 0), threads, tell, nearest=True)
+        decode(
+            logits, values, np.moveaxis(out, axis, 0), threads, tell, nearest=True, half=rule.half
+        )
 
     def by_splines(
         logits: Logits, values: tuple[int, ...], out: Labels, threads: int, tell: Progress | None
@@ -80,6 +83,8 @@ def _upsampler(plan: Plan, spacing: Spacing, new_spacing: Spacing) -> _Upsampler
         best: Float32Array | None = None
         for channel, value in enumerate(values):
             found = resample(logits[channel], out.shape, rule, axis, threads)
+            if rule.half:
+                found = found.astype(np.float16).astype(np.float32)
             if best is None:
                 best = np.array(found)
                 out[:] = value
@@ -91,7 +96,7 @@ def _upsampler(plan: Plan, spacing: Spacing, new_spacing: Spacing) -> _Upsampler
                 tell((channel + 1) / len(values))
 
     if rule.order == 1 and (axis is None or rule.order_z == 1):
-        return decode
+        return partial(decode, half=rule.half)
     if rule.order == 1 and rule.order_z == 0:
         return in_slices
     return by_splines

@@ -41,12 +41,15 @@ class Rule:
         separate: whether the coarse axis is treated separately; ``None``: where it is more than
             ``threshold`` times coarser than the finest.
         threshold: nnU-Net's anisotropy threshold.
+        half: of logits, whether nnU-Net keeps the result in half precision: of two that differ
+            by less, the first one then wins.
     """
 
     order: int = 3
     order_z: int = 0
     separate: bool | None = None
     threshold: float = 3.0
+    half: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.order <= 5 and 0 <= self.order_z <= 5):

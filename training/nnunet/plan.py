@@ -181,7 +181,7 @@ def plan_of(
         transpose=tuple(plans["transpose_forward"]),
         resampling={
             "data": _rule(configuration, "data"),
-            "logits": _rule(configuration, "probabilities"),
+            "logits": _rule(configuration, "probabilities", half=tiling == "nnunet"),
         },
         outside=0.0,
         mirror=mirror,
@@ -227,8 +227,15 @@ def _channels(
     return channels
 
 
-def _rule(configuration: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
-    """What `inference.spline.Rule` says of one of nnU-Net's resampling functions."""
+def _rule(configuration: Mapping[str, Any], kind: str, half: bool = False) -> dict[str, Any] | None:
+    """What `inference.spline.Rule` says of one of nnU-Net's resampling functions.
+
+    Args:
+        configuration: nnU-Net's.
+        kind: "data" or "probabilities".
+        half: whether what is resampled comes in half precision, which SciPy's way keeps and
+            PyTorch's does not.
+    """
     function = configuration[f"resampling_fn_{kind}"]
     given = configuration[f"resampling_fn_{kind}_kwargs"]
     threshold = float(given.get("separate_z_anisotropy_threshold", 3))
@@ -238,6 +245,7 @@ def _rule(configuration: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
             "order_z": int(given.get("order_z", 0)),
             "separate": given.get("force_separate_z", False),
             "threshold": threshold,
+            **({"half": True} if half else {}),
         }
     if function == "resample_torch_fornnunet":
         along = given.get("aniso_axis_mode", "nearest-exact")
