@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,22 +22,30 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from evaluation import benchmark_network, host
+from evaluation.benchmark_peak import PRECISIONS, multiply_adds_of
 from evaluation.metrics import dice
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from evaluation.usage import Usage, run_command
 from evaluation.volumes import read_labels
 from inference.cases import label_name
 from inference.errors import CaseError, UsageError
+from inference.machine import usable_threads
 from inference.model import weights_folders
 from inference.organs import ORGANS
 from inference.phantom import make_phantom
 from inference.plan import Plan
 
-STAGES = ("start", "read", "preprocess", "network", "labels", "write")
-"""Where the seconds go; "start" is all that is in none of the others: imports, compiling, exit."""
+STAGES = (
+    *("start", "load", "read", "preprocess", "compile"),
+    *("network", "postprocess", "labels", "write"),
+)
+"""Where the seconds go, as far as the case had to wait for them; "start" is all that is in none of
+the others: the interpreter, imports, exit."""
 
 PUBLISHED = "published OpenVINO recipe, fp32"
-GROUPS = ("nnunet", "published", "ours", "models")
+GROUPS = ("nnunet", "published", "ours", "models", "scaling", "peak")
+SCALING = (1, 2, 4, 8, 16)
+"""Numbers of threads, as far as there are as many."""
 ISA_LEVELS = ("AVX2", "AVX512_CORE")
 """Values of ``ONEDNN_MAX_CPU_ISA``: a laptop without VNNI, a Xeon W-2133 (Skylake)."""
 
@@ -52,6 +62,10 @@ class System:
         same_network: whether its labels can be compared with the reference's.
         baseline: whether the others' speed is given as a multiple of its speed.
         problem: why it cannot run, ``None`` if it can.
+        threads: how many threads it uses; ``None`` for as many as the benchmark is told.
+        network: the IR that our engine runs; ``None`` for the other systems.
+        precision: what it runs in.
+        default: whether it is a model as it comes.
     """
 
     name: str
@@ -60,6 +74,10 @@ class System:
     same_network: bool = True
     baseline: bool = False
     problem: str | None = None
+    threads: int | None = None
+    network: Path | None = None
+    precision: str | None = None
+    default: bool = False
 
 
 @dataclass
@@ -74,6 +92,7 @@ class Row:
         cpu_seconds: processor time.
         same_voxels: share of voxels labelled as by the reference system.
         agreement: mean DSC with it over the organs that either has.
+        speed: operations a second of the network stage (a multiply-add is two).
         problem: why there are no numbers.
     """
 
@@ -84,7 +103,12 @@ class Row:
     cpu_seconds: float = float("nan")
     same_voxels: float = float("nan")
     agreement: float = float("nan")
+    speed: float = float("nan")
     problem: str | None = None
+
+
+Peaks = dict[tuple[str | None, int], dict[str, float]]
+"""By limit of the instructions and number of threads: operations a second by precision."""
 
 
 def benchmark(
@@ -107,7 +131,8 @@ def benchmark(
         case: the CT; by default a phantom of 0.8 x 0.8 x 2.5 mm.
         checkpoint: an nnU-Net checkpoint for the shared network (`evaluation.benchmark_network`).
         groups: which of `GROUPS`: nnU-Net's predictor, the published recipe, our engine with the
-            same network, our engine with the models in ``weights/``.
+            same network, our engine with the models in ``weights/``, the two last with fewer
+            and more threads, and what the machine can do at most.
         levels: which of `ISA_LEVELS` to repeat the OpenVINO rows with.
         threads: threads for every system.
         repeats: runs of each; the systems take turns, and medians are reported.
@@ -132,12 +157,14 @@ def benchmark(
                 int8 = "ours" in groups and find_spec("nncf") is not None
                 problem = _make_model(model, checkpoint, int8, quick, quiet)
             systems = list_systems(model, problem, image, groups, levels, threads)
-            rows = _run(systems, work, out, threads, repeats, image.name, quiet)
+            rows, peaks = _run(
+                systems, work, out, threads, repeats, image.name, groups, quick, quiet
+            )
             _compare(rows, work, image.name)
             shape = "{} x {} x {}".format(*nibabel.load(image).shape)  # type: ignore[attr-defined]
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror or error}") from None
-    _write(rows, out, case or Path("phantom"), shape, checkpoint, threads, repeats)
+    _write(rows, peaks, out, case or Path("phantom"), shape, checkpoint, threads, repeats)
     return rows
 
 
@@ -190,14 +217,14 @@ def list_systems(
     def process(module: str) -> tuple[str, ...]:
         return (
             *(sys.executable, "-m", module, "--model", str(model), "--case", str(case)),
-            *("--labels", "{labels}", "--stages", "{stages}", "--threads", str(threads)),
+            *("--labels", "{labels}", "--stages", "{stages}", "--threads", "{threads}"),
         )
 
     def ours(folder: Path, precision: str) -> tuple[str, ...]:
         return (
             *(sys.executable, "-m", "inference", "-i", str(case), "-o", "{outputs}", "--quiet"),
             *("--model", str(folder), "--precision", precision),
-            *("--report", "{stages}", "--threads", str(threads)),
+            *("--report", "{stages}", "--threads", "{threads}"),
         )
 
     systems: list[System] = []
@@ -231,6 +258,8 @@ def list_systems(
                 System(
                     f"ours, same network, {precision}", ours(model, precision),
                     problem=problem or absent,
+                    network=model / ("network_int8.xml" if precision == "int8" else "network.xml"),
+                    precision=precision,
                 )
             )  # fmt: skip
     if "models" in groups:
@@ -245,25 +274,45 @@ def list_systems(
                     System(f"ours, {name}", (), problem="no such model in the weights folder")
                 )
                 continue
-            precision = Plan.load(found[name]).precision
-            with_levels.append(
-                System(
-                    f"ours, {name}, {precision}", ours(found[name], precision), same_network=False
-                )
-            )
+            plan = Plan.load(found[name])
+            for precision, file in sorted(plan.networks.items()):
+                default = precision == plan.precision
+                note = ", its default" if default else ""
+                with_levels.append(
+                    System(
+                        f"ours, {name}, {precision}{note}", ours(found[name], precision),
+                        same_network=False,
+                        network=found[name] / file,
+                        precision=precision,
+                        default=default,
+                    )
+                )  # fmt: skip
     systems += with_levels
     for level in levels:
         absent = None
         if level.lower().removesuffix("_core").replace("avx512", "avx512f") not in host.flags():
             absent = f"this processor has no {level.removesuffix('_CORE')}"
         systems += [
-            System(
-                f"{system.name}, {level}", system.command, level, system.same_network,
+            replace(
+                system,
+                name=f"{system.name}, {level}",
+                isa=level,
+                baseline=False,
                 problem=system.problem or absent,
             )
             for system in with_levels
-            if "bf16" not in system.name  # neither level has bf16 instructions
+            if system.precision != "bf16" or system.default
         ]  # fmt: skip
+    if "scaling" in groups:
+        # The fastest of the shared network, and each model as it comes.
+        own = [s for s in with_levels if s.network and not s.problem]
+        shown = [s for s in own if s.same_network][-1:] + [s for s in own if s.default]
+        for count in SCALING:
+            if count <= usable_threads() and count != threads:
+                systems += [
+                    replace(system, name=f"{system.name}, {count} threads", threads=count)
+                    for system in shown
+                ]
     return systems
 
 
@@ -274,13 +323,24 @@ def _run(
     threads: int,
     repeats: int,
     case_name: str,
+    groups: Sequence[str],
+    quick: bool,
     quiet: bool,
-) -> list[Row]:
+) -> tuple[list[Row], Peaks]:
     rows = [Row(system, problem=system.problem) for system in systems]
     measured: dict[int, list[tuple[Usage, dict[str, float]]]] = {i: [] for i in range(len(rows))}
+    peaks: Peaks = {}
+    places = {
+        (row.system.isa, row.system.threads or threads): None
+        for row in rows
+        if row.system.network and not row.problem
+    }
     runs = [(turn, i) for turn in range(repeats) for i in range(len(rows))]
     for turn, i in tqdm(runs, unit="run", desc="benchmark", disable=quiet or None):
         row = rows[i]
+        if i == 0 and "peak" in groups:  # in every turn: the best counts
+            for place in places:
+                _measure_peak(peaks, *place, quick)
         if row.problem is None:
             try:
                 measured[i].append(_run_once(row.system, i, turn, work, out, threads, case_name))
@@ -295,12 +355,33 @@ def _run(
             row.stages = {
                 stage: statistics.median(one.get(stage, 0.0) for one in stages) for stage in STAGES
             }
-    return rows
+            if "operations" in stages[0]:
+                row.speed = stages[0]["operations"] / row.stages["network"]
+    return rows, peaks
+
+
+def _measure_peak(peaks: Peaks, isa: str | None, threads: int, quick: bool) -> None:
+    """Measure what the machine can do; keep it where it is more than before."""
+    command = [sys.executable, "-m", "evaluation.benchmark_peak", "--threads", str(threads)]
+    limit = {"ONEDNN_MAX_CPU_ISA": isa} if isa else {}
+    done = subprocess.run(
+        [*command, *(["--small"] if quick else [])],
+        env={**os.environ, **limit},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:  # no peak, and the table says so
+        return
+    best = peaks.setdefault((isa, threads), {})
+    for precision, speed in json.loads(done.stdout.splitlines()[-1]).items():
+        best[precision] = max(best.get(precision, 0.0), speed or 0.0)
 
 
 def _run_once(
     system: System, index: int, turn: int, work: Path, out: Path, threads: int, case_name: str
 ) -> tuple[Usage, dict[str, float]]:
+    threads = system.threads or threads
     outputs, stages = work / f"labels_{index}", work / "stages.json"
     shutil.rmtree(outputs, ignore_errors=True)
     outputs.mkdir()
@@ -309,6 +390,7 @@ def _run_once(
         "{labels}": str(outputs / label_name(case_name)),
         "{outputs}": str(outputs),
         "{stages}": str(stages),
+        "{threads}": str(threads),
     }
     command = [places.get(word, word) for word in system.command]
     environment = {
@@ -328,7 +410,12 @@ def _run_once(
     content = json.loads(stages.read_text(encoding="utf-8"))
     seconds: dict[str, float] = content["cases"][0]["seconds"] if "cases" in content else content
     known = {stage: seconds.get(stage, 0.0) for stage in STAGES[1:]}
-    return usage, {"start": usage.seconds - sum(known.values()), **known}
+    known["start"] = usage.seconds - sum(known.values())
+    if system.network and "cases" in content:
+        case = content["cases"][0]
+        once = multiply_adds_of(system.network, case["window"])
+        known["operations"] = 2.0 * case["passes"] * once
+    return usage, known
 
 
 def _compare(rows: Sequence[Row], work: Path, case_name: str) -> None:
@@ -355,6 +442,7 @@ def _compare(rows: Sequence[Row], work: Path, case_name: str) -> None:
 
 def _write(
     rows: Sequence[Row],
+    peaks: Peaks,
     out: Path,
     case: Path,
     shape: str,
@@ -364,7 +452,13 @@ def _write(
 ) -> None:
     baselines = [row for row in rows if row.problem is None and row.system.baseline]
     header = ["System", "Seconds", *(stage.capitalize() for stage in STAGES), "Peak_MiB",
-              "CPU_seconds", "Same_voxels", "Mean_DSC", "Problem"]  # fmt: skip
+              "CPU_seconds", "Network_GOPS", "Share_of_int8_peak", "Same_voxels", "Mean_DSC",
+              "Problem"]  # fmt: skip
+
+    def share(row: Row) -> float:
+        peak = peaks.get((row.system.isa, row.system.threads or threads), {}).get("int8")
+        return row.speed / peak if peak else float("nan")
+
     cells = [
         [
             row.system.name,
@@ -372,6 +466,8 @@ def _write(
             *(number(row.stages.get(stage, float("nan")), 2) for stage in STAGES),
             f"{row.peak_memory / 2**20:.0f}" if row.peak_memory else "-",
             number(row.cpu_seconds, 1),
+            number(row.speed / 1e9, 0),
+            number(share(row), 3),
             number(row.same_voxels, 6),
             number(row.agreement),
             row.problem or "",
@@ -385,13 +481,14 @@ def _write(
             cell[0],
             *(cell[1:2] if not row.problem else [f"- ({row.problem})"]),
             *(number(base.seconds / row.seconds, 1) for base in baselines),
-            *cell[2:10],
+            *cell[2 : 5 + len(STAGES)],
+            "-" if share(row) != share(row) else f"{100 * share(row):.0f} %",
             "-" if row.same_voxels != row.same_voxels else f"{100 * row.same_voxels:.3f} %",
-            cell[11],
+            cell[-2],
         ]
         for row, cell in zip(rows, cells, strict=True)
     ]
-    weights = "drawn from a fixed seed (head fitted to the phantom)"
+    weights = "drawn from a fixed seed, not trained (the last layer is fitted to the phantom)"
     if checkpoint is not None:
         weights = f"those of {checkpoint.name}"
     write_text(
@@ -406,14 +503,35 @@ def _write(
                 *(stage.capitalize() for stage in STAGES),
                 "Peak MiB",
                 "CPU s",
+                "Network GOP/s",
+                "Of int8 peak",
                 "Same voxels",
                 "Mean DSC",
             ],
             shown,
         )
-        + "\nSeconds are file to file, wall clock around the process; start is what is in no "
-        "other stage (imports, reading and compiling the network, exit). Same voxels and mean "
+        + _peak_table(peaks)
+        + "\nSeconds are file to file, wall clock around the process. A stage has the seconds "
+        "that the case waited for it: ours reads while OpenVINO is loaded, and compiles while it "
+        "prepares. Start is what is in no other stage (interpreter, imports, exit). Network "
+        "GOP/s are the multiply-adds of all convolutions times two, by the seconds of the "
+        "network stage. Same voxels and mean "
         "DSC are agreement of the labels with those of the published recipe (where it did not run, "
         f"of the first row), where the network is the same. Its weights: {weights}. "
         "AVX2 and AVX512_CORE limit the instructions (ONEDNN_MAX_CPU_ISA).\n",
+    )
+
+
+def _peak_table(peaks: Peaks) -> str:
+    """What a plain stack of convolutions reaches here."""
+    if not peaks:
+        return ""
+    cells = [
+        [isa or "all", str(threads), *(f"{found.get(p, 0) / 1e9:.0f}" for p in PRECISIONS)]
+        for (isa, threads), found in peaks.items()
+    ]
+    return (
+        "\nGOP/s of a plain stack of 3 x 3 x 3 convolutions, 64 channels each, best of all "
+        "runs (0: OpenVINO cannot run it):\n\n"
+        + markdown_text(["Instructions", "Threads", *PRECISIONS], cells)
     )

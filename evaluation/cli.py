@@ -244,6 +244,9 @@ def _make_timing_cases(options: argparse.Namespace) -> int:
     return 0
 
 
+_BENCHMARK_GROUPS = ("nnunet", "published", "ours", "models", "scaling", "peak")
+
+
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--case", type=Path, help="the CT (default: a phantom)")
@@ -254,10 +257,11 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=_positive, default=3, help="runs of each system (3)")
     parser.add_argument(
         "--only",
-        type=lambda text: _choices(text, ("nnunet", "published", "ours", "models")),
-        default=("nnunet", "published", "ours", "models"),
+        type=lambda text: _choices(text, _BENCHMARK_GROUPS),
+        default=_BENCHMARK_GROUPS,
         metavar="NAME,...",
-        help="only these of nnunet, published, ours (the same network), models (weights/)",
+        help="only these of nnunet, published, ours (the same network), models (weights/),"
+        " scaling (other numbers of threads), peak (of the machine)",
     )
     parser.add_argument(
         "--isa",

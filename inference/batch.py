@@ -121,6 +121,7 @@ def _segment(
     images = scan.image if not case.more else [scan.image, *(read(p).image for p in case.more)]
     result = segment_in_stages(images, model, progress.stage)
     entry.seconds.update(result.seconds)
+    entry.window, entry.passes = result.window, result.passes
     entry.warnings.extend(result.warnings)
 
     start = time.perf_counter()

@@ -51,6 +51,9 @@ class Network:
         channels: the number of output channels that is expected.
         inputs: the number of input channels.
 
+    Attributes:
+        passes: how often it has run.
+
     Raises:
         ModelError: the IR cannot be read or is not such a network.
     """
@@ -76,6 +79,7 @@ class Network:
             )
         self._channels = channels
         self._inputs = inputs
+        self.passes = 0
         self._precision = precision
         self._threads = threads
         self._shape: tuple[int, ...] = ()
@@ -157,6 +161,7 @@ class Network:
             with contextlib.suppress(RuntimeError):
                 request.wait()
             raise
+        self.passes += 1
         logits: Float32Array = request.get_output_tensor().data[0]
         if logits.shape != (self._channels, *shape):
             raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")

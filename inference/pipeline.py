@@ -42,6 +42,8 @@ class Segmentation:
             "postprocess" and "labels".
         offset: what was added to the CT's values to make them HU.
         warnings: what a user should know about this case.
+        window: voxels (z, y, x) of the network's input.
+        passes: how often it ran.
     """
 
     labels: NDArray[np.uint8]
@@ -49,6 +51,8 @@ class Segmentation:
     seconds: dict[str, float]
     offset: float
     warnings: tuple[str, ...]
+    window: tuple[int, ...]
+    passes: int
 
 
 def segment(
@@ -117,8 +121,10 @@ def segment_in_stages(
                 model.threads,
                 lambda shape: model.network.expect(window_for(shape, plan, memory)),
             )
+        window = window_for(prepared.values.shape[-3:], plan, memory)
+        passes = model.network.passes
         with _timed("compile", seconds, tell):
-            model.network.compile(window_for(prepared.values.shape[-3:], plan, memory))
+            model.network.compile(window)
         with _timed("network", seconds, tell):
             in_windows = predict_in_patches if plan.tiling == "nnunet" else predict
             logits = in_windows(
@@ -156,7 +162,15 @@ def segment_in_stages(
         name: round(float(counts[list(plan.members.get(name, [value]))].sum()) * voxel, 3)
         for name, value in plan.labels.items()
     }
-    return Segmentation(labels, millilitres, seconds, intensities.offset, tuple(warnings))
+    return Segmentation(
+        labels,
+        millilitres,
+        seconds,
+        intensities.offset,
+        tuple(warnings),
+        window,
+        model.network.passes - passes,
+    )
 
 
 def prepare(

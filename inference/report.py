@@ -24,6 +24,8 @@ class CaseReport:
         seconds: by stage, as far as the case had to wait for it: "load" (of the model, first case
             only), "read", "preprocess", "compile", "network", "postprocess", "labels", "write",
             "preview"; and "total".
+        window: voxels (z, y, x) of the network's input.
+        passes: how often the network ran.
         peak_memory_mb: most memory (MiB) the process had resident during the case.
         millilitres: volume of each organ.
         warnings: what a user should know about the case.
@@ -37,6 +39,8 @@ class CaseReport:
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    window: tuple[int, ...] | None = None
+    passes: int | None = None
     peak_memory_mb: float | None = None
     millilitres: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

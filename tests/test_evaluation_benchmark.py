@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from tiny_model import make_tiny_model
 
 pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
 pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
 from evaluation import benchmark as module
-from evaluation import benchmark_network
+from evaluation import benchmark_network, benchmark_peak
 from evaluation.benchmark import PUBLISHED, System, benchmark, list_systems
+from evaluation.benchmark_peak import multiply_adds_of
 from inference.model import Model
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
@@ -75,6 +77,70 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "- (it is not installed)" in text
     assert "x slow" in text and f"x {PUBLISHED.split(',')[0]}" in text
     assert not list(tmp_path.glob(".benchmark-*"))
+
+
+def test_multiply_adds_are_those_of_the_network(tmp_path: Path) -> None:
+    """Against the sum written out for a small U-Net: strides, groups, transposed convolutions."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    def kernel(*shape: int) -> object:
+        return ops.constant(np.zeros(shape, np.float32))
+
+    one, zero = [1, 1, 1], [0, 0, 0]
+    image = ops.parameter([1, 2, -1, -1, -1], np.float32)
+    wide = ops.convolution(image, kernel(8, 2, 3, 3, 3), one, one, one, one)
+    half = ops.convolution(wide, kernel(4, 8, 2, 2, 2), [2, 2, 2], zero, zero, one)
+    depthwise = ops.group_convolution(half, kernel(4, 1, 1, 3, 3, 3), one, one, one, one)
+    grown = ops.convolution_backprop_data(depthwise, kernel(4, 3, 2, 2, 2), [2, 2, 2])
+    ov.save_model(ov.Model([grown], [image]), tmp_path / "n.xml", compress_to_fp16=False)
+    full, small = 4 * 6 * 8, 2 * 3 * 4
+    expected = full * 8 * 2 * 27 + small * 4 * 8 * 8 + small * 4 * 27 + small * 4 * 3 * 8
+    assert multiply_adds_of(tmp_path / "n.xml", (4, 6, 8)) == expected
+
+
+def test_peak_is_measured() -> None:
+    """int8 convolutions are really int8: their weights are, in the network that is run."""
+    found = benchmark_peak.measure(1, ("f32", "int8"), (4, 8, 8))
+    assert all(speed and speed > 1e8 for speed in found.values())
+    quantised = benchmark_peak.stack((4, 8, 8), True)
+    import openvino as ov
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    run = ov.Core().compile_model(quantised, "CPU", settings).get_runtime_model()
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in run.get_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Convolution"
+    ]
+    assert kinds == ["u8"] * benchmark_peak.LAYERS
+
+
+def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own engine, run for real: its operations are those of its window and passes."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    make_tiny_model(weights / "small")
+    monkeypatch.setattr(module, "weights_folders", lambda: [weights])
+    monkeypatch.setattr(module, "usable_threads", lambda: 2)
+    rows = benchmark(
+        tmp_path / "out", groups=("models", "scaling", "peak"), levels=(), threads=1, repeats=1,
+        slices=16, plane=48, quick=True, quiet=True,
+    )  # fmt: skip
+    absent, ours, scaled = rows
+    assert absent.problem
+    assert (ours.problem, scaled.problem) == (None, None)
+    assert ours.system.name == "ours, small, f32, its default"
+    assert scaled.system.name == "ours, small, f32, its default, 2 threads"
+    operations = ours.speed * ours.stages["network"]
+    assert operations % (2 * 27 * 4**3) == pytest.approx(0, abs=1e-3)
+    assert sum(ours.stages.values()) == pytest.approx(ours.seconds)
+    with (tmp_path / "out" / "benchmark.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["Share_of_int8_peak"] == "-" for row in table] == [True, False, False]
+    text = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "plain stack" in text
+    assert "| all | 2 |" in text
 
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

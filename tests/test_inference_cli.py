@@ -287,6 +287,9 @@ def test_report(desk: Desk) -> None:
     assert known <= case["seconds"]["total"] + 0.001
     assert known > 0.9 * case["seconds"]["total"]  # no second goes anywhere else
     assert case["peak_memory_mb"] > 10
+    assert case["passes"] == 1
+    assert len(case["window"]) == 3
+    assert all(size % 4 == 0 for size in case["window"])
     assert case["warnings"] == []
     labels = sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / "a.nii.gz"))
     for organ, value in {"liver": 1, "left_kidney": 13}.items():
