@@ -36,7 +36,7 @@ from inference.phantom import make_phantom
 from inference.plan import Plan
 
 STAGES = (
-    *("start", "load", "read", "preprocess", "compile"),
+    *("start", "load", "read", "preprocess", "look", "compile"),
     *("network", "postprocess", "labels", "write"),
 )
 """Where the seconds go, as far as the case had to wait for them; "start" is all that is in none of

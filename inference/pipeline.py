@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from inference.channels import check_channels, preprocess_channels
 from inference.errors import CaseError
 from inference.labels import write_labels
+from inference.locate import locate, look_shape
 from inference.machine import free_memory
 from inference.model import Model
 from inference.network import predict, window_for
@@ -38,8 +39,8 @@ class Segmentation:
     Attributes:
         labels: uint8 array (z, y, x), as the CT is stored.
         millilitres: volume of each organ, by name.
-        seconds: time spent in the stages "preprocess", "compile" (waiting for it), "network",
-            "postprocess" and "labels".
+        seconds: time spent in the stages "preprocess", "look" (where the plan has one),
+            "compile" (waiting for it), "network", "postprocess" and "labels".
         offset: what was added to the CT's values to make them HU.
         warnings: what a user should know about this case.
         window: voxels (z, y, x) of the network's input.
@@ -110,6 +111,7 @@ def segment_in_stages(
     plan = model.plan
     tell = progress or _silent
     seconds: dict[str, float] = {}
+    passes = model.network.passes
     images = [image] if isinstance(image, sitk.Image) else list(image)
     image = images[0]
     with _simpleitk_threads(model.threads):
@@ -119,10 +121,14 @@ def segment_in_stages(
                 images,
                 plan,
                 model.threads,
-                lambda shape: model.network.expect(window_for(shape, plan, memory)),
+                lambda shape: model.network.expect(
+                    window_for(look_shape(shape, plan) if plan.look else shape, plan, memory)
+                ),
             )
+        if plan.look:
+            with _timed("look", seconds, tell):
+                prepared = _focus(image, prepared, turn, intensities, model, memory)
         window = window_for(prepared.values.shape[-3:], plan, memory)
-        passes = model.network.passes
         with _timed("compile", seconds, tell):
             model.network.compile(window)
         with _timed("network", seconds, tell):
@@ -205,6 +211,31 @@ def prepare(
     intensities = check_intensities(sitk.GetArrayViewFromImage(first))
     prepared = preprocess(volumes[0], (z, y, x), plan, intensities.offset, threads, announce)
     return prepared, turn, intensities
+
+
+def _focus(
+    image: sitk.Image,
+    prepared: Prepared,
+    turn: Turn,
+    intensities: Intensities,
+    model: Model,
+    memory: int,
+) -> Prepared:
+    """Prepare only the part of a CT that a first look finds worth it."""
+    box = locate(model.network, prepared, model.plan, memory)
+    if box is None:
+        return prepared
+    z, y, x = turn.reorder(image.GetSpacing()[::-1])
+    volume = turn.apply(sitk.GetArrayViewFromImage(image))
+    return preprocess(
+        volume,
+        (z, y, x),
+        model.plan,
+        intensities.offset,
+        model.threads,
+        lambda shape: model.network.expect(window_for(shape, model.plan, memory)),
+        box,
+    )
 
 
 def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:

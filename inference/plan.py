@@ -18,9 +18,10 @@ from inference.errors import ModelError
 FORMAT = 1
 """Version of the plan's format that this code reads and writes."""
 
-# Keys of imported models, which other plans do not show.
+# Keys that only some plans show, most of them those of imported models.
 _OPTIONAL = (
-    "channels", "transpose", "resampling", "outside", "mirror", "outputs", "regions", "members",
+    "look", "channels", "transpose", "resampling", "outside", "mirror", "outputs", "regions",
+    "members",
 )  # fmt: skip
 
 
@@ -52,6 +53,8 @@ class Plan:
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
             ``i``-th of these in ascending order of their values.
         postprocessing: steps of `inference.postprocess`, in order.
+        look: "spacing" of a coarse grid and "margin", both in millimetres, for a first look that
+            tells which part is segmented (`inference.locate`); empty for none.
         channels: for an imported nnU-Net model, one `inference.channels.Channel` per input
             channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;
@@ -85,6 +88,7 @@ class Plan:
     tiling: str = "whole"
     overlap: float = 0.5
     postprocessing: tuple[Mapping[str, Any], ...] = field(default=())
+    look: Mapping[str, float] = field(default_factory=dict)
     channels: tuple[Mapping[str, Any], ...] = field(default=())
     transpose: tuple[int, int, int] = (0, 1, 2)
     resampling: Mapping[str, Any] = field(default_factory=dict)
@@ -112,6 +116,12 @@ class Plan:
             problems.append("channels need a resampling of 'data' and 'logits'")
         if self.crop == ("body" if self.channels else "nonzero"):
             problems.append(f"crop {self.crop!r} is not for this kind of plan")
+        if self.look and not (
+            set(self.look) == {"spacing", "margin"} and all(n > 0 for n in self.look.values())
+        ):
+            problems.append("look needs a spacing and a margin, both positive")
+        if self.look and (self.channels or self.tiling != "whole" or None in self.spacing):
+            problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
         if sorted(self.transpose) != [0, 1, 2]:
             problems.append(f"transpose {list(self.transpose)} is no order of 0, 1, 2")
         if not set(self.mirror) <= {0, 1, 2}:

@@ -39,6 +39,7 @@ def preprocess(
     offset: float = 0.0,
     threads: int = 1,
     announce: Callable[[tuple[int, ...]], None] | None = None,
+    box: Box | None = None,
 ) -> Prepared:
     """Prepare a CT for the network.
 
@@ -49,11 +50,14 @@ def preprocess(
         offset: what has to be added to the volume's values to make them HU.
         threads: how many slices are resized at once.
         announce: is called with the shape of the network's input as soon as it is known.
+        box: the part of the volume to be prepared; ``None`` for what ``plan.crop`` says.
 
     Returns:
         The network's input and where it lies in the volume.
     """
-    box = body_box(volume, spacing, offset) if plan.crop == "body" else whole_box(volume.shape)
+    if box is None:
+        whole = plan.crop != "body"
+        box = whole_box(volume.shape) if whole else body_box(volume, spacing, offset)
     part = volume[box]
     shape = tuple(
         fixed or shape_at_spacing([n], [size], [wanted or size])[0]

@@ -13,6 +13,7 @@ from inference.reading import terminal
 _STAGES = {
     "read": 10,
     "preprocess": 10,
+    "look": 0,
     "compile": 5,
     "network": 55,
     "postprocess": 2,

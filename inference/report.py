@@ -22,8 +22,8 @@ class CaseReport:
         shape: voxels along x, y, z, as SimpleITK and nibabel count them.
         spacing: millimetres along x, y, z.
         seconds: by stage, as far as the case had to wait for it: "load" (of the model, first case
-            only), "read", "preprocess", "compile", "network", "postprocess", "labels", "write",
-            "preview"; and "total".
+            only), "read", "preprocess", "look" (where the plan has one), "compile", "network",
+            "postprocess", "labels", "write", "preview"; and "total".
         window: voxels (z, y, x) of the network's input.
         passes: how often the network ran.
         peak_memory_mb: most memory (MiB) the process had resident during the case.
