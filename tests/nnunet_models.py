@@ -269,13 +269,13 @@ def _train(network: nn.Module, inputs: int, patch: Sequence[int], labels: Any) -
     """A few steps towards telling four levels of smooth noise apart."""
     optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
     heads = labels.num_segmentation_heads
-    for step in range(12):
+    for step in range(20):
         generator = torch.Generator().manual_seed(step)
         noise = torch.rand((2, inputs, *patch), generator=generator)
         pool = nn.functional.avg_pool3d if len(patch) == 3 else nn.functional.avg_pool2d
         image = pool(noise, 5, stride=1, padding=2)
         image = (image - image.mean()) / image.std()
-        target = torch.bucketize(image[:, 0], torch.tensor([-0.7, 0.3, 1.2]))
+        target = torch.bucketize(image[:, 0], torch.tensor([-0.7, 0.2, 0.9]))
         logits = network(image)
         if labels.has_regions:
             wanted = torch.stack([target > i for i in range(heads)], dim=1).float()

@@ -126,8 +126,9 @@ def test_crop_and_mask_of_what_is_not_zero(tiny: Model) -> None:
 
 
 def test_patch_weights_are_nnunets() -> None:
-    for patch in ((8, 16, 12), (1, 20, 32)):
-        spike = np.zeros(patch[1:] if patch[0] == 1 else patch)
+    patches: list[tuple[int, int, int]] = [(8, 16, 12), (1, 20, 32)]
+    for patch in patches:
+        spike = np.zeros([n for n in patch if n > 1])
         spike[tuple(n // 2 for n in spike.shape)] = 1
         blurred = ndimage.gaussian_filter(spike, [n / 8 for n in spike.shape], mode="constant")
         expected = (blurred / blurred.max() * 10).astype(np.float16)

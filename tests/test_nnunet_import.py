@@ -49,7 +49,7 @@ def changed(results: Path, folder: Path, file: str = "plans.json", **changes: An
 
 
 def test_inheritance() -> None:
-    plans = {
+    plans: dict[str, Any] = {
         "configurations": {
             "a": {"spacing": [1, 1, 1], "patch_size": [8, 8, 8]},
             "b": {"inherits_from": "a", "spacing": [2, 2, 2]},
