@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,16 @@ from inference.cli import main as segment
 from training.__main__ import main as training
 
 REAL = Path(__file__).parents[2] / "shared/cases/totalseg_example_ct_3mm/ct.nii.gz"
-FAST = ("plain_2p5mm", "anisotropic")
-"""Those that every run of the tests looks at."""
+FAST = (("plain_2p5mm", False), ("anisotropic", True))
+"""Those that every run of the tests looks at: kind, mirrored or not."""
 
 
-@pytest.mark.parametrize("mirror", [False, True], ids=["", "mirrored"])
 @pytest.mark.parametrize(
-    "name", [k if k in FAST else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+    ("name", "mirror"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in product(KINDS, (False, True))
+    ],
 )
 def test_labels_are_those_of_nnunet(name: str, mirror: bool, tmp_path: Path) -> None:
     kind = KINDS[name]
