@@ -33,6 +33,7 @@ from training.cases import find_cases
 from training.config import Config
 from training.evaluate import evaluate, logits_of
 from training.losses import partial_dice_cross_entropy
+from training.network import make_network
 from training.pseudolabel import pseudolabel
 from training.samples import Patch, Samples
 from training.teacher import Teacher
@@ -266,7 +267,7 @@ def test_frozen_norms_are_used_as_inference_does(
     config = replace(config, iterations=1, freeze_norm=0.0)
     loop.train(config, prepared, tmp_path / "run")
     torch.manual_seed(config.seed)
-    network = loop.make_network(dict(config.network)).eval()
+    network = make_network(dict(config.network)).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = network(Samples(prepared, config)[0].image[None]).float()
     assert torch.allclose(seen[0], expected, atol=0.02)

@@ -65,8 +65,8 @@ def shrink(name: str, folder: Path, **changes: Any) -> Path:
     elif kind == "abdoseg":
         network["features"] = [4, 4, 6, 6, 8]
         small = {"patch": [16, 16, 32], "spacing": [10.0] * 3, "synthesis_spacing": 10.0}
-        coarse = {"share": 0.4, "spacing": [20.0] * 3, "patch": [16, 16, 32]}
-        small.update(coarse_first=coarse, freeze_norm=0.6, empty=[])
+        first = {"share": 0.4, "spacing": [20.0] * 3, "patch": [16, 16, 32]}
+        small.update(coarse_first=first, freeze_norm=0.6, empty=[])
     else:
         small = {"patch": [3, 32, 32], "size": [None, 32, 32]}
     content["network"].update(network)
