@@ -166,7 +166,7 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cases", type=Path, required=True, help="folder of CTs")
     parser.add_argument("--out", type=Path, required=True, help="folder for table and figure")
-    parser.add_argument("--memory", type=_size, default="8g", help="limit (default 8g)")
+    _add_container_options(parser)
     parser.add_argument("--cpus", type=_amount, help="limit (default: all)")
     parser.add_argument(
         "--time-limit", type=_amount, default=60.0, help="seconds per case (default 60)"
@@ -174,12 +174,12 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--give-up", type=_amount, default=1800.0, help="seconds after which a case is stopped"
     )
-    _add_docker_args(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
     parser.set_defaults(command=_time)
 
 
-def _add_docker_args(parser: argparse.ArgumentParser) -> None:
+def _add_container_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory", type=_size, default="8g", help="limit (default 8g)")
     parser.add_argument(
         "--docker-args",
         type=_words,
@@ -244,9 +244,6 @@ def _make_timing_cases(options: argparse.Namespace) -> int:
     return 0
 
 
-_BENCHMARK_GROUPS = ("nnunet", "published", "ours", "models", "scaling", "peak")
-
-
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--case", type=Path, help="the CT (default: a phantom)")
@@ -255,20 +252,18 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="nnU-Net weights for the shared network")
     parser.add_argument("--threads", type=_positive, default=usable_threads(), help="(all)")
     parser.add_argument("--repeats", type=_positive, default=3, help="runs of each system (3)")
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--only",
-        type=lambda text: _choices(text, _BENCHMARK_GROUPS),
-        default=_BENCHMARK_GROUPS,
-        metavar="NAME,...",
-        help="only these of nnunet, published, ours (the same network), models (weights/),"
-        " scaling (other numbers of threads), peak (of the machine)",
+        ("nnunet", "published", "ours", "models", "scaling", "peak"),
+        "only these of nnunet, published, ours (the same network), models (weights/), "
+        "scaling (other numbers of threads), peak (of the machine)",
     )
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--isa",
-        type=lambda text: _choices(text, ("AVX2", "AVX512_CORE")),
-        default=("AVX2", "AVX512_CORE"),
-        metavar="NAME,...",
-        help="repeat with the instructions limited so (default AVX2,AVX512_CORE; '' for none)",
+        ("AVX2", "AVX512_CORE"),
+        "repeat with the instructions limited so (default AVX2,AVX512_CORE; '' for none)",
     )
     parser.add_argument("--small-patch", action="store_true", help="16 x 64 x 64, to try with")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
@@ -297,19 +292,25 @@ def _benchmark(options: argparse.Namespace) -> int:
     return 1 if any(row.problem and row.system.problem is None for row in rows) else 0
 
 
-def _choices(text: str, known: Sequence[str]) -> tuple[str, ...]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if unknown := [word for word in words if word not in known]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-    return tuple(word for word in known if word in words)
+def _add_choice(
+    parser: argparse.ArgumentParser, name: str, known: Sequence[str], what: str
+) -> None:
+    """An option that takes some of the known words; all of them where it is not given."""
+
+    def some(text: str) -> tuple[str, ...]:
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if unknown := [word for word in words if word not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return tuple(word for word in known if word in words)
+
+    parser.add_argument(name, type=some, default=tuple(known), metavar="NAME,...", help=what)
 
 
 def _add_package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="Docker image, say abdoseg")
     parser.add_argument("--out", type=Path, required=True, help="the archive, TEAM.tar.gz")
     parser.add_argument("--case", type=Path, help="CT to try it with (default: a small phantom)")
-    parser.add_argument("--memory", type=_size, default="8g", help="limit (default 8g)")
-    _add_docker_args(parser)
+    _add_container_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(command=_package)
 

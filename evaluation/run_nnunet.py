@@ -7,8 +7,6 @@ the faster of the two that it has.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +20,29 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from evaluation.benchmark_network import WEIGHTS, make_network
-from evaluation.run_published import timed
+from evaluation.stages import run, timed
 from inference.plan import Plan
 
 
-def main() -> None:
-    """Segment one file and write what each stage took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("model", "case", "labels", "stages"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:
+    """Segment one CT.
+
+    Args:
+        folder: a model folder that `evaluation.benchmark_network` made.
+        case: the CT.
+        out: the label file.
+        threads: how many threads PyTorch uses.
+
+    Returns:
+        Seconds per stage.
+    """
     seconds: dict[str, float] = {}
-    plan = Plan.load(options.model)
+    plan = Plan.load(folder)
     with timed("compile", seconds):
-        predictor, plans = _predictor(plan, options.model / WEIGHTS)
+        predictor, plans = _predictor(plan, folder / WEIGHTS)
         configuration = predictor.configuration_manager
     with timed("read", seconds):
-        image, properties = SimpleITKIO().read_images([str(options.case)])
+        image, properties = SimpleITKIO().read_images([str(case)])
     with timed("preprocess", seconds):
         preprocessor = configuration.preprocessor_class(verbose=False)
         data, _, properties = preprocessor.run_case_npy(
@@ -56,12 +58,12 @@ def main() -> None:
             configuration,
             predictor.label_manager,
             properties,
-            num_threads_torch=options.threads,
+            num_threads_torch=threads,
         )
         labels = np.array(plan.label_values, np.uint8)[np.asarray(channels)]
     with timed("write", seconds):
-        SimpleITKIO().write_seg(labels, str(options.labels), properties)
-    options.stages.write_text(json.dumps(seconds), encoding="utf-8")
+        SimpleITKIO().write_seg(labels, str(out), properties)
+    return seconds
 
 
 def _predictor(plan: Plan, weights: Path) -> tuple[Any, Any]:
@@ -127,4 +129,4 @@ def _predictor(plan: Plan, weights: Path) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(segment, __doc__)

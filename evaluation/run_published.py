@@ -7,12 +7,7 @@ resampled to full size, argmax, write. Resampling is PyTorch's, as in those entr
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +16,10 @@ import SimpleITK as sitk
 import torch
 from torch.nn.functional import interpolate
 
+from evaluation.stages import run, timed
 from inference.network import window_starts
 from inference.plan import Plan
 from inference.resample import shape_at_spacing
-
-
-def main() -> None:
-    """Segment one file and write what each stage took."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("model", "case", "labels", "stages"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    seconds = segment(options.model, options.case, options.labels, options.threads)
-    options.stages.write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:
@@ -115,13 +99,5 @@ def _windows(
     return total / weights
 
 
-@contextmanager
-def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Put the seconds that a block takes under a stage's name."""
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
-
-
 if __name__ == "__main__":
-    main()
+    run(segment, __doc__)
