@@ -269,3 +269,23 @@ def test_transpose_and_orientation_come_back(tiny: Model) -> None:
     )
     assert len(np.unique(first)) == 5
     assert (first == second).mean() > 0.999
+
+
+def test_half_precision_decides_ties_for_the_first(tiny: Model) -> None:
+    rng = np.random.default_rng(0)
+    logits = (1000 + rng.normal(0, 1, (3, 5, 6, 7))).astype(np.float16)  # multiples of 1/2
+    rule = {**LINEAR, "half": True}
+    plan = many(
+        tiny.plan,
+        {"name": "CT", "normalisation": "none"},
+        outputs=(0, 1, 13),
+        resampling={"data": CUBIC, "logits": rule},
+    )
+    new = (9, 11, 13)
+    full = np.stack([_resampled(c.astype(float), new, LINEAR, None) for c in logits])
+    values = np.array([0, 1, 13])
+    rounded, exact = values[full.astype(np.float16).argmax(axis=0)], values[full.argmax(axis=0)]
+    assert (rounded == exact).mean() < 0.95, "a test of nothing"
+    out = np.zeros(new, np.uint8)
+    write_labels(logits, plan, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), out)
+    assert (out == rounded).mean() > 0.995
