@@ -159,6 +159,23 @@ KINDS = {
         },
         order=(1, 2, 3),
     ),
+    "resampled_by_torch": Kind(
+        {
+            "spacing": [3.0, 2.2, 2.1],
+            **{
+                f"resampling_fn_{kind}": "resample_torch_fornnunet"
+                for kind in ("data", "seg", "probabilities")
+            },
+            **{
+                f"resampling_fn_{kind}_kwargs": {"is_seg": kind == "seg", "force_separate_z": None}
+                for kind in ("data", "seg", "probabilities")
+            },
+        },
+        ORGANS,
+        plans={"image_reader_writer": "SimpleITKIOWithReorient"},
+        spacing=(1.8, 1.7, 7.0),
+        direction=(0, 0, 1, -1, 0, 0, 0, -1, 0),
+    ),
     "flat": Kind(
         {
             "spacing": [2.3, 2.2],
@@ -275,7 +292,7 @@ def _train(network: nn.Module, inputs: int, patch: Sequence[int], labels: Any) -
         pool = nn.functional.avg_pool3d if len(patch) == 3 else nn.functional.avg_pool2d
         image = pool(noise, 5, stride=1, padding=2)
         image = (image - image.mean()) / image.std()
-        target = torch.bucketize(image[:, 0], torch.tensor([-0.7, 0.2, 0.9]))
+        target = torch.bucketize(image[:, 0].contiguous(), torch.tensor([-0.7, 0.2, 0.9]))
         logits = network(image)
         if labels.has_regions:
             wanted = torch.stack([target > i for i in range(heads)], dim=1).float()

@@ -42,7 +42,8 @@ def test_second_command_gives_a_model_that_runs(tmp_path: Path) -> None:
     kind = KINDS["anisotropic"]
     results = make_results(tmp_path / "nnunet", kind)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").symlink_to(sys.executable)
+    (tmp_path / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin/python").chmod(0o755)
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]),
