@@ -14,7 +14,13 @@ import torch
 from training.config import Config
 from training.evaluate import multiple_of
 from training.losses import distillation, loss_at_all_depths
-from training.network import ChannelAttention, make_network, multiply_adds, parameter_count
+from training.network import (
+    ChannelAttention,
+    autocast,
+    make_network,
+    multiply_adds,
+    parameter_count,
+)
 from training.samples import Patch
 from training.train import learning_rate
 
@@ -141,3 +147,12 @@ def test_wrong_networks_are_named() -> None:
         make_network({"kind": "resnet"})
     with pytest.raises(ValueError, match="missing 6 required"):
         make_network({"kind": "unet", "features": [4, 8]})
+
+
+def test_depthwise_networks_train_in_full_precision_on_a_cpu() -> None:
+    # In bf16 the process aborted: oneDNN's depthwise convolutions wrote beyond their memory.
+    cpu = torch.device("cpu")
+    for name, dtype in (("dsunet_eca", torch.float32), ("abdoseg", torch.bfloat16)):
+        network = make_network(dict(load(name).network)).eval()
+        with autocast(network, cpu), torch.no_grad():
+            assert network(torch.zeros(1, 1, 16, 16, 16)).dtype == dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from inference.network import predict as predict_in_windows
 from inference.organs import ORGANS
 from inference.postprocess import postprocess
 from training.config import Config
+from training.network import autocast
 
 Triple = tuple[float, float, float]
 
@@ -123,7 +125,7 @@ class TorchRunner:
         device = next(self._network.parameters()).device
         image = torch.from_numpy(np.ascontiguousarray(volume))[None, None].to(device)
         self._network.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=not self._exact):
+        with nullcontext() if self._exact else autocast(self._network, device):
             logits = self._network(image)[0]
         self._network.train(was_training)
         return logits.float().cpu().numpy()

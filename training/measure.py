@@ -27,7 +27,7 @@ from training.evaluate import multiple_of
 from training.export import quantise, to_openvino
 from training.losses import loss_at_all_depths, partial_dice_cross_entropy
 from training.machine import cpu_in_words
-from training.network import make_network, multiply_adds, parameter_count
+from training.network import autocast, make_network, multiply_adds, parameter_count
 from training.samples import Patch
 from training.train import make_optimiser
 
@@ -129,7 +129,7 @@ def _step(config: Config, repeats: int, device: str) -> float:
     model = torch.compile(network) if device == "cuda" else network
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(network, torch.device(device)):
             outputs = model(image)
         loss = loss_at_all_depths(outputs, batch, partial_dice_cross_entropy)
         optimiser.zero_grad(set_to_none=True)

@@ -223,6 +223,17 @@ class ChannelAttention(nn.Module):
         return x * weights[:, :, None, None, None]
 
 
+def autocast(network: nn.Module, device: torch.device) -> torch.autocast:
+    """Mixed precision in bf16, where it can be trusted: the context of a forward pass.
+
+    On a CPU not for depthwise 3D convolutions: oneDNN's in bf16 write beyond their memory (torch
+    2.13 on a CPU with AMX: the process aborts), so a network that has them runs in fp32 there.
+    """
+    depthwise = any(isinstance(m, nn.Conv3d) and m.groups > 1 for m in network.modules())
+    trusted = device.type == "cuda" or not depthwise
+    return torch.autocast(device.type, torch.bfloat16, enabled=trusted)
+
+
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in network.parameters())

@@ -23,7 +23,7 @@ from training.losses import (
     loss_at_all_depths,
     partial_dice_cross_entropy,
 )
-from training.network import make_network
+from training.network import autocast, make_network
 from training.records import Records
 from training.samples import Samples
 from training.teacher import Teacher
@@ -122,7 +122,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, iteration)
             image = batch.image.contiguous(memory_format=torch.channels_last_3d)
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast(network, device):
                 outputs = model(image)
             weights = class_weights(config, iteration, device)
             weighted = partial(loss_of, class_weights=weights)
