@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -298,8 +299,9 @@ def test_regions_that_are_not_wanted_are_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_fast_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kind = Kind({"spacing": [3.0, 2.2, 2.1]}, ORGANS)
+@pytest.mark.parametrize("name", ["plain", "two_channels", "flat"])
+def test_the_fast_form(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = KINDS.get(name) or Kind({"spacing": [3.0, 2.2, 2.1]}, ORGANS)
     results = make_results(tmp_path, kind)
     make_case(tmp_path / "in", kind)
     model = tmp_path / "weights/fast"
@@ -308,6 +310,9 @@ def test_the_fast_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out, _ = capsys.readouterr()
     assert "times as fast" in out
     assert "kidney left: DSC 0." in out
+    same = re.search(r"case_0000\.nii\.gz: ([0-9.]+) % of the voxels", out)
+    assert same
+    assert float(same[1]) > 80, "int8 in one pass has little to do with fp32"
     plan = Plan.load(model)
     assert (plan.precision, plan.tiling) == ("int8", "whole")
     assert set(plan.networks) == {"f32", "bf16", "int8"}

@@ -6,6 +6,7 @@ import importlib
 import math
 import pkgutil
 import pydoc
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,9 @@ def to_openvino(network: nn.Module, patch: Sequence[int], inputs: int, any_size:
         inputs: number of input channels.
         any_size: whether it takes other sizes too.
     """
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Instance norm looks whether there is more than one voxel: there is, at any size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         model = ov.convert_model(network.eval(), example_input=torch.zeros(1, inputs, *patch))
     model.reshape([1, inputs, *((-1, -1, -1) if any_size else patch)])
     model.inputs[0].get_tensor().set_names({"image"})
