@@ -136,6 +136,7 @@ def test_what_was_not_annotated_is_unknown_all_the_way(tmp_path: Path) -> None:
     """From dataset.json to the patch: other structures, missing organs, single cases."""
     hu, labels = a_patient()
     labels[9:11, 6:9, 6:9] = 20  # a colon: none of the organs
+    labels[9, 6, 6] = 255  # somebody was not sure
     data = dataset(tmp_path / "data", annotated={"P2": ["liver"]})
     add(data, "P1", hu, labels)
     add(data, "P2", hu, np.where(labels == 1, 1, 0).astype(np.uint8))

@@ -3,7 +3,8 @@
 Two layouts, which one data folder may also mix:
 
 - nnU-Net's raw data set: ``imagesTr/X_0000.nii.gz``, ``labelsTr/X.nii.gz``, ``dataset.json``.
-  Its label names are mapped to our numbers; structures that are none of our organs are unknown.
+  Its label names are mapped to our numbers; structures that are none of our organs are unknown,
+  and so is 255.
   An image without labels is unlabelled; ``pseudolabelsTr/X.nii.gz`` are labels that a network
   made; labels without an image are a label map. A key ``"annotated"`` of ``dataset.json``,
   ``{"X": ["liver", ...]}``, tells in which cases only some organs were annotated. ``imagesTs``
@@ -111,7 +112,7 @@ class Case:
         if self.image is not None:
             _check_same_grid(image, self.image, "the labels do not lie on the image's grid")
         array, spacing = _turned(image)
-        values = self.values or {value: value for value in (0, *ORGANS)}
+        values = self.values or {value: value for value in (0, *ORGANS, UNKNOWN)}
         found = np.unique(array)
         if unknown := sorted({float(v) for v in found} - {float(v) for v in values}):
             raise ValueError(f"label values {', '.join(f'{v:g}' for v in unknown)} are not organs")
@@ -218,7 +219,7 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
     if not description.is_file():
         raise ValueError(f"{folder}: has imagesTr or labelsTr but no dataset.json")
     dataset = _json(description)
-    values = {0: 0}
+    values = {0: 0, UNKNOWN: UNKNOWN}
     for name, value in dataset.get("labels", {}).items():
         if not isinstance(value, int):
             raise ValueError(f"{description}: label {name!r} is a region; one number is needed")

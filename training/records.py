@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from inference.organs import COLOURS, ORGANS
 from inference.preview import write_preview
 from inference.writing import appearing
+from training.augment import UNKNOWN
 from training.evaluate import Evaluated
 
 _LOSSES = ("iteration", "loss", "seconds_per_iteration", "data_wait_share")
@@ -77,7 +78,8 @@ class Records:
         write_preview(folder / f"{case.name}_{done:07d}.png", image, case.predicted)
         if not any(score is not None for score in case.dice):
             return
-        write_preview(folder / f"{case.name}_truth.png", image, case.labels)
+        known = np.where(case.labels == UNKNOWN, 0, case.labels).astype(np.uint8)
+        write_preview(folder / f"{case.name}_truth.png", image, known)
         cells = ["" if score is None else f"{score:.4f}" for score in case.dice]
         self._append("scores.csv", [done, case.name, *cells])
         named = {n: s for n, s in zip(ORGANS.values(), case.dice, strict=True) if s is not None}
