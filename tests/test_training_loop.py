@@ -286,9 +286,9 @@ def test_a_teacher_answers_on_the_students_grid(prepared: Path, trained: Path) -
     assert answer.shape == (1, 14, 32, 48, 48)
     network = checkpoint.load_average(trained / "checkpoint.pt", config)
     own = logits_of(network, hu, config).argmax(0)
-    assert set(ORGANS_SHOWN) <= set(np.unique(own))
-    expected = np.kron(own, np.ones((2, 2, 2), int))
-    assert (answer[0].argmax(0).numpy() == expected).mean() > 0.97
+    for organ in ORGANS_SHOWN:  # what was not annotated cannot be told from background
+        a, b = answer[0].argmax(0).numpy() == organ, np.kron(own == organ, np.ones((2, 2, 2))) > 0
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9
 
 
 def test_a_student_learns_from_its_teacher_alone(trained: Path, tmp_path: Path) -> None:

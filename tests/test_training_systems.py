@@ -199,7 +199,7 @@ def test_two_processes_train_as_one(name: str, data: Path, tmp_path: Path) -> No
     assert main(["train", *arguments, "--run", "alone"]) == 0
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, "train", *arguments, "--run", "together"],
+        [sys.executable, "-m", *launcher, "train", *arguments, "--name", "together"],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -86,7 +86,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="folder with nnU-Net's imagesTr/ or with cases/ and the like")
     add("--out", type=Path, help="the model folder (default: weights/NAME)")
     add("--work", type=Path, help="working folder (default: runs/NAME)")
-    add("--run", default="run", help="name of this training within the working folder")
+    # torchrun takes "--run" for an abbreviation of an option of its own.
+    name = "name of this training within the working folder"
+    add("--run", "--name", dest="run", default="run", help=name)
     add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
     add("--workers", type=int, help="processes that prepare (default: one per CPU)")
     add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
