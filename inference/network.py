@@ -25,9 +25,6 @@ from inference.resample import Float32Array
 Logits = NDArray[np.floating[Any]]
 Progress = Callable[[float], None]
 
-_EVERY_CHANNEL = (slice(None),)
-_BEFORE: tuple[Any, ...] = (...,)  # the axes before z, y, x, if there are any
-
 
 class Runner(Protocol):
     """What `predict` needs of a network; training's evaluation passes one of PyTorch."""
@@ -74,8 +71,7 @@ class Network:
             raise ModelError(f"{path}: its output is not (1, C, z, y, x) but {made}")
         if made.rank.is_static and made[1].is_static and made[1].get_length() != channels:
             raise ModelError(
-                f"{path}: {made[1].get_length()} channels, but the plan has {channels} labels"
-                " with background"
+                f"{path}: {made[1].get_length()} channels, but the plan has {channels}"
             )
         self._channels = channels
         self._inputs = inputs
@@ -189,24 +185,16 @@ def predict(
     Returns:
         Logits (C, z, y, x) on the volume's grid. They may be the network's own memory.
     """
-    shape = volume.shape[-3:]
-    window = window_for(shape, plan, memory)
-    grown = [max(n, size) for n, size in zip(shape, window, strict=True)]
-    before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
-    inside = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
-    if any(size != n for n, size in zip(shape, grown, strict=True)):
-        padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
-        padded[_BEFORE + inside] = volume
-    else:
-        padded = volume
-
+    window = window_for(volume.shape[-3:], plan, memory)
+    padded, inside = pad(volume, window, outside)
+    grown = padded.shape[-3:]
     starts = [window_starts(n, size, plan.overlap) for n, size in zip(grown, window, strict=True)]
     count = math.prod(len(s) for s in starts)
     if count == 1:
         logits: Logits = network.run(padded)
         if progress:
             progress(1.0)
-        return logits[_EVERY_CHANNEL + inside]
+        return logits[inside]
 
     channels = len(plan.label_values)
     needed = channels * math.prod(grown) * 4
@@ -220,12 +208,37 @@ def predict(
             for x, share_x in zip(starts[2], shares[2], strict=True):
                 here = tuple(slice(s, s + size) for s, size in zip((z, y, x), window, strict=True))
                 share = share_z[:, None, None] * share_y[:, None] * share_x
-                for channel, values in enumerate(network.run(padded[_BEFORE + here])):
+                for channel, values in enumerate(network.run(padded[(..., *here)])):
                     total[channel][here] += values * share
                 done += 1
                 if progress:
                     progress(done / count)
-    return total[_EVERY_CHANNEL + inside]
+    return total[inside]
+
+
+def pad(
+    volume: Float32Array, least: Sequence[int], outside: float
+) -> tuple[Float32Array, tuple[Any, ...]]:
+    """Grow a volume to a size at least, evenly on both sides.
+
+    Args:
+        volume: float32 array (..., z, y, x).
+        least: voxels (z, y, x); axes that are longer stay as they are.
+        outside: value of what is added.
+
+    Returns:
+        The grown volume (the volume itself where it is large enough), and the index of what was
+        given in it.
+    """
+    shape = volume.shape[-3:]
+    grown = [max(n, size) for n, size in zip(shape, least, strict=True)]
+    before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
+    inside = (..., *(slice(b, b + n) for b, n in zip(before, shape, strict=True)))
+    if list(shape) == grown:
+        return volume, inside
+    padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
+    padded[inside] = volume
+    return padded, inside
 
 
 def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]:
@@ -267,15 +280,17 @@ def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int
 def window_starts(n: int, size: int, overlap: float) -> list[int]:
     """Where windows begin along an axis: evenly spread, overlapping at least so much.
 
-    This is nnU-Net's rule (Isensee et al. 2021).
+    This is nnU-Net's rule (Isensee et al. 2021), its roundings too.
 
     Args:
         n: voxels of the axis, at least ``size``.
         size: voxels of a window.
-        overlap: the share of a window that the next one covers again.
+        overlap: the share of a window that the next one covers again; windows of one voxel, the
+            slices of a 2D network, lie side by side.
     """
     steps = math.ceil((n - size) / max(1.0, size * (1 - overlap)))
-    return [round(i * (n - size) / steps) for i in range(steps + 1)] if steps else [0]
+    distance = (n - size) / steps if steps else 0.0
+    return [round(distance * i) for i in range(steps + 1)]
 
 
 def window_shares(n: int, size: int, starts: Sequence[int]) -> list[Float32Array]:

@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.network import Logits, Runner
+from inference.network import Logits, Runner, pad, window_starts
 from inference.plan import Plan
 from inference.resample import Float32Array
 
 Float16Array = NDArray[np.float16]
 
 _PEAK = 10.0  # the largest weight
-_BEFORE: tuple[Any, ...] = (...,)  # the axes before z, y, x
 
 
 class Mirrored:
@@ -77,10 +76,8 @@ def predict_in_patches(
     Raises:
         CaseError: the logits do not fit into the memory.
     """
-    shape = volume.shape[-3:]
-    grown = [max(n, size) for n, size in zip(shape, plan.patch, strict=True)]
-    before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
-    inside = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
+    padded, inside = pad(volume, plan.patch, outside)
+    grown = padded.shape[-3:]
     channels = len(plan.label_values)
     needed = (channels + 1) * math.prod(grown) * 2
     if needed > memory:
@@ -88,16 +85,11 @@ def predict_in_patches(
             f"needs {needed / 2**30:.1f} GiB of memory for its logits in nnU-Net's tiling, and"
             f" {memory / 2**30:.1f} GiB can be had"
         )
-    padded = volume
-    if list(shape) != grown:
-        padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
-        padded[_BEFORE + inside] = volume
-
     total: Float16Array = np.zeros((channels, *grown), np.float16)
     weights: Float16Array = np.zeros(grown, np.float16)
     weight = patch_weights(plan.patch)
     corners = [
-        patch_starts(n, size, 1 - plan.overlap) for n, size in zip(grown, plan.patch, strict=True)
+        window_starts(n, size, plan.overlap) for n, size in zip(grown, plan.patch, strict=True)
     ]
     count = math.prod(len(starts) for starts in corners)
     done = 0
@@ -107,7 +99,7 @@ def predict_in_patches(
                 here = tuple(
                     slice(s, s + size) for s, size in zip((z, y, x), plan.patch, strict=True)
                 )
-                for channel, values in enumerate(network.run(padded[_BEFORE + here])):
+                for channel, values in enumerate(network.run(padded[(..., *here)])):
                     total[channel][here] += values * weight
                 weights[here] += weight
                 done += 1
@@ -115,22 +107,7 @@ def predict_in_patches(
                     progress(done / count)
     for channel in total:
         channel /= weights
-    return total[_BEFORE + inside]
-
-
-def patch_starts(n: int, size: int, step: float) -> list[int]:
-    """Where patches begin along an axis, nnU-Net's rule.
-
-    Args:
-        n: voxels of the axis, not less than ``size``.
-        size: voxels of a patch; where it is 1, in the slices of a 2D network, every one counts.
-        step: how far the next patch lies at most, as a share of ``size``.
-    """
-    if size == 1:
-        return list(range(n))
-    steps = math.ceil((n - size) / (size * step))
-    distance = (n - size) / steps if steps else 0.0
-    return [round(distance * i) for i in range(steps + 1)]
+    return total[inside]
 
 
 def patch_weights(patch: Sequence[int]) -> Float16Array:

@@ -19,7 +19,7 @@ from inference.channels import Channel, preprocess_channels
 from inference.errors import CaseError, ModelError
 from inference.labels import write_labels
 from inference.model import Model
-from inference.patches import Mirrored, patch_starts, patch_weights, predict_in_patches
+from inference.patches import Mirrored, patch_weights, predict_in_patches
 from inference.pipeline import segment_in_stages
 from inference.plan import Plan
 
@@ -135,13 +135,6 @@ def test_patch_weights_are_nnunets() -> None:
         expected[expected == 0] = expected[expected > 0].min()
         found = patch_weights(patch).reshape(expected.shape)
         assert np.allclose(found.astype(float), expected.astype(float), rtol=2e-3, atol=1e-7)
-
-
-def test_patch_starts_are_nnunets() -> None:
-    # nnunetv2.inference.sliding_window_prediction.compute_steps_for_sliding_window
-    assert patch_starts(110, 64, 0.5) == [0, 23, 46]
-    assert patch_starts(64, 64, 0.5) == [0]
-    assert patch_starts(3, 1, 0.5) == [0, 1, 2]
 
 
 class Double:

@@ -155,6 +155,8 @@ def test_windows_step_as_nnunet_does() -> None:
     # nnunetv2.inference.sliding_window_prediction.compute_steps_for_sliding_window
     assert window_starts(110, 64, 0.5) == [0, 23, 46]
     assert window_starts(300, 128, 0.5) == [0, 57, 115, 172]
+    assert window_starts(64, 64, 0.5) == [0]
+    assert window_starts(3, 1, 0.5) == [0, 1, 2], "slices of a 2D network"
 
 
 def test_wrong_networks_are_refused(tmp_path: Path) -> None:
