@@ -61,12 +61,12 @@ def segment_files(
         if number == 0:
             start, entry.seconds["load"] = began, loaded - began
         try:
-            scan = _read(case, progress, reader, entry)
+            scans = _read(case, progress, reader, entry)
             # Is read while this one is segmented and its labels are written.
             following = next((c for c in cases[number + 1 :] if not c.problem), None)
             if following:
                 reader.begin(following.source)
-            _segment(case, scan, model, progress, entry, preview)
+            _segment(case, scans, model, progress, entry, preview)
         except AbdosegError as error:
             entry.error = str(error)
         except MemoryError:
@@ -92,8 +92,8 @@ def segment_files(
     return sum(entry.error is not None for entry in reports) + unwritten
 
 
-def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> Scan:
-    """Read one case's (first) image and fill in its report.
+def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> list[Scan]:
+    """Read one case's channels and fill in its report.
 
     Raises:
         CaseError: it cannot be read, or it is known already that it cannot be segmented.
@@ -102,36 +102,47 @@ def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> 
         raise CaseError(case.problem)
     start = time.perf_counter()
     progress.stage("read", 0.0)
-    scan = reader.take(case.source)
+    scans = [reader.take(case.source)]
+    entry.warnings.extend(scans[0].warnings)
+    for path in case.more:
+        try:
+            scan = read(path)
+        except CaseError as error:
+            raise CaseError(f"its channel {path.name} {error}") from None
+        scans.append(scan)
+        entry.warnings.extend(f"channel {path.name}: {warning}" for warning in scan.warnings)
     entry.seconds["read"] = time.perf_counter() - start
-    entry.warnings.extend(scan.warnings)
-    entry.shape = tuple(scan.image.GetSize())
-    entry.spacing = tuple(scan.image.GetSpacing())
-    return scan
+    entry.shape = tuple(scans[0].image.GetSize())
+    entry.spacing = tuple(scans[0].image.GetSpacing())
+    return scans
 
 
 def _segment(
-    case: Case, scan: Scan, model: Model, progress: Progress, entry: CaseReport, preview: bool
+    case: Case,
+    scans: list[Scan],
+    model: Model,
+    progress: Progress,
+    entry: CaseReport,
+    preview: bool,
 ) -> None:
     """Segment one case, write its labels and fill in its report.
 
     Raises:
         CaseError: it cannot be segmented, or its labels not be written.
     """
-    images = scan.image if not case.more else [scan.image, *(read(p).image for p in case.more)]
-    result = segment_in_stages(images, model, progress.stage)
+    result = segment_in_stages([scan.image for scan in scans], model, progress.stage)
     entry.seconds.update(result.seconds)
     entry.window, entry.passes = result.window, result.passes
     entry.warnings.extend(result.warnings)
 
     start = time.perf_counter()
     progress.stage("write", 0.0)
-    write(case.target, result.labels, scan, model.threads)
+    write(case.target, result.labels, scans[0], model.threads)
     entry.seconds["write"] = time.perf_counter() - start
     entry.labels = str(case.target)
     entry.millilitres = result.millilitres
     if preview:
-        _write_preview(case, scan.image, result.labels, result.offset, entry)
+        _write_preview(case, scans[0].image, result.labels, result.offset, entry)
 
 
 def _write_preview(

@@ -125,7 +125,7 @@ def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
             warnings.append(f"channel {name!r} lies elsewhere than the first one; taken as if not")
         stored = sitk.GetArrayViewFromImage(image)
         if stored.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in stored):
-            raise CaseError("has voxels that are NaN or infinite")
+            raise CaseError(f"channel {name!r} has voxels that are NaN or infinite")
     return tuple(warnings)
 
 

@@ -27,7 +27,7 @@ from inference.preprocess import Prepared, air, preprocess
 from inference.reading import Intensities, check_geometry, check_intensities
 
 Progress = Callable[[str, float], None]
-"""Is called with a stage ("preprocess", "network" or "labels") and its finished share."""
+"""Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""
 
 _RESERVE = 0.85  # share of the free memory that the network is planned to use at most
 

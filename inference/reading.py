@@ -271,14 +271,14 @@ def _noise_kept() -> Iterator[list[str]]:
         # meanwhile, so what does not fit is dropped.
         source, sink = os.pipe()
         os.set_blocking(sink, False)
-        terminal = os.dup(2)
+        shown = os.dup(2)
         os.dup2(sink, 2)
         os.close(sink)
         try:
             yield lines
         finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            os.dup2(shown, 2)
+            os.close(shown)
             with os.fdopen(source, "rb") as printed:
                 lines += printed.read().decode(errors="replace").splitlines()
     finally:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,24 @@ def test_bad_cases_do_not_stop_the_others(desk: Desk, capfd: pytest.CaptureFixtu
         assert reason in line
     errors = [case["error"] for case in desk.cases()]
     assert [error is None for error in errors] == [True, False, False, False, True]
+
+
+def test_damaged_channel_is_named(
+    tmp_path: Path, tiny: Model, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_tiny_model(tmp_path / "pair")
+    channels = tuple({"name": name, "normalisation": "none"} for name in ("T1", "T2"))
+    rules = {"data": None, "logits": None}
+    replace(tiny.plan, channels=channels, crop="none", resampling=rules).save(tmp_path / "pair")
+    desk = Desk(tmp_path, tmp_path / "pair")
+    desk.put("a_0000.nii.gz")
+    (desk.inputs / "a_0001.nii.gz").write_text("hello")
+    assert desk.run() == 1
+    assert desk.there() == []
+    assert capfd.readouterr().err.splitlines() == [
+        f"error: {desk.inputs}/a_0000.nii.gz: its channel a_0001.nii.gz is not a NIfTI file,"
+        " whatever its name says"
+    ]
 
 
 def test_unexpected_errors_are_one_line_too(
