@@ -250,6 +250,33 @@ def test_int8_wants_cts(results: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "--precision int8 needs --calibrate" in capsys.readouterr().err
 
 
+def test_only_models_are_replaced(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights"
+    (weights / "other").mkdir(parents=True)
+    assert run(results, "--out", weights, "--folds", "0") == 2
+    assert "exists and is no model folder" in capsys.readouterr().err
+    assert (weights / "other").is_dir()
+
+
+def test_half_precision_is_compared(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = tmp_path / "in"
+    make_case(cases, Kind({}, ORGANS))
+    model = tmp_path / "half"
+    options = ["--out", model, "--folds", "0", "--precision", "fp16", "--calibrate", cases]
+    assert run(results, *options) == 0
+    found = re.search(r"case_0000\.nii\.gz: ([0-9.]+) % of the voxels", capsys.readouterr().out)
+    assert found
+    assert float(found[1]) > 98
+    (cases / "damaged_0000.nii.gz").write_text("hello")
+    assert run(results, *options) == 2
+    assert f"{cases}/damaged_0000.nii.gz: is not a NIfTI file" in capsys.readouterr().err
+    assert (model / "plan.json").is_file(), "what was there before stays"
+
+
 def test_a_map_and_one_fold_from_a_zip(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

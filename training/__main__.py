@@ -64,7 +64,8 @@ def _import_nnunet(arguments: list[str]) -> int:
     from training.nnunet.command import main as import_nnunet
 
     try:
-        import_nnunet(arguments)
+        with _termination_is_ctrl_c():
+            import_nnunet(arguments)
     except (AbdosegError, OSError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from inference.decode import winners
+from inference.errors import UsageError
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
 from inference.network import predict as predict_in_windows
@@ -93,7 +96,7 @@ def export(
         config: its configuration.
         prepared: prepared data; real images calibrate int8 and check the export. Where there
             are none at all, synthetic ones do.
-        out: the model folder; replaced if it exists.
+        out: the model folder; an older one is replaced.
         accuracy_aware: keep those layers in higher precision whose quantisation costs most,
             until the loss of accuracy is at most ``most_loss``. Takes many times longer.
         most_loss: mean DSC per organ between int8's labels and fp32's that may be lost.
@@ -103,6 +106,7 @@ def export(
 
     Raises:
         FileNotFoundError: no checkpoint, or nothing prepared to calibrate with.
+        UsageError: ``out`` exists and is no model folder.
     """
     network = load_average(checkpoint, config)
     volumes = volumes_for_checks(prepared, config)
@@ -110,31 +114,57 @@ def export(
 
     model = to_openvino(network, config.patch)
     quantised = _quantise(model, patches, most_loss if accuracy_aware else None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as made:
-        folder = Path(made) / out.name
-        folder.mkdir()
+    with model_folder(out) as folder:
         ov.save_model(model, folder / _NETWORKS["f32"], compress_to_fp16=True)
         ov.save_model(quantised, folder / _NETWORKS["int8"], compress_to_fp16=True)
         per_voxel = bytes_per_voxel(folder / _NETWORKS["f32"], config.patch)
         plan = config.plan(multiple_of(network), _NETWORKS, per_voxel)
         plan.save(folder)
-        agreements = [
+        return [
             agreement
             for volume in volumes[:_CHECKED_ON]
             for agreement in _compare(network, folder, plan, config, volume)
         ]
+
+
+@contextmanager
+def model_folder(out: Path) -> Iterator[Path]:
+    """A folder to write a model into, which takes the place of ``out`` when all is done.
+
+    It lies in a temporary folder beside ``out``; if something goes wrong, ``out`` stays as it was.
+
+    Raises:
+        UsageError: ``out`` exists and is no model folder, so it must not be replaced.
+    """
+    if out.exists() and not (out / "plan.json").is_file():
+        raise UsageError(f"{out}: exists and is no model folder; it is not replaced")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as made:
+        folder = Path(made) / out.name
+        folder.mkdir()
+        yield folder
         folder.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
         folder.rename(out)
-    return agreements
 
 
-def to_openvino(network: nn.Module, patch: Sequence[int]) -> Any:
-    """An OpenVINO model of a torch network, for inputs of any size (z, y, x)."""
-    model = ov.convert_model(network.eval(), example_input=torch.zeros(1, 1, *patch))
-    model.reshape([1, 1, -1, -1, -1])
+def to_openvino(
+    network: nn.Module, patch: Sequence[int], inputs: int = 1, any_size: bool = True
+) -> Any:
+    """An OpenVINO model of a torch network, (1, inputs, z, y, x) to logits (1, C, z, y, x).
+
+    Args:
+        network: the network.
+        patch: a size (z, y, x) that it takes.
+        inputs: number of input channels.
+        any_size: whether it takes other sizes too.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        # Instance norm looks whether there is more than one voxel: there is, at any size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        model = ov.convert_model(network.eval(), example_input=torch.zeros(1, inputs, *patch))
+    model.reshape([1, inputs, *((-1, -1, -1) if any_size else patch)])
     model.inputs[0].get_tensor().set_names({"image"})
     model.outputs[0].get_tensor().set_names({"logits"})
     return model
@@ -145,7 +175,7 @@ def quantise(model: Any, patches: list[np.ndarray]) -> Any:
 
     Args:
         model: fp32; left as it is.
-        patches: normalised inputs (1, 1, z, y, x) that calibrate the activations' ranges.
+        patches: normalised inputs (1, inputs, z, y, x) that calibrate the activations' ranges.
     """
     return nncf.quantize(
         model,

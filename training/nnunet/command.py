@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
-import tempfile
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -19,25 +15,13 @@ from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
 from inference.network import Network
 from inference.plan import Plan
-from training.export import bytes_per_voxel, quantise
+from training.export import bytes_per_voxel, model_folder, quantise, to_openvino
 from training.network import parameter_count
 from training.nnunet.card import write_card
 from training.nnunet.checkpoint import Checkpoint, load_checkpoint
-from training.nnunet.fast import (
-    Comparison,
-    calibration_cases,
-    calibration_patches,
-    compare,
-)
+from training.nnunet.fast import calibration_cases, calibration_patches, compare
 from training.nnunet.label_map import LabelMap
-from training.nnunet.network import (
-    Together,
-    architecture_of,
-    build,
-    keep_outputs,
-    strides_of,
-    to_openvino,
-)
+from training.nnunet.network import Together, architecture_of, build, keep_outputs, strides_of
 from training.nnunet.plan import inputs_of, outputs_of, plan_of
 from training.nnunet.results import (
     Results,
@@ -74,7 +58,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("results", type=Path, metavar="RESULTS_FOLDER", help="with plans.json, or a .zip of it")
-    add("--out", type=Path, required=True, help="the model folder, weights/NAME; replaced")
+    add("--out", type=Path, required=True, help="weights/NAME; an older model there is replaced")
     add(
         "--folds",
         nargs="+",
@@ -131,20 +115,20 @@ def _write(
     outputs = outputs_of(results.dataset, label_map)
     inputs = len(inputs_of(results.dataset))
     # The plan first: what cannot be served is refused before anything is built.
-    draft = plan_of(
+    plan_with = partial(
+        plan_of,
         options.out.name,
         results.plans,
         configuration,
         results.dataset,
         outputs,
-        None,
-        "nnunet",
-        first.mirror_axes if options.mirror else (),
-        {"f32": _FILES["fp32"], "bf16": _FILES["fp32"]},
-        "f32",
-        0.0,
+        mirror=first.mirror_axes if options.mirror else (),
     )
-    if options.mirror and not draft.mirror:
+    networks = {"f32": _FILES["fp32"], "bf16": _FILES["fp32"]}
+    exact_plan = plan_with(
+        strides=None, tiling="nnunet", networks=networks, precision="f32", bytes_per_voxel=0.0
+    )
+    if options.mirror and not exact_plan.mirror:
         print("note: this model was trained without mirroring; --mirror changes nothing")
     if not first.trainer.startswith("nnUNetTrainer"):
         print(f"note: trainer {first.trainer!r} is not nnU-Net's own; its network is the plans'")
@@ -152,62 +136,39 @@ def _write(
     strides = strides_of(architecture)
     if options.tiling == "whole" and strides is None:
         raise ModelError("this network takes patches of one size alone: not --tiling whole")
-    networks = [build(architecture, c, inputs, outputs.channels) for c in checkpoints]
-    parameters = parameter_count(networks[0])
+    folds = [build(architecture, c, inputs, outputs.channels) for c in checkpoints]
+    parameters = parameter_count(folds[0])
     if len(outputs.kept) < outputs.channels:
-        networks = [keep_outputs(network, outputs.kept) for network in networks]
-    network = Together(networks, flat=len(configuration["patch_size"]) == 2)
-    model = to_openvino(network, draft.patch, inputs, strides is not None)
+        folds = [keep_outputs(fold, outputs.kept) for fold in folds]
+    network = Together(folds, flat=len(configuration["patch_size"]) == 2)
+    model = to_openvino(network, exact_plan.patch, inputs, strides is not None)
 
     cases = calibration_cases(options.calibrate, inputs) if options.calibrate else []
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.out.parent) as made:
-        folder = Path(made) / options.out.name
-        folder.mkdir()
-        exact = Path(made) / "exact.xml"
+    with model_folder(options.out) as folder:
+        exact = folder.parent / "exact.xml"
         ov.save_model(model, exact, compress_to_fp16=False)
         ov.save_model(model, folder / _FILES["fp32"], compress_to_fp16=options.precision != "fp32")
-        error = _check(network, exact, draft)
-        plan = replace(
-            plan_of(
-                draft.name,
-                results.plans,
-                configuration,
-                results.dataset,
-                outputs,
-                strides,
-                options.tiling,
-                first.mirror_axes if options.mirror else (),
-                {
-                    **draft.networks,
-                    **({"int8": _FILES["int8"]} if options.precision == "int8" else {}),
-                },
-                "int8" if options.precision == "int8" else "f32",
-                bytes_per_voxel(exact, draft.patch, inputs),
-            )
+        error = _check(network, exact, exact_plan)
+        if options.precision == "int8":
+            networks = {**networks, "int8": _FILES["int8"]}
+        plan = plan_with(
+            strides=strides,
+            tiling=options.tiling,
+            networks=networks,
+            precision="int8" if options.precision == "int8" else "f32",
+            bytes_per_voxel=bytes_per_voxel(exact, exact_plan.patch, inputs),
         )
         if options.precision == "int8":
             patches = calibration_patches(cases, plan)
             ov.save_model(quantise(model, patches), folder / _FILES["int8"], compress_to_fp16=True)
         plan.save(folder)
-        comparisons = _compare(cases, plan, folder, exact, options)
+        comparisons = []
+        if cases and (options.precision, options.tiling) != ("fp32", "nnunet"):
+            comparisons = compare(cases, plan, folder, exact_plan, exact)
+            for comparison in comparisons:
+                print(comparison, flush=True)
         write_card(folder, plan, results, chosen, checkpoints, comparisons, parameters, error)
-        folder.chmod(0o755)
-        if options.out.exists():
-            shutil.rmtree(options.out)
-        folder.rename(options.out)
     print(f"{options.out}: {chosen}, fold(s) {', '.join(results.checkpoints)}, {plan.precision}")
-
-
-def _compare(
-    cases: list[Any], plan: Plan, folder: Path, exact: Path, options: argparse.Namespace
-) -> list[Comparison]:
-    if not cases or (options.precision == "fp32" and options.tiling == "nnunet"):
-        return []
-    found = compare(cases, plan, folder, exact)
-    for comparison in found:
-        print(comparison, flush=True)
-    return found
 
 
 def _check(network: nn.Module, path: Path, plan: Plan) -> float:
@@ -226,7 +187,3 @@ def _check(network: nn.Module, path: Path, plan: Plan) -> float:
     if not error < _MOST_ERROR:
         raise ModelError(f"the exported network's logits are off by {error:.2g}: not usable")
     return error
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from inference.cases import Case, find_cases
-from inference.errors import CaseError, ModelError
+from inference.errors import CaseError
 from inference.machine import usable_threads
 from inference.model import Model
 from inference.network import Network
@@ -59,7 +60,8 @@ def calibration_cases(folder: Path, channels: int) -> list[Case]:
         UsageError: there are none.
         CaseError: one lacks a channel.
     """
-    cases = find_cases(folder, Path("labels"), channels)[:_CASES]
+    # Labels are not written; a folder below holds no CT that they could replace.
+    cases = find_cases(folder, folder / "labels", channels)[:_CASES]
     for case in cases:
         if case.problem:
             raise CaseError(f"{case.source}: {case.problem}")
@@ -75,7 +77,9 @@ def calibration_patches(cases: Sequence[Case], plan: Plan, seed: int = 0) -> lis
     rng = np.random.default_rng(seed)
     patches = []
     for case in cases:
-        prepared, _, _ = prepare(_images(case), plan, usable_threads())
+        images = _images(case)
+        with _named(case.source):
+            prepared, _, _ = prepare(images, plan, usable_threads())
         values = prepared.values
         frame = [max(0, n - m) for n, m in zip(plan.patch, values.shape[1:], strict=True)]
         values = np.pad(values, [(0, 0), *((f // 2, f - f // 2) for f in frame)])
@@ -90,7 +94,7 @@ def calibration_patches(cases: Sequence[Case], plan: Plan, seed: int = 0) -> lis
 
 
 def compare(
-    cases: Sequence[Case], plan: Plan, folder: Path, reference: Path, threads: int | None = None
+    cases: Sequence[Case], plan: Plan, folder: Path, exact_plan: Plan, exact_network: Path
 ) -> list[Comparison]:
     """Segment cases in the exported form and in fp32 with nnU-Net's tiling.
 
@@ -98,11 +102,13 @@ def compare(
         cases: the first few are compared.
         plan: the exported plan.
         folder: where its networks are.
-        reference: the fp32 network.
-        threads: how many to use; ``None`` for all that may be used.
+        exact_plan: the plan with nnU-Net's tiling, in fp32.
+        exact_network: the fp32 network.
+
+    Raises:
+        CaseError: a case cannot be read or segmented.
     """
-    threads = threads or usable_threads()
-    outputs = len(plan.label_values)
+    threads, outputs = usable_threads(), len(plan.label_values)
     models = [
         Model(
             chosen,
@@ -112,14 +118,15 @@ def compare(
             Network(path, chosen.precision, threads, outputs, plan.inputs),
         )
         for chosen, path in (
-            (replace(plan, tiling="nnunet", precision="f32"), reference),
+            (exact_plan, exact_network),
             (plan, folder / plan.networks[plan.precision]),
         )
     ]
     found = []
     for case in cases[:_COMPARED]:
         images = _images(case)
-        exact, fast = (segment_in_stages(images, model) for model in models)
+        with _named(case.source):
+            exact, fast = (segment_in_stages(images, model) for model in models)
         scores = {
             name: dice(exact.labels == value, fast.labels == value)
             for name, value in plan.labels.items()
@@ -131,7 +138,17 @@ def compare(
 
 
 def _images(case: Case) -> list[sitk.Image]:
+    images = []
+    for path in (case.source, *case.more):
+        with _named(path):
+            images.append(read(path).image)
+    return images
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file before what is wrong with it."""
     try:
-        return [read(path).image for path in (case.source, *case.more)]
+        yield
     except CaseError as error:
-        raise ModelError(f"{case.source}: {error}") from None
+        raise CaseError(f"{path}: {error}") from None

@@ -1,4 +1,4 @@
-"""nnU-Net's networks: built from the plans with dynamic-network-architectures, and exported."""
+"""nnU-Net's networks, built from the plans with dynamic-network-architectures."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import importlib
 import math
 import pkgutil
 import pydoc
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import openvino as ov
-import torch
 from torch import Tensor, nn
 
 from inference.errors import ModelError
 from training.nnunet.checkpoint import Checkpoint
 
 _MAY_BE_NAMED = ("torch.nn.", "dynamic_network_architectures.")
-_OWN_TRAINERS = "nnUNetTrainer"
 
 
 def architecture_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,22 +187,3 @@ class _Chosen(nn.Module):
         """The chosen channels."""
         logits: Tensor = self.network(x)
         return logits[:, self.kept]
-
-
-def to_openvino(network: nn.Module, patch: Sequence[int], inputs: int, any_size: bool) -> Any:
-    """An OpenVINO model of a network (1, inputs, z, y, x).
-
-    Args:
-        network: the network.
-        patch: a size (z, y, x) that it takes.
-        inputs: number of input channels.
-        any_size: whether it takes other sizes too.
-    """
-    with torch.no_grad(), warnings.catch_warnings():
-        # Instance norm looks whether there is more than one voxel: there is, at any size.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        model = ov.convert_model(network.eval(), example_input=torch.zeros(1, inputs, *patch))
-    model.reshape([1, inputs, *((-1, -1, -1) if any_size else patch)])
-    model.inputs[0].get_tensor().set_names({"image"})
-    model.outputs[0].get_tensor().set_names({"logits"})
-    return model
