@@ -145,8 +145,8 @@ def _kinds(config: Config) -> list[str]:
 _USES = {
     "labelled": "CT and labels",
     "labelmap": "label map, for synthesis",
-    "unlabelled": "CT without labels (pseudo-labels where they passed the filter)",
-    "pseudo": "CT with pseudo-labels that came with it",
+    "unlabelled": "CT without labels",
+    "pseudo": "CT with pseudo-labels",
 }
 
 
