@@ -206,9 +206,9 @@ def predict(
     for z, share_z in zip(starts[0], shares[0], strict=True):
         for y, share_y in zip(starts[1], shares[1], strict=True):
             for x, share_x in zip(starts[2], shares[2], strict=True):
-                here = tuple(slice(s, s + size) for s, size in zip((z, y, x), window, strict=True))
+                here = box_at((z, y, x), window)
                 share = share_z[:, None, None] * share_y[:, None] * share_x
-                for channel, values in enumerate(network.run(padded[(..., *here)])):
+                for channel, values in enumerate(network.run(padded[here])):
                     total[channel][here] += values * share
                 done += 1
                 if progress:
@@ -233,12 +233,17 @@ def pad(
     shape = volume.shape[-3:]
     grown = [max(n, size) for n, size in zip(shape, least, strict=True)]
     before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
-    inside = (..., *(slice(b, b + n) for b, n in zip(before, shape, strict=True)))
+    inside = box_at(before, shape)
     if list(shape) == grown:
         return volume, inside
     padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
     padded[inside] = volume
     return padded, inside
+
+
+def box_at(start: Sequence[int], size: Sequence[int]) -> tuple[Any, ...]:
+    """The index of a box of a size (z, y, x) in an array (..., z, y, x)."""
+    return (..., *(slice(s, s + n) for s, n in zip(start, size, strict=True)))
 
 
 def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]:

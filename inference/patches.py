@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.network import Logits, Runner, pad, window_starts
+from inference.network import Logits, Runner, box_at, pad, window_starts
 from inference.plan import Plan
 from inference.resample import Float32Array
 
@@ -96,10 +96,8 @@ def predict_in_patches(
     for z in corners[0]:
         for y in corners[1]:
             for x in corners[2]:
-                here = tuple(
-                    slice(s, s + size) for s, size in zip((z, y, x), plan.patch, strict=True)
-                )
-                for channel, values in enumerate(network.run(padded[(..., *here)])):
+                here = box_at((z, y, x), plan.patch)
+                for channel, values in enumerate(network.run(padded[here])):
                     total[channel][here] += values * weight
                 weights[here] += weight
                 done += 1

@@ -162,7 +162,7 @@ def to_openvino(
     """
     with torch.no_grad(), warnings.catch_warnings():
         # Instance norm looks whether there is more than one voxel: there is, at any size.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         model = ov.convert_model(network.eval(), example_input=torch.zeros(1, inputs, *patch))
     model.reshape([1, inputs, *((-1, -1, -1) if any_size else patch)])
     model.inputs[0].get_tensor().set_names({"image"})
