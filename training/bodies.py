@@ -143,7 +143,7 @@ def complete(
         reaches as far as the atlas does within 100 mm above and 150 mm below the organs.
 
     Raises:
-        ValueError: the two share no organ.
+        ValueError: the two share no organ, or the atlas cannot be laid over the patient.
     """
     shared, grown, places = _aligned(organs, annotated, atlas)
     warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
@@ -181,7 +181,7 @@ def transfer(
         The bent CT and its labels (z, y, x) at `SPACING`, air where the CT has ended.
 
     Raises:
-        ValueError: the two share no organ.
+        ValueError: the two share no organ, or the CT cannot be laid over the patient.
     """
     _, _, places = _aligned(organs, annotated, atlas)
     ones = torch.ones(hu.shape, dtype=torch.uint8)

@@ -114,6 +114,8 @@ class Config:
                 problems.append(f"{kind} is less than 1")
         if self.class_weights and len(self.class_weights) != 1 + len(LABEL_OF):
             problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
+        if self.coarse_first and set(self.coarse_first) != {"share", "spacing", "patch"}:
+            problems.append("coarse_first needs a share, a spacing and a patch")
         if problems:
             raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
 

@@ -22,6 +22,7 @@ from torch import nn
 from inference.machine import usable_threads
 from inference.network import Network
 from inference.organs import ORGANS
+from inference.precision import bf16_pays
 from training.config import Config
 from training.evaluate import multiple_of
 from training.export import quantise, to_openvino
@@ -106,12 +107,12 @@ def _training(config: Config, repeats: int) -> list[str]:
 
 def describe() -> str:
     """On which machine, in how many threads."""
-    able = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    bf16 = "bf16 in hardware" if "BF16" in able else "no bf16: f32 is used in its place"
+    bf16 = "" if bf16_pays() else ", f32 in the place of bf16, which is not faster here"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return (
         f"Inference: OpenVINO {ov.__version__.split('-')[0]} on the CPU, {usable_threads()} "
-        f"threads, {bf16}. Training: torch {torch.__version__}, bf16, without the data. "
+        f"threads{bf16}. Training: torch {torch.__version__}, bf16 (depthwise networks on the "
+        "CPU: fp32), without the data. "
         f"CPU: {cpu_in_words()}. GPU: {gpu}."
     )
 
