@@ -301,8 +301,8 @@ def list_systems(
                 problem=system.problem or absent,
             )
             for system in with_levels
-            if system.precision != "bf16" or system.default
-        ]  # fmt: skip
+            if system.precision != "bf16" or system.default  # neither has bf16 instructions
+        ]
     if "scaling" in groups:
         # The fastest of the shared network, and each model as it comes.
         own = [s for s in with_levels if s.network and not s.problem]
@@ -335,17 +335,21 @@ def _run(
         for row in rows
         if row.system.network and not row.problem
     }
-    runs = [(turn, i) for turn in range(repeats) for i in range(len(rows))]
-    for turn, i in tqdm(runs, unit="run", desc="benchmark", disable=quiet or None):
-        row = rows[i]
-        if i == 0 and "peak" in groups:  # in every turn: the best counts
-            for place in places:
-                _measure_peak(peaks, *place, quick)
-        if row.problem is None:
-            try:
-                measured[i].append(_run_once(row.system, i, turn, work, out, threads, case_name))
-            except CaseError as error:
-                row.problem = str(error)
+    with tqdm(
+        total=repeats * len(rows), unit="run", desc="benchmark", disable=quiet or None
+    ) as bar:
+        for turn in range(repeats):
+            if "peak" in groups:  # in every turn: the best counts
+                for place in places or {(None, threads): None}:
+                    _measure_peak(peaks, *place, quick)
+            for i, row in enumerate(rows):
+                if row.problem is None:
+                    try:
+                        once = _run_once(row.system, i, turn, work, out, threads, case_name)
+                        measured[i].append(once)
+                    except CaseError as error:
+                        row.problem = str(error)
+                bar.update()
     for i, row in enumerate(rows):
         if row.problem is None:
             usages, stages = zip(*measured[i], strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_peak_is_measured() -> None:
         if node.get_rt_info()["layerType"].astype(str) == "Convolution"
     ]
     assert kinds == ["u8"] * benchmark_peak.LAYERS
+
+
+def test_the_peak_alone(tmp_path: Path) -> None:
+    rows = benchmark(
+        tmp_path, groups=("peak",), threads=1, repeats=1, slices=8, plane=32, quick=True,
+        quiet=True,
+    )  # fmt: skip
+    assert not rows
+    assert re.search(r"\| all +\| +1 +\| +[1-9]", (tmp_path / "benchmark.md").read_text())
 
 
 def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
