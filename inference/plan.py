@@ -176,7 +176,7 @@ class Plan:
                 content[key] = tuple(value)
         try:
             plan = Plan(**content)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # too few numbers, say
             raise ModelError(f"{path}: {str(error).replace('Plan.__init__() ', '')}") from None
         for file in plan.networks.values():
             if not (folder / file).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_plan_is_read_as_it_was_written(tiny: Model, tmp_path: Path) -> None:
 def test_contradicting_plans(tiny: Model, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         many(tiny.plan, {"name": "CT", "normalisation": "none"}, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"patch": [32, 32]}, {"colour": 1}, {"patch": 5}])
+def test_broken_plan_files(tmp_path: Path, changes: dict[str, Any]) -> None:
+    make_tiny_model(tmp_path)
+    content = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps({**content, **changes}))
+    with pytest.raises(ModelError, match=r"plan\.json: "):
+        Plan.load(tmp_path)
 
 
 def test_normalisations() -> None:
