@@ -77,6 +77,7 @@ class Network:
         self._inputs = inputs
         self.passes = 0
         self._precision = precision
+        self._only_f32 = False
         self._threads = threads
         self._shape: tuple[int, ...] = ()
         self._task: Future[ov.InferRequest] | None = None
@@ -87,7 +88,7 @@ class Network:
     @property
     def arithmetic(self) -> str:
         """What is not int8 is computed in: "f32" or "bf16"."""
-        return "f32" if self._precision == "f32" else best_float()
+        return "f32" if self._precision == "f32" or self._only_f32 else best_float()
 
     def expect(self, shape: Sequence[int]) -> None:
         """Begin to compile for an input of this shape (z, y, x), if that is not done yet.
@@ -121,9 +122,19 @@ class Network:
 
     def _compile(self, shape: tuple[int, ...]) -> ov.InferRequest:
         self._model.reshape([1, self._inputs, *shape])
+        try:
+            return self._compile_as(self.arithmetic)
+        except RuntimeError:
+            # OpenVINO has no bf16 kernel beside every int8 one (depthwise convolutions, say).
+            if self.arithmetic == "f32":
+                raise
+            self._only_f32 = True
+            return self._compile_as(self.arithmetic)
+
+    def _compile_as(self, arithmetic: str) -> ov.InferRequest:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": self.arithmetic,
+            "INFERENCE_PRECISION_HINT": arithmetic,
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
             "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are

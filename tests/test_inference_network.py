@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_model import make_tiny_model
 
+import inference.network
 from inference.errors import ModelError
 from inference.model import Model
 from inference.network import Network, largest_window, predict, window_shares, window_starts
@@ -119,6 +120,26 @@ def test_compiling_ahead(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     guessed_wrong = network.run(volume).copy()
     assert shapes[-1] == (8, 12, 8)
     assert np.array_equal(guessed_wrong, run(tiny, volume, tiling="whole"))
+
+
+def test_without_a_bf16_kernel_it_is_f32(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO has none beside int8 depthwise convolutions, on a CPU where bf16 is fast."""
+    monkeypatch.setattr(inference.network, "best_float", lambda: "bf16")
+    network = Network(tiny.folder / "network.xml", "int8", 1, len(tiny.plan.label_values))
+    real = network._core.compile_model
+    asked = []
+
+    class Core:
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+            asked.append(settings["INFERENCE_PRECISION_HINT"])
+            if asked[-1] == "bf16":
+                raise RuntimeError("No suitable implementations")
+            return real(model, device, settings)
+
+    monkeypatch.setattr(network, "_core", Core())
+    assert network.run(volume_of((8, 8, 8))).shape[1:] == (8, 8, 8)
+    assert network.run(volume_of((8, 8, 12))).shape[1:] == (8, 8, 12)
+    assert asked == ["bf16", "f32", "f32"]
 
 
 def test_what_went_wrong_ahead_is_said_later(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
