@@ -203,7 +203,9 @@ def test_old_plans_name_the_network_otherwise() -> None:
     found = architecture_of(old)
     assert found["arch_kwargs"] == {**arguments, "features_per_stage": [8, 16, 24]}
     assert found["network_class_name"] == new["network_class_name"]
-    assert strides_of(found) == (4, 4, 4)
+    assert strides_of(found, 3) == (4, 4, 4)
+    assert strides_of({"arch_kwargs": {"strides": [1, 2, [2, 1, 2]]}}, 3) == (4, 2, 4)
+    assert strides_of({"arch_kwargs": {"strides": [1, 2]}}, 2) == (2, 2)
     with pytest.raises(ModelError, match="unknown network"):
         architecture_of({**old, "UNet_class_name": "Other"})
 

@@ -133,14 +133,15 @@ def _write(
     if not first.trainer.startswith("nnUNetTrainer"):
         print(f"note: trainer {first.trainer!r} is not nnU-Net's own; its network is the plans'")
     architecture = architecture_of(configuration)
-    strides = strides_of(architecture)
+    dimensions = len(configuration["patch_size"])
+    strides = strides_of(architecture, dimensions)
     if options.tiling == "whole" and strides is None:
         raise ModelError("this network takes patches of one size alone: not --tiling whole")
     folds = [build(architecture, c, inputs, outputs.channels) for c in checkpoints]
     parameters = parameter_count(folds[0])
     if len(outputs.kept) < outputs.channels:
         folds = [keep_outputs(fold, outputs.kept) for fold in folds]
-    network = Together(folds, flat=len(configuration["patch_size"]) == 2)
+    network = Together(folds, flat=dimensions == 2)
     model = to_openvino(network, exact_plan.patch, inputs, strides is not None)
 
     cases = calibration_cases(options.calibrate, inputs) if options.calibrate else []

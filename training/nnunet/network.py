@@ -56,12 +56,16 @@ def architecture_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def strides_of(architecture: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The network's total stride per axis; ``None`` for one that takes its patch size alone."""
+def strides_of(architecture: Mapping[str, Any], dimensions: int) -> tuple[int, ...] | None:
+    """The network's total stride per axis; ``None`` for one that takes its patch size alone.
+
+    Args:
+        architecture: what `architecture_of` gives.
+        dimensions: 2 or 3; a stride may be one number for all axes.
+    """
     strides = architecture["arch_kwargs"].get("strides")
     if not strides:
         return None
-    dimensions = max(len(step) if isinstance(step, list) else 1 for step in strides)
     full = [step if isinstance(step, list) else [step] * dimensions for step in strides]
     return tuple(math.prod(axis) for axis in zip(*full, strict=True))
 
