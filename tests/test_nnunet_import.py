@@ -262,6 +262,23 @@ def test_only_models_are_replaced(
     assert (weights / "other").is_dir()
 
 
+def test_a_network_that_openvino_does_not_know(
+    results: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unknown(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(x[0, 0, 0, :4, :4]).real
+
+    monkeypatch.setattr("training.nnunet.command.Together", lambda *_, **__: Unknown())
+    assert run(results, "--out", tmp_path / "x", "--folds", "0") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "OpenVINO cannot convert this network" in line
+    assert "linalg_eigvals" in line
+
+
 def test_half_precision_is_compared(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

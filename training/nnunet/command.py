@@ -142,7 +142,11 @@ def _write(
     if len(outputs.kept) < outputs.channels:
         folds = [keep_outputs(fold, outputs.kept) for fold in folds]
     network = Together(folds, flat=dimensions == 2)
-    model = to_openvino(network, exact_plan.patch, inputs, strides is not None)
+    try:
+        model = to_openvino(network, exact_plan.patch, inputs, strides is not None)
+    except Exception as failure:  # PyTorch's tracer and OpenVINO raise many kinds
+        reason = (str(failure).strip() or type(failure).__name__).splitlines()[-1].strip()
+        raise ModelError(f"OpenVINO cannot convert this network ({reason})") from None
 
     cases = calibration_cases(options.calibrate, inputs) if options.calibrate else []
     with model_folder(options.out) as folder:
