@@ -111,7 +111,7 @@ def describe() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return (
         f"Inference: OpenVINO {ov.__version__.split('-')[0]} on the CPU, {usable_threads()} "
-        f"threads{bf16}. Training: torch {torch.__version__}, bf16 (depthwise networks on the "
+        f"threads{bf16}. Training: torch {torch.__version__}, bf16 (patches of few slices on the "
         "CPU: fp32), without the data. "
         f"CPU: {cpu_in_words()}. GPU: {gpu}."
     )
@@ -130,7 +130,7 @@ def _step(config: Config, repeats: int, device: str) -> float:
     model = torch.compile(network) if device == "cuda" else network
 
     def step() -> None:
-        with autocast(network, torch.device(device)):
+        with autocast(image):
             outputs = model(image)
         loss = loss_at_all_depths(outputs, batch, partial_dice_cross_entropy)
         optimiser.zero_grad(set_to_none=True)

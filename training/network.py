@@ -17,6 +17,8 @@ from inference.organs import ORGANS
 
 Triple = tuple[int, int, int]
 
+_TRUSTED_SLICES = 16
+
 _NORMS: dict[str, Any] = {
     "instance": lambda channels: nn.InstanceNorm3d(channels, affine=True),
     "batch": lambda channels: nn.BatchNorm3d(channels, momentum=0.02),  # batches are small
@@ -223,15 +225,18 @@ class ChannelAttention(nn.Module):
         return x * weights[:, :, None, None, None]
 
 
-def autocast(network: nn.Module, device: torch.device) -> torch.autocast:
+def autocast(image: Tensor) -> torch.autocast:
     """Mixed precision in bf16, where it can be trusted: the context of a forward pass.
 
-    On a CPU not for depthwise 3D convolutions: oneDNN's in bf16 write beyond their memory (torch
-    2.13 on a CPU with AMX: the process aborts), so a network that has them runs in fp32 there.
+    On a CPU not for patches of few slices: there the gradients of oneDNN's bf16 convolutions write
+    beyond their memory (torch 2.13 with AMX, less than 8 slices of some 100 x 100 voxels: the
+    process crashes), so the pass is in fp32.
+
+    Args:
+        image: the network's input (n, 1, z, y, x).
     """
-    depthwise = any(isinstance(m, nn.Conv3d) and m.groups > 1 for m in network.modules())
-    trusted = device.type == "cuda" or not depthwise
-    return torch.autocast(device.type, torch.bfloat16, enabled=trusted)
+    trusted = image.device.type == "cuda" or image.shape[2] >= _TRUSTED_SLICES
+    return torch.autocast(image.device.type, torch.bfloat16, enabled=trusted)
 
 
 def parameter_count(network: nn.Module) -> int:

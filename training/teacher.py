@@ -66,7 +66,7 @@ class Teacher:
             seen = F.interpolate(seen, own, mode="trilinear")
         after = [-n % m for n, m in zip(own, multiple_of(self._network), strict=True)]
         seen = F.pad(seen, [n for a in reversed(after) for n in (0, a)], value=mine.air)
-        with autocast(self._network, image.device):
+        with autocast(seen):
             logits: Tensor = self._network(seen)
         logits = logits[:, :, : own[0], : own[1], : own[2]].float()
         return logits if own == list(shape) else F.interpolate(logits, shape, mode="trilinear")

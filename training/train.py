@@ -122,7 +122,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, iteration)
             image = batch.image.contiguous(memory_format=torch.channels_last_3d)
-            with autocast(network, device):
+            with autocast(image):
                 outputs = model(image)
             weights = class_weights(config, iteration, device)
             weighted = partial(loss_of, class_weights=weights)
