@@ -295,7 +295,9 @@ def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config
         assert case["annotated"].tolist() == [1, 3, 5]
         assert case["spacing"].tolist() == [2.0, 2.0, 2.0]
         liver, air = case["labels"] == 1, case["hu"] < -500
-        assert liver.any() and air.any() and not (liver & air).any()
+        assert liver.any() and air.any()
+        # Only at an edge to air can interpolated values be nearer to air's.
+        assert (liver & air).sum() < 0.02 * liver.sum()
     samples = Samples(prepared, replace(config, shares={"transferred": 1.0}))
     assert samples[0].image.shape == (1, 32, 32, 48)
     with pytest.raises(FileNotFoundError, match="nothing to train on"):
