@@ -156,7 +156,7 @@ def spline_matrix(n: int, m: int, order: int) -> Float64Array:
             there = np.abs(np.arange(size) + step)
             there = np.where(there >= size, 2 * (size - 1) - there, there)
             np.add.at(fit, (np.arange(size), there), float(_basis(np.array(float(step)), order)))
-        weights = np.linalg.solve(fit.T, weights.T).T
+        weights = np.linalg.solve(fit.T, weights.T).T.astype(np.float64, copy=False)
     matrix = np.zeros((m, n))
     np.add.at(matrix.T, inside, weights.T)
     matrix.setflags(write=False)
@@ -197,8 +197,8 @@ def _along(values: Float32Array, axis: int, m: int, order: int, threads: int) ->
         elif axis == 1:
             np.matmul(weights, values[:, first:last], out=result[:, start : start + _ROWS])
         else:
-            part = np.ascontiguousarray(weights.T)
-            np.matmul(values[:, :, first:last], part, out=result[:, :, start : start + _ROWS])
+            turned = np.ascontiguousarray(weights.T)
+            np.matmul(values[:, :, first:last], turned, out=result[:, :, start : start + _ROWS])
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         list(pool.map(fill, range(0, m, _ROWS)))
