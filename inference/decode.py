@@ -44,6 +44,18 @@ def winners(logits: NDArray[np.floating[Any]]) -> Labels:
     return index
 
 
+def all_winners(logits: NDArray[np.floating[Any]], threads: int = 1) -> Labels:
+    """`winners` of logits (C, z, y, x), several slices at once: (z, y, x)."""
+    found = np.empty(logits.shape[1:], np.uint8)
+
+    def fill(z: int) -> None:
+        found[z] = winners(logits[:, z])
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        list(pool.map(fill, range(len(found))))
+    return found
+
+
 def decode(
     logits: NDArray[np.floating[Any]],
     label_values: Sequence[int],
@@ -52,6 +64,7 @@ def decode(
     progress: Callable[[float], None] | None = None,
     nearest: bool = False,
     half: bool = False,
+    planes: Labels | None = None,
 ) -> None:
     """Write the labels of trilinearly upsampled logits.
 
@@ -70,14 +83,15 @@ def decode(
             interpolated along the other two alone.
         half: whether interpolated logits are rounded to half precision before they are compared,
             as nnU-Net stores them: of two that differ by less, the first one wins.
+        planes: the logits' `all_winners`, where they are known already.
     """
+    planes = all_winners(logits, threads) if planes is None else planes
     values = np.asarray(label_values, np.uint8)
     along_z, along_y, along_x = (
         _Axis.of(n, m, nearest and axis == 0)
         for axis, (n, m) in enumerate(zip(logits.shape[1:], out.shape, strict=True))
     )
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        planes = list(pool.map(lambda z: winners(logits[:, z]), range(logits.shape[1])))
 
         def fill(k: int) -> None:
             z, share = int(along_z.cell[k]), float(along_z.share[k])

@@ -30,6 +30,7 @@ def write_labels(
     out: Labels,
     threads: int = 1,
     progress: Progress | None = None,
+    winning: Labels | None = None,
 ) -> None:
     """Write the labels of logits on a CT's own grid.
 
@@ -41,9 +42,12 @@ def write_labels(
         out: where to write, uint8 (D, H, W); may be a turned view. Every voxel is written.
         threads: how many slices are worked on at once.
         progress: is called with the finished share.
+        winning: the channels (d, h, w) with the largest logits, where they are known already.
     """
     if not plan.regions:
         upsample = _upsampler(plan, spacing, new_spacing)
+        if upsample is decode:
+            upsample = partial(decode, planes=winning)
         upsample(logits, plan.label_values, out, threads, progress)
         return
     out[:] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ def segment_in_stages(
                 lambda share: tell("network", share),
             )
         with _timed("postprocess", seconds, tell):
-            postprocess(logits, prepared.spacing, plan)
+            winning = postprocess(logits, prepared.spacing, plan, model.threads)
         with _timed("labels", seconds, tell):
             labels = np.zeros(image.GetSize()[::-1], np.uint8)
             z, y, x = turn.reorder(image.GetSpacing()[::-1])
@@ -154,8 +155,9 @@ def segment_in_stages(
                 turn.apply(labels)[prepared.box],
                 model.threads,
                 lambda share: tell("labels", share),
+                winning,
             )
-            counts = _count(labels)
+            counts = _count(labels, model.threads)
     voxel = float(np.prod(image.GetSpacing())) / 1000
     warnings = list(intensities.warnings)
     if not counts[1:].any():
@@ -238,11 +240,16 @@ def _focus(
     )
 
 
-def _count(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _count(labels: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
     """Number of voxels of each of the 256 labels (0 is not counted)."""
+
+    def count(plane: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return np.bincount(plane[plane > 0], minlength=256)
+
     counts = np.zeros(256, np.int64)
-    for plane in labels:
-        counts += np.bincount(plane[plane > 0], minlength=256)
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(count, labels):
+            counts += found
     return counts
 
 

@@ -14,14 +14,16 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.decode import Labels, winners
+from inference.decode import Labels, all_winners
 from inference.errors import ModelError
 from inference.plan import Plan
 
 Logits = NDArray[np.floating[Any]]
 
 
-def postprocess(logits: Logits, spacing: tuple[float, float, float], plan: Plan) -> None:
+def postprocess(
+    logits: Logits, spacing: tuple[float, float, float], plan: Plan, threads: int = 1
+) -> Labels | None:
     """Apply ``plan.postprocessing`` to logits, in place.
 
     The steps, each for the organs in its ``labels`` (label values) one after the other:
@@ -38,13 +40,17 @@ def postprocess(logits: Logits, spacing: tuple[float, float, float], plan: Plan)
         logits: shape (C, z, y, x).
         spacing: millimetres per axis (z, y, x).
         plan: the steps, and which label each channel stands for.
+        threads: how many slices are worked on at once.
+
+    Returns:
+        The channels (z, y, x) that win after it; ``None`` if the plan asks for no step.
 
     Raises:
         ModelError: a step that does not exist, a label that the model does not have.
     """
     if not plan.postprocessing:
-        return
-    labels = np.stack([winners(logits[:, z]) for z in range(logits.shape[1])])
+        return None
+    labels = all_winners(logits, threads)
     millilitres = float(np.prod(spacing)) / 1000
     for step in plan.postprocessing:
         try:
@@ -56,6 +62,7 @@ def postprocess(logits: Logits, spacing: tuple[float, float, float], plan: Plan)
                 action(logits, labels, channel, millilitres, step)
         except (KeyError, ValueError):
             raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
+    return labels
 
 
 def _keep_largest(
@@ -78,7 +85,7 @@ def _remove_small(
 def _close(
     logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
 ) -> None:
-    box = _box(labels == channel)
+    box = _box(labels, channel)
     if box is None:
         return
     here = labels[box]
@@ -100,7 +107,7 @@ _STEPS: dict[str, Callable[[Logits, Labels, int, float, Mapping[str, Any]], None
 
 def _parts(labels: Labels, channel: int) -> tuple[Any, NDArray[Any], dict[int, int]]:
     """Connected parts of a class: the box around it, the parts in the box, their sizes."""
-    box = _box(labels == channel)
+    box = _box(labels, channel)
     if box is None:
         return (), np.empty(0), {}
     mask = sitk.GetImageFromArray((labels[box] == channel).astype(np.uint8))
@@ -129,12 +136,15 @@ def _remove(
     labels[box][mask] = 0
 
 
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """The smallest box around what is marked, one voxel wider; ``None`` for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not len(hits):
-            return None
+def _box(labels: Labels, channel: int) -> tuple[slice, ...] | None:
+    """The smallest box around a class, one voxel wider; ``None`` where there is none of it."""
+    slices = [z for z, plane in enumerate(labels) if (plane == channel).any()]
+    if not slices:
+        return None
+    z = slice(max(0, slices[0] - 1), slices[-1] + 2)
+    mask = (labels[z] == channel).any(axis=0)  # seen from above
+    box = [z]
+    for axis in (0, 1):
+        hits = np.flatnonzero(mask.any(axis=1 - axis))
         box.append(slice(max(0, int(hits[0]) - 1), int(hits[-1]) + 2))
     return tuple(box)
