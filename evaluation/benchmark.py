@@ -492,7 +492,10 @@ def _write(
         ]
         for row, cell in zip(rows, cells, strict=True)
     ]
-    weights = "drawn from a fixed seed, not trained (the last layer is fitted to the phantom)"
+    weights = (
+        f"trained for {benchmark_network.STEPS} steps on another phantom, which is enough for "
+        "regions where organs are, not for accuracy"
+    )
     if checkpoint is not None:
         weights = f"those of {checkpoint.name}"
     write_text(
