@@ -113,6 +113,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         help="for 'pseudolabel' and 'export' (default: this training's); several must agree",
     )
+    add("--corrections", type=Path, help="for 'pseudolabel': YAML file of what an eye saw")
     add("--agreement", type=float, default=0.85, help="DSC that pseudo-labels of an organ need")
     add(
         "--accuracy-aware",
@@ -191,8 +192,10 @@ class _Run:
 
     def pseudolabel(self) -> None:
         from inference.organs import ORGANS
+        from training.corrections import load_corrections
         from training.pseudolabel import pseudolabel
 
+        by_hand = self.options.corrections
         # What another round labelled stays pseudo-labelled: remove its folder to begin anew.
         judged, refused = pseudolabel(
             find_cases(self.options.data),
@@ -200,6 +203,7 @@ class _Run:
             self.config,
             self.pseudolabels,
             self.options.agreement,
+            load_corrections(by_hand) if by_hand else None,
         )
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)

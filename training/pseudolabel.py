@@ -3,13 +3,14 @@
 Each CT is looked at several times: by every network that is given, at its own spacing, enlarged
 and shrunk a little with shifted intensities, and, by networks that were trained on mirrored
 patients, mirrored. A voxel is kept where the looks agree, an organ only where they agree as a
-whole and it is anatomically plausible; everything else is unknown to the training.
+whole and it is anatomically plausible; everything else is unknown to the training. Who has looked
+at the pictures may correct that (`training.corrections`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated
 from training.checkpoint import load_average
 from training.config import Config
+from training.corrections import Edit, correct, of_kind
 from training.evaluate import dice, logits_of
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
@@ -77,6 +79,7 @@ def pseudolabel(
     config: Config,
     out: Path,
     least: float = 0.85,
+    corrections: Mapping[str, Sequence[Edit]] | None = None,
 ) -> tuple[dict[str, PseudoLabels], list[str]]:
     """Label the CTs that have no labels.
 
@@ -92,6 +95,7 @@ def pseudolabel(
         config: theirs.
         out: the folder.
         least: DSC between looks that an organ needs to be kept.
+        corrections: by hand, by case (`training.corrections`).
 
     Returns:
         What was judged, by case (a case without any organ is not written), and a line per CT
@@ -121,12 +125,21 @@ def pseudolabel(
             refused.append(f"{case.name}: {error}")
             continue
         prepared = preprocess(hu, spacing, plan)
-        found = judge(look_at(networks, prepared.values, config), prepared.spacing, least)
+        edits = (corrections or {}).get(case.name, ())
+        looks = look_at(networks, prepared.values, config)
+        trusted, doubted, grown = (of_kind(edits, kind) for kind in ("trust", "doubt", "grow"))
+        found = judge(looks, prepared.spacing, least, trusted, doubted)
+        found = replace(found, kept=tuple(sorted({*found.kept, *grown})))
         result[case.name] = found
         if found.kept:
             labels = np.zeros(hu.shape, np.uint8)
             part = labels[prepared.box]
             part[...] = resize_labels(found.labels, part.shape)
+            try:
+                correct(labels, hu, spacing, edits)
+            except ValueError as error:
+                refused.append(f"{case.name}: {error}")
+                continue
             stored = np.zeros(sitk.GetArrayViewFromImage(scan.image).shape, np.uint8)
             turn_to(scan.image.GetDirection()).apply(stored)[...] = labels
             write(out / f"{case.name}.nii.gz", stored, Scan(scan.image))
@@ -165,7 +178,11 @@ def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> li
 
 
 def judge(
-    looks: list[np.ndarray], spacing: tuple[float, float, float], least: float
+    looks: list[np.ndarray],
+    spacing: tuple[float, float, float],
+    least: float,
+    trusted: Sequence[int] = (),
+    doubted: Sequence[int] = (),
 ) -> PseudoLabels:
     """Decide what several label maps (z, y, x) of one CT agree on.
 
@@ -178,9 +195,11 @@ def judge(
         looks: at least one.
         spacing: mm per axis (z, y, x).
         least: DSC that an organ needs.
+        trusted: organs that are kept as the first look has them, whatever the rules say.
+        doubted: organs that are not kept.
     """
     first = looks[0]
-    same = np.all([look == first for look in looks], axis=0)
+    same = np.all([look == first for look in looks], axis=0) | np.isin(first, trusted)
     millilitres = float(np.prod(spacing)) / 1000
     agreement: dict[int, float] = {}
     kept = []
@@ -196,12 +215,13 @@ def judge(
         cut = mask[0].any() or mask[-1].any()
         if agreement[organ] >= least and volume <= high and (cut or volume >= low):
             kept.append(organ)
-    kept = [organ for organ in kept if organ not in _misplaced(first)]
+    wrong = {*_misplaced(first), *doubted}
+    kept = sorted({*(organ for organ in kept if organ not in wrong), *trusted})
     labels = np.where(same, first, UNKNOWN).astype(np.uint8)
     for organ in ORGANS:
         seen = np.any([look == organ for look in looks], axis=0)
         if organ not in kept:
-            labels[seen] = UNKNOWN
+            labels[seen & ~np.isin(labels, trusted)] = UNKNOWN
         else:
             labels[(labels == organ) & ~_largest(first == organ)] = UNKNOWN
     return PseudoLabels(labels, tuple(kept), agreement)

@@ -1,0 +1,112 @@
+"""Corrections by hand: what is erased, cleared, grown, trusted and doubted, in a made volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.organs import LABEL_OF
+from training.augment import UNKNOWN
+from training.corrections import correct, load_corrections, of_kind
+from training.pseudolabel import judge
+
+LIVER, KIDNEY, AORTA = (LABEL_OF[name] for name in ("liver", "left_kidney", "aorta"))
+SPACING = (2.0, 1.0, 1.0)
+
+
+def _ball(centre: tuple[int, int, int], radius: float) -> np.ndarray:
+    """Voxels of a (30, 60, 60) volume within so many mm of one of them."""
+    place = [(np.arange(n) - c) * s for n, c, s in zip((30, 60, 60), centre, SPACING, strict=True)]
+    z, y, x = np.meshgrid(*place, indexing="ij")
+    inside: np.ndarray = z**2 + y**2 + x**2 <= radius**2
+    return inside
+
+
+def _corrections(folder: Path, text: str) -> list:
+    file = folder / "corrections.yaml"
+    file.write_text("a:\n" + text)
+    return load_corrections(file)["a"]
+
+
+def test_an_organ_grows_to_its_edge_and_not_beyond_its_box(tmp_path: Path) -> None:
+    kidney, speck, muscle = _ball((12, 30, 40), 12), _ball((20, 45, 48), 5), _ball((12, 30, 5), 9)
+    hu = np.full(kidney.shape, -100, np.int16)
+    hu[kidney | speck | muscle] = 40
+    hu[_ball((12, 30, 40), 4)] = -60  # the sinus: a hole that is filled
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[5:8, 5:9, 5:9] = KIDNEY  # a mistake elsewhere
+    labels[12, 25:35, 30:50] = UNKNOWN
+    edits = _corrections(tmp_path, "  - {grow: [left_kidney], x: [20, 60], hu: [-30, 80]}\n")
+    correct(labels, hu, SPACING, edits)
+    found = labels == KIDNEY
+    assert 2 * (found & kidney).sum() / (found.sum() + kidney.sum()) > 0.95
+    assert found[12, 30, 40]  # the hole
+    assert not (found & (speck | muscle)).any() and not found[:, :, :20].any()
+
+
+def test_what_has_another_organ_does_not_grow(tmp_path: Path) -> None:
+    kidney, liver = _ball((12, 30, 40), 10), _ball((12, 30, 22), 10)
+    hu = np.where(kidney | liver, 40, -100).astype(np.int16)
+    labels = np.where(liver, LIVER, 0).astype(np.uint8)
+    edits = _corrections(tmp_path, "  - {grow: [left_kidney], hu: [-30, 80]}\n")
+    correct(labels, hu, SPACING, edits)
+    assert ((labels == LIVER) == liver).all()
+    assert (labels == KIDNEY).sum() > 0.8 * (kidney & ~liver).sum()
+
+
+def test_erasing_and_clearing_stay_in_their_box(tmp_path: Path) -> None:
+    labels = np.zeros((4, 2, 2), np.uint8)
+    labels[:, 0], labels[:, 1, 0], labels[:, 1, 1] = LIVER, AORTA, UNKNOWN
+    hu = np.zeros(labels.shape, np.int16)
+    text = "  - {erase: [liver], z: [1, 2]}\n  - {clear: all, but: [aorta], z: [3, 4]}\n"
+    correct(labels, hu, SPACING, _corrections(tmp_path, text))
+    assert (labels[[0, 2], 0] == LIVER).all() and (labels[[1, 3], 0] == 0).all()
+    assert (labels[:, 1, 0] == AORTA).all()
+    assert labels[:, 1, 1].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0]
+
+
+def test_trust_and_doubt_outdo_the_looks(tmp_path: Path) -> None:
+    first = np.zeros((20, 40, 40), np.uint8)
+    first[2:18, 5:25, 5:25] = LIVER
+    first[5:9, 30:34, 30:34] = KIDNEY
+    second = np.where(first == KIDNEY, 0, first)
+    edits = _corrections(tmp_path, "  - trust: [left_kidney]\n  - doubt: [liver]\n")
+    spacing = (5.0, 5.0, 5.0)
+    assert judge([first, second], spacing, 0.85).kept == (LIVER,)
+    trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
+    found = judge([first, second], spacing, 0.85, trusted, doubted)
+    assert found.kept == (KIDNEY,)
+    assert ((found.labels == KIDNEY) == (first == KIDNEY)).all()
+    assert (found.labels[first == LIVER] == UNKNOWN).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  - {trust: [heart]}\n",
+        "  - {trust: liver}\n",
+        "  - {grow: [liver]}\n",
+        "  - {erase: [liver], clear: all}\n",
+        "  - {erase: [liver], w: [1, 2]}\n",
+        "  - liver\n",
+        "  - {: [\n",
+    ],
+)
+def test_what_is_no_correction_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"^.*corrections\.yaml: not [^\n]+$"):
+        _corrections(tmp_path, text)
+
+
+def test_nothing_to_grow_is_said(tmp_path: Path) -> None:
+    edits = _corrections(tmp_path, "  - {grow: [liver], hu: [-30, 80]}\n")
+    labels = np.zeros((5, 5, 5), np.uint8)
+    with pytest.raises(ValueError, match="nothing between -30 and 80 HU"):
+        correct(labels, np.full(labels.shape, -100, np.int16), SPACING, edits)
+
+
+def test_the_recipe_s_own_corrections_are_understood() -> None:
+    path = Path(__file__).parents[1] / "training/configs/corrections/abdoseg.yaml"
+    found = load_corrections(path)
+    assert found and all(found.values())

@@ -1,0 +1,139 @@
+"""Corrections of pseudo-labels by hand: what an eye sees in the pictures and no network agrees on.
+
+A YAML file holds a list per case. Its entries, done in their order, are of five kinds::
+
+    cort_liver:
+      - trust: [pancreas, duodenum]    # as the first look drew them, whatever the others say
+      - doubt: [stomach]               # unknown, whatever the looks say
+      - erase: [inferior_vena_cava]    # is not in this box
+        z: [104, 168]
+      - clear: all                     # no organ is in this box, or none but ...
+        but: [aorta, esophagus]
+        z: [136, 168]
+      - grow: [left_kidney]            # all of it is this: what lies between these HU in the box,
+        z: [40, 95]                    # opened, the largest piece, holes filled
+        y: [80, 125]
+        x: [120, 165]
+        hu: [10, 90]
+
+Ranges count voxels of the CT turned to LPS (z to the head, y to the back, x to the left), the
+second number not included, as pictures of ``python -m training pseudolabel`` are read; an axis
+without a range is taken whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import ndimage
+
+from inference.organs import LABEL_OF
+from training.augment import UNKNOWN
+
+KINDS = ("trust", "doubt", "erase", "clear", "grow")
+_AXES = ("z", "y", "x")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One entry of the file.
+
+    Attributes:
+        kind: one of `KINDS`.
+        organs: label values.
+        box: part of the array (z, y, x).
+        hu: lowest and highest Hounsfield units of what grows.
+    """
+
+    kind: str
+    organs: tuple[int, ...]
+    box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None))
+    hu: tuple[float, float] = (0.0, 0.0)
+
+
+def load_corrections(path: Path) -> dict[str, list[Edit]]:
+    """Read a file of corrections.
+
+    Raises:
+        ValueError: not YAML, or an entry is of no known kind, in one line.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return {str(case): [_edit(entry) for entry in edits] for case, edits in content.items()}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not corrections ({error})") from None
+
+
+def _edit(entry: Mapping[str, Any]) -> Edit:
+    kinds = [kind for kind in KINDS if kind in entry]
+    if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, "hu", "but"}:
+        raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
+    kind = kinds[0]
+    names = entry[kind]
+    if kind == "clear":
+        names = sorted(set(LABEL_OF) - set(entry.get("but", ())))
+    if isinstance(names, str) or (missing := sorted(set(names) - set(LABEL_OF))):
+        raise ValueError(
+            f"{names if isinstance(names, str) else missing[0]!r} is no list of organs"
+        )
+    z, y, x = (slice(*entry[axis]) if axis in entry else slice(None) for axis in _AXES)
+    low, high = entry["hu"] if kind == "grow" else (0, 0)
+    return Edit(kind, tuple(LABEL_OF[name] for name in names), (z, y, x), (low, high))
+
+
+def of_kind(edits: Sequence[Edit], kind: str) -> tuple[int, ...]:
+    """The organs of all edits of a kind."""
+    return tuple(organ for edit in edits if edit.kind == kind for organ in edit.organs)
+
+
+def correct(
+    labels: np.ndarray, hu: np.ndarray, spacing: Sequence[float], edits: Sequence[Edit]
+) -> None:
+    """Erase, clear and grow, in place.
+
+    Args:
+        labels: uint8 (z, y, x), 255 where unknown.
+        hu: of the same shape.
+        spacing: mm per axis (z, y, x).
+        edits: those of other kinds are passed over.
+
+    Raises:
+        ValueError: nothing grows in a box.
+    """
+    for edit in edits:
+        part = labels[edit.box]
+        if edit.kind == "erase":
+            part[np.isin(part, edit.organs)] = 0
+        elif edit.kind == "clear":
+            part[np.isin(part, (*edit.organs, UNKNOWN))] = 0
+        elif edit.kind == "grow":
+            for organ in edit.organs:
+                labels[labels == organ] = 0
+                free = (part == 0) | (part == UNKNOWN)
+                part[_largest_piece(hu[edit.box], free, spacing, *edit.hu)] = organ
+
+
+def _largest_piece(
+    hu: np.ndarray, free: np.ndarray, spacing: Sequence[float], low: float, high: float
+) -> np.ndarray:
+    """The largest piece of a tissue where no other organ is, without bridges to its neighbours."""
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), [1.5 / step for step in spacing])
+    steps = np.indices((7, 7, 7)) - 3
+    ball = sum((steps[i] * spacing[i] / 3.0) ** 2 for i in range(3)) <= 1.0
+    inside = free & (smooth >= low) & (smooth <= high)
+    pieces, count = ndimage.label(ndimage.binary_opening(inside, ball))
+    if not count:
+        raise ValueError(f"nothing between {low:g} and {high:g} HU grows in its box")
+    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
+    # What opening took off the edges comes back; what hung on a bridge does not.
+    whole = ndimage.binary_dilation(largest, ball) & inside
+    filled: np.ndarray = free & ndimage.binary_fill_holes(whole)
+    return filled
