@@ -32,6 +32,10 @@ def postprocess(
     - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
     - ``{"step": "close", "labels": [...]}``: holes and notches of up to one voxel that are
       background are filled (morphological closing, 3 x 3 x 3).
+    - ``{"step": "sides", "labels": [right, left, right, left, ...], "midline": label}``: a part
+      of a right organ whose middle lies to the left of the midline organ's (the aorta's, say) is
+      the left organ's, and the reverse. The last axis must run to the patient's left, as it does
+      in LPS orientation; without the midline organ nothing is done.
 
     Parts are connected through faces, edges and corners: parts that are not, share no cell of
     the interpolation, so removing one leaves the others' surface as it is.
@@ -54,11 +58,15 @@ def postprocess(
     millilitres = float(np.prod(spacing)) / 1000
     for step in plan.postprocessing:
         try:
-            action = _STEPS[step["step"]]
             channels = [plan.label_values.index(value) for value in step["labels"]]
+            if 0 in channels:
+                raise ValueError
+            if step["step"] == "sides":
+                middle = plan.label_values.index(step["midline"])
+                _put_on_their_sides(logits, labels, channels, middle)
+                continue
+            action = _STEPS[step["step"]]
             for channel in channels:
-                if channel == 0:
-                    raise ValueError
                 action(logits, labels, channel, millilitres, step)
         except (KeyError, ValueError):
             raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
@@ -96,6 +104,32 @@ def _close(
         part = logits[(slice(None),) + box]
         part[channel][added] = part[:, added].max(axis=0) + 1
         here[added] = channel
+
+
+def _put_on_their_sides(logits: Logits, labels: Labels, pairs: list[int], midline: int) -> None:
+    x = _middle_x(labels, midline)
+    if x is None:
+        return
+    for right, left in zip(pairs[::2], pairs[1::2], strict=True):
+        # Both are looked at before either is changed.
+        found = [(_parts(labels, a), a, b) for a, b in ((right, left), (left, right))]
+        for (box, parts, sizes), channel, other in found:
+            for part in sizes:
+                mask = parts == part
+                where = box[2].start + np.nonzero(mask)[2].mean()
+                if (where > x) != (channel == right) or where == x:
+                    continue
+                here = logits[(slice(None),) + box]
+                here[channel][mask], here[other][mask] = here[other][mask], here[channel][mask]
+                labels[box][mask] = other
+
+
+def _middle_x(labels: Labels, channel: int) -> float | None:
+    """Where the middle of a class lies along the last axis; ``None`` where there is none of it."""
+    box = _box(labels, channel)
+    return (
+        None if box is None else float(box[2].start + np.nonzero(labels[box] == channel)[2].mean())
+    )
 
 
 _STEPS: dict[str, Callable[[Logits, Labels, int, float, Mapping[str, Any]], None]] = {

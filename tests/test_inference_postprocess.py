@@ -135,3 +135,27 @@ def test_bad_steps_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match="bad postprocessing"):
         apply(tiny, labels, step)
+
+
+def test_sides_gives_parts_to_the_organ_of_their_side(tiny: Model) -> None:
+    """Channel 3 is the midline; channels 1 and 2 are right and left, x runs to the left."""
+    labels = np.zeros((8, 8, 30), np.uint8)
+    labels[:, 3:5, 14:17] = 3
+    labels[1:5, 1:5, 2:6] = 1
+    labels[1:3, 1:3, 24:26] = 1  # on the left
+    labels[4:7, 4:7, 22:26] = 2
+    labels[6, 1, 3] = 2  # on the right
+    step = {"step": "sides", "labels": [1, 2], "midline": 3}
+    found = winners(apply(tiny, labels, step))
+    assert ((found == 1) == (np.isin(labels, (1, 2)) & (np.arange(30) < 15))).all()
+    assert ((found == 2) == (np.isin(labels, (1, 2)) & (np.arange(30) > 15))).all()
+    labels[labels == 3] = 0
+    assert (winners(apply(tiny, labels, step)) == labels).all()
+
+
+def test_winning_channels_are_returned(tiny: Model, labels: NDArray[np.uint8]) -> None:
+    logits = logits_of(labels)
+    steps = ({"step": "keep_largest", "labels": [1]}, {"step": "close", "labels": [1, 2]})
+    found = postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps), 3)
+    assert found is not None and np.array_equal(found, winners(logits))
+    assert postprocess(logits, SPACING, tiny.plan) is None
