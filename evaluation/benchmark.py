@@ -174,11 +174,25 @@ def _case(case: Path | None, work: Path, slices: int, plane: int) -> Path:
             raise UsageError(f"{case}: no such file")
         if not case.name.endswith((".nii.gz", ".nii")):
             raise UsageError(f"{case}: not a .nii.gz or .nii file")
-        return case
+        return _upright(case, work)
     image, _ = make_phantom((slices, plane, plane), (2.5, 0.8 * 512 / plane, 0.8 * 512 / plane))
     path = work / "phantom_0000.nii.gz"
     sitk.WriteImage(image, str(path), True)
     return path
+
+
+def _upright(case: Path, work: Path) -> Path:
+    """The case itself if its axes are LPS, else a copy with such: not every system turns one."""
+    try:
+        image = sitk.ReadImage(str(case))
+        turned = sitk.DICOMOrient(image, "LPS")
+    except RuntimeError:
+        raise UsageError(f"{case}: cannot be read as a 3D image") from None
+    if turned.GetDirection() == image.GetDirection():
+        return case
+    copy = work / case.name
+    sitk.WriteImage(turned, str(copy), copy.name.endswith(".gz"))
+    return copy
 
 
 def _make_model(

@@ -102,7 +102,7 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from evaluation import score_command
+    from evaluation import score_command, scoring
 
     scores = score_command.run(
         options.reference,
@@ -120,8 +120,7 @@ def _score(options: argparse.Namespace) -> int:
             print(f"{score.status}: {note}", file=sys.stderr)
     if not options.quiet:
         print((options.out / "summary.md").read_text(encoding="utf-8").rstrip())
-    bad = {"missing", "error"} - ({"missing"} if options.strict_challenge else set())
-    return 1 if any(score.status in bad for score in scores) else 0
+    return 1 if scoring.failed(scores, options.strict_challenge) else 0
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +137,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from evaluation import compare_command
 
-    _, notes = compare_command.run(
+    _, notes, bad = compare_command.run(
         options.reference,
         options.first,
         options.second,
@@ -152,7 +151,7 @@ def _compare(options: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     if not options.quiet:
         print((options.out / "comparison.md").read_text(encoding="utf-8").rstrip())
-    return 1 if notes and not options.strict_challenge else 0
+    return 1 if bad else 0
 
 
 def _add_time(parser: argparse.ArgumentParser) -> None:

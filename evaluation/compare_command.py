@@ -10,7 +10,7 @@ from evaluation import figures
 from evaluation.challenge import DECIMALS, METRICS, columns
 from evaluation.comparison import CONFIDENCE, RESAMPLES, Difference, Values, compare
 from evaluation.score_command import write_scores
-from evaluation.scoring import ALL_LABELS, score_folders
+from evaluation.scoring import ALL_LABELS, failed, score_folders
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from inference.errors import UsageError
 
@@ -24,7 +24,7 @@ def run(
     labels: Sequence[int] = ALL_LABELS,
     workers: int = 1,
     quiet: bool = False,
-) -> tuple[list[Difference], list[str]]:
+) -> tuple[list[Difference], list[str], bool]:
     """Score two folders of predictions and compare them case by case.
 
     Writes into ``out``: ``comparison.csv``, ``comparison.md``, ``differences.png`` and, for each
@@ -41,12 +41,14 @@ def run(
         quiet: show no progress bar.
 
     Returns:
-        The rows, and sentences on what went wrong.
+        The rows, sentences on what was noticed, and whether something went wrong: a case that
+        cannot be scored (`evaluation.scoring.failed`), or, unless strict, is in one side only.
 
     Raises:
         UsageError: something is missing, no case is in both, or ``out`` cannot be written.
     """
     notes: list[str] = []
+    bad = False
     sides: list[dict[str, Values]] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -60,19 +62,22 @@ def run(
             write_scores(scores, labels, out / f"scores_{side}.csv")
             sides.append({score.name: score.values for score in scores if score.values})
             notes += [f"{side}: {note}" for score in scores for note in score.notes]
-        notes += [
+            bad |= failed(scores, strict)
+        alone = [
             f"{name}: only in the {side}, so not compared"
             for side, own, other in (("first", *sides), ("second", *reversed(sides)))
             for name in own
             if name not in other
         ]
+        notes += alone
+        bad |= bool(alone) and not strict
         rows = compare(sides[0], sides[1], labels)
         if not rows[0].cases:
             raise UsageError(f"{first} and {second} have no case in common")
         _write(rows, first, second, out)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
-    return rows, notes
+    return rows, notes, bad
 
 
 def read_scores(path: Path, labels: Sequence[int]) -> dict[str, Values]:

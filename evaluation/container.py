@@ -171,6 +171,8 @@ class _Watch(threading.Thread):
                 if group is None:
                     self._follow_stats()
                     return
+            elif self._is_late():  # it hangs before it has begun
+                subprocess.run(["docker", "rm", "-f", self._name], capture_output=True, check=False)
         while group is not None and not self._stopped.wait(SAMPLING_SECONDS):
             self.peak = max(self.peak, group.memory())
             self.cpu_seconds = max(self.cpu_seconds or 0.0, group.cpu_seconds())
@@ -182,10 +184,16 @@ class _Watch(threading.Thread):
         if self.is_alive():
             self.join()
 
+    def _is_late(self) -> bool:
+        """Whether the time is up; says so once."""
+        if self._deadline is None or time.perf_counter() <= self._deadline:
+            return False
+        self._deadline = None
+        self.killed = True
+        return True
+
     def _kill_if_late(self) -> None:
-        if self._deadline is not None and time.perf_counter() > self._deadline:
-            self.killed = True
-            self._deadline = None
+        if self._is_late():
             subprocess.run(["docker", "kill", self._name], capture_output=True, check=False)
 
     def _state(self) -> tuple[str, int] | None:

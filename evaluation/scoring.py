@@ -72,6 +72,17 @@ class CaseScore:
         return min(labels, key=lambda v: (self.values["DSC", v], self.values["NSD", v]))
 
 
+def failed(scores: Sequence[CaseScore], strict: bool) -> bool:
+    """Whether some case could not be scored, which the exit code says.
+
+    Args:
+        scores: of a folder.
+        strict: as the organisers' script, which does not mind a missing prediction.
+    """
+    bad = {"error"} if strict else {"error", "missing"}
+    return any(score.status in bad for score in scores)
+
+
 def score_labels(
     reference: NDArray[np.uint8],
     prediction: NDArray[np.uint8],

@@ -260,6 +260,36 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read(tmp_path / "o" / "scores.csv") == []
 
 
+def test_two_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The difference is that of their scores; what one of them lacks is said, and is an error."""
+    for seed, name in enumerate(("a.nii.gz", "b.nii.gz")):
+        truth, guess = random_pair(seed)
+        save(truth, (1, 1, 1), tmp_path / "r" / name)
+        save(guess, (1, 1, 1), tmp_path / "p" / name)
+        save(truth, (1, 1, 1), tmp_path / "q" / name)
+    common = [
+        "compare",
+        "--reference",
+        str(tmp_path / "r"),
+        "--out",
+        str(tmp_path / "o"),
+        "--quiet",
+    ]
+    common += ["--first", str(tmp_path / "p"), "--second", str(tmp_path / "q")]
+    assert main(common) == 0
+    scored = read(tmp_path / "o" / "scores_first.csv")
+    liver = next(r for r in read(tmp_path / "o" / "comparison.csv") if r["Organ"] == "Liver")
+    mean = np.mean([float(row["Liver_DSC"]) for row in scored])
+    assert float(liver["Difference"]) == pytest.approx(1 - mean, abs=1e-4)
+    capsys.readouterr()
+
+    (tmp_path / "p" / "b.nii.gz").unlink()
+    assert main(common) == 1
+    assert "first: b.nii.gz: prediction is missing" in capsys.readouterr().err
+    assert main([*common, "--strict-challenge"]) == 0
+    assert "b.nii.gz: only in the second" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("spoil", "words", "scored_in_strict"),
     [
