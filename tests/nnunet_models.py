@@ -189,13 +189,11 @@ KINDS = {
 }
 
 
-def make_results(folder: Path, kind: Kind, name: str = "3d_fullres") -> Path:
-    """Write what nnU-Net leaves behind; returns the folder with ``plans.json``."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+def plans_and_dataset(
+    kind: Kind, name: str = "3d_fullres"
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What ``plans.json`` and ``dataset.json`` hold, and the trained configuration's name."""
     trained = "model" if "inherits_from" in kind.configuration else name
-    folder = folder / "Dataset001_Test" / f"nnUNetTrainer__nnUNetPlans__{trained}"
     content = {**deepcopy(SHARED), **(kind.configuration if trained == name else {})}
     configurations = {name: content}
     if trained != name:
@@ -225,6 +223,16 @@ def make_results(folder: Path, kind: Kind, name: str = "3d_fullres") -> Path:
         "file_ending": ".nii.gz",
         **({"regions_class_order": list(kind.order)} if kind.order else {}),
     }
+    return deepcopy(plans), deepcopy(dataset), trained
+
+
+def make_results(folder: Path, kind: Kind, name: str = "3d_fullres") -> Path:
+    """Write what nnU-Net leaves behind; returns the folder with ``plans.json``."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans, dataset, trained = plans_and_dataset(kind, name)
+    folder = folder / "Dataset001_Test" / f"nnUNetTrainer__nnUNetPlans__{trained}"
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans, indent=4))
     (folder / "dataset.json").write_text(json.dumps(dataset, indent=4))
@@ -329,19 +337,32 @@ def predict_as_nnunet(
     results: Path, files: Sequence[Path], out: Path, mirror: bool
 ) -> NDArray[np.uint8]:
     """nnU-Net's own labels of a case, written by its own writer and read again."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
     with contextlib.redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(
-            tile_step_size=0.5,
-            use_gaussian=True,
-            use_mirroring=mirror,
-            perform_everything_on_device=False,
-            device=torch.device("cpu"),
-            allow_tqdm=False,
-        )
-        predictor.initialize_from_trained_model_folder(str(results), None)
-        reader = predictor.plans_manager.image_reader_writer_class()
-        image, properties = reader.read_images([str(file) for file in files])
+        predictor, image, properties = _predictor(results, files, mirror)
         predictor.predict_single_npy_array(image, properties, None, str(out / "nnunet"), False)
     return sitk.GetArrayFromImage(sitk.ReadImage(out / "nnunet.nii.gz"))
+
+
+def probabilities_of_nnunet(results: Path, files: Sequence[Path]) -> NDArray[np.float32]:
+    """nnU-Net's own probabilities (C, z, y, x) of a case, not mirrored, on its reader's axes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor, image, properties = _predictor(results, files, mirror=False)
+        _, found = predictor.predict_single_npy_array(image, properties, None, None, True)
+    return np.asarray(found)
+
+
+def _predictor(results: Path, files: Sequence[Path], mirror: bool) -> tuple[Any, Any, Any]:
+    """nnU-Net's predictor of a model, and a case's volume and properties by nnU-Net's reader."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(
+        tile_step_size=0.5,
+        use_gaussian=True,
+        use_mirroring=mirror,
+        perform_everything_on_device=False,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
+    )
+    predictor.initialize_from_trained_model_folder(str(results), None)
+    reader = predictor.plans_manager.image_reader_writer_class()
+    return predictor, *reader.read_images([str(file) for file in files])

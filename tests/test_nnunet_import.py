@@ -11,16 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nnunet_models import KINDS, ORGANS, Kind, architecture, make_case, make_results
+from nnunet_models import (
+    KINDS,
+    ORGANS,
+    Kind,
+    architecture,
+    make_case,
+    make_results,
+    plans_and_dataset,
+    probabilities_of_nnunet,
+)
 
 from inference.cli import main as segment
 from inference.errors import ModelError, UsageError
+from inference.labels import write_labels
 from inference.plan import Plan
 from training.__main__ import main as training
 from training.nnunet.checkpoint import load_checkpoint
 from training.nnunet.label_map import LabelMap
 from training.nnunet.network import architecture_of, strides_of
-from training.nnunet.plan import outputs_of
+from training.nnunet.plan import Outputs, outputs_of, plan_of
 from training.nnunet.results import configuration_of, open_results
 
 
@@ -28,6 +38,23 @@ from training.nnunet.results import configuration_of, open_results
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of nnU-Net's, to be read only."""
     return make_results(tmp_path_factory.mktemp("nnunet"), KINDS["plain_2p5mm"])
+
+
+def understood(plans: dict[str, Any], dataset: dict[str, Any], name: str, outputs: Outputs) -> Plan:
+    """Our plan of nnU-Net's plans, as the importer makes it by default."""
+    return plan_of(
+        "model",
+        plans,
+        configuration_of(plans, name),
+        dataset,
+        outputs,
+        strides=None,
+        tiling="nnunet",
+        mirror=(),
+        networks={"f32": "network.xml"},
+        precision="f32",
+        bytes_per_voxel=1.0,
+    )
 
 
 def run(*words: object) -> int:
@@ -137,7 +164,10 @@ def test_label_maps(tmp_path: Path) -> None:
     assert merged.kept == (0, 1, 2, 3), "every class still takes part in it"
     dataset = {"labels": KINDS["regions"].labels, "regions_class_order": [1, 2, 3]}
     core = outputs_of(dataset, load("core: tumor core"))
-    assert (core.kept, core.values) == ((1, 2), (1, 0)), "the first region paints nothing"
+    assert (core.kept, core.values) == ((1,), (1,)), "the other regions take no part"
+    two = outputs_of(dataset, load("core: tumor core\nwhole: whole tumor"))
+    assert (two.kept, two.values) == ((0, 1), (2, 1)), "painted in the model's order"
+    assert two.members == {"whole": (1, 2)}, "the core's voxels count as the whole's too"
     for text, message in (
         ("[]", "no map"),
         ("a: []", "no class is named"),
@@ -324,24 +354,50 @@ def test_a_map_and_one_fold_from_a_zip(
     assert len(np.unique(found[1])) == 3
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [["whole tumor"], ["tumor core"], ["enhancing", "whole tumor"], ["enhancing", "tumor core"]],
+)
+def test_mapped_regions_are_those_of_nnunets_rule(wanted: list[str], tmp_path: Path) -> None:
+    """nnU-Net: where the sigmoid of a region's channel is larger than 0.5."""
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    kind = KINDS["regions"]
+    plans, dataset, name = plans_and_dataset(kind)
+    logits = np.random.default_rng(0).normal(size=(3, 8, 9, 10)).astype(np.float32)
+    manager = LabelManager(kind.labels, list(kind.order or ()))
+    likely = manager.apply_inference_nonlin(logits).numpy() > 0.5
+    regions = ["whole tumor", "tumor core", "enhancing"]
+    expected = np.zeros(logits.shape[1:], np.uint8)
+    for channel, region in enumerate(regions):
+        if region in wanted:
+            expected[likely[channel]] = 1 + wanted.index(region)
+
+    file = tmp_path / "map.yaml"
+    file.write_text("".join(f"new {region}: {region}\n" for region in wanted))
+    outputs = outputs_of(dataset, LabelMap.load(file))
+    plan = understood(plans, dataset, name, outputs)
+    found = np.full(logits.shape[1:], 9, np.uint8)
+    write_labels(logits[list(outputs.kept)], plan, (1, 1, 1), (1, 1, 1), found)
+    assert np.array_equal(found, expected)
+
+
 @pytest.mark.slow
 def test_regions_that_are_not_wanted_are_cut_off(tmp_path: Path) -> None:
+    """One region alone is, whole, where nnU-Net's own predictor finds it likely."""
     kind = KINDS["regions"]
     results = make_results(tmp_path, kind)
     mapped = tmp_path / "map.yaml"
-    mapped.write_text("enhancing: enhancing\ncore: tumor core\n")
-    models = tmp_path / "weights/whole", tmp_path / "weights/few"
-    assert run(results, "--out", models[0]) == 0
-    assert run(results, "--out", models[1], "--map-labels", mapped) == 0
-    assert len(Plan.load(models[1]).outputs) == 2
-    make_case(tmp_path / "in", kind)
-    found = []
-    for model in models:
-        out = tmp_path / f"out_{model.name}"
-        assert segment(["-i", str(tmp_path / "in"), "-o", str(out), "--model", str(model)]) == 0
-        found.append(read(out / "case.nii.gz"))
-    # Painted 1, 2, 3; now "enhancing" is 1 and what is left of the core 2.
-    assert (np.array([0, 0, 2, 1], np.uint8)[found[0]] == found[1]).mean() > 0.9999
+    mapped.write_text("whole: whole tumor\n")
+    model = tmp_path / "weights/whole"
+    assert run(results, "--out", model, "--map-labels", mapped) == 0
+    assert Plan.load(model).outputs == (1,)
+    files = make_case(tmp_path / "in", kind)
+    assert segment(["-i", str(tmp_path / "in"), "-o", str(tmp_path), "--model", str(model)]) == 0
+    found = read(tmp_path / "case.nii.gz")
+    likely = probabilities_of_nnunet(results, files)[0] > 0.5
+    assert 0.1 < likely.mean() < 0.9
+    assert (found == likely).mean() > 0.999
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ class Outputs:
 def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) -> Outputs:
     """The meaning of the output channels, by nnU-Net's rules (its ``LabelManager``).
 
-    With a map, labels are merged after the decision between all classes. Channels can be left
-    out where that changes nothing: of regions, the first ones if they would paint background.
+    With a map, labels are merged after the decision between all classes. Regions are decided one
+    by one: those that are not wanted are left out, the others painted in nnU-Net's order.
 
     Raises:
         ModelError: the labels are not what nnU-Net v2 writes, or are too many.
@@ -72,6 +72,7 @@ def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) ->
     if everything[-1] > 255:
         raise ModelError(f"dataset.json: label {everything[-1]}; more than 255 cannot be written")
     members: dict[str, tuple[int, ...]] = {}
+    channel_of: dict[str, int]
     if regions:
         names = [name for name, values in named.items() if set(values) != {0}]
         if len(order) != len(names):
@@ -79,18 +80,21 @@ def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) ->
         values = [int(value) for value in order]
         labels = dict(zip(names, values, strict=True))
         members = {name: tuple(named[name]) for name in names if named[name] != [labels[name]]}
+        channel_of = {name: channel for channel, name in enumerate(names)}
     else:
         if everything != list(range(len(everything))):
             raise ModelError("dataset.json: labels are not numbered 0, 1, 2, ... without a gap")
         values = everything
         labels = {name: found[0] for name, found in named.items() if found[0]}
+        channel_of = labels
     kept = list(range(len(values)))
     if label_map is not None:
-        new = label_map.value_of(labels)
-        values = [new.get(value, 0) for value in values]
-        labels, members = dict(label_map.labels), {}
-        while regions and len(kept) > 1 and values[0] == 0:
-            del values[0], kept[0]
+        new = label_map.value_of(channel_of)
+        if regions:
+            kept = sorted(new)
+            members = _mapped_members(named, label_map)
+        values = [new.get(channel, 0) for channel in kept]
+        labels = dict(label_map.labels)
     return Outputs(
         len(order) if regions else len(everything),
         tuple(kept),
@@ -99,6 +103,26 @@ def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) ->
         labels,
         members,
     )
+
+
+def _mapped_members(
+    named: Mapping[str, list[int]], label_map: LabelMap
+) -> dict[str, tuple[int, ...]]:
+    """Which of a map's values lie within each of its labels, where that is more than its own.
+
+    Args:
+        named: the model's regions and the values that dataset.json gives them.
+        label_map: the map.
+    """
+    parts = {
+        name: {value for source in sources for value in named[source]}
+        for name, sources in label_map.sources.items()
+    }
+    members = {
+        name: tuple(sorted(label_map.labels[other] for other in parts if parts[other] <= part))
+        for name, part in parts.items()
+    }
+    return {name: values for name, values in members.items() if len(values) > 1}
 
 
 def inputs_of(dataset: Mapping[str, Any]) -> list[str]:
