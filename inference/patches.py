@@ -74,7 +74,7 @@ def predict_in_patches(
         float16 logits (C, z, y, x) on the volume's grid.
 
     Raises:
-        CaseError: the logits do not fit into the memory.
+        CaseError: the logits do not fit into the memory, or half precision cannot hold them.
     """
     padded, inside = pad(volume, plan.patch, outside)
     grown = padded.shape[-3:]
@@ -97,14 +97,22 @@ def predict_in_patches(
         for y in corners[1]:
             for x in corners[2]:
                 here = box_at((z, y, x), plan.patch)
-                for channel, values in enumerate(network.run(padded[here])):
-                    total[channel][here] += values * weight
+                # A sum that is too large becomes infinite and is found at the end.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for channel, values in enumerate(network.run(padded[here])):
+                        total[channel][here] += values * weight
                 weights[here] += weight
                 done += 1
                 if progress:
                     progress(done / count)
-    for channel in total:
-        channel /= weights
+    for logits in total:
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits /= weights
+        if not np.isfinite(logits).all():
+            raise CaseError(
+                "its logits are not finite in the half precision of nnU-Net's tiling, where nnU-Net"
+                " gives up too; a model imported with --tiling whole does not add up like this"
+            )
     return total[inside]
 
 

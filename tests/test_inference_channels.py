@@ -172,6 +172,25 @@ def test_patches_add_up(tiny: Model) -> None:
         predict_in_patches(Double(), volume, plan, 0.0, 1000)
 
 
+@pytest.mark.parametrize("value", [7000.0, -7000.0, np.inf, np.nan])
+def test_logits_that_half_precision_cannot_hold(tiny: Model, value: float) -> None:
+    """As nnU-Net, which raises where its sums of logits times weights (up to 10) are infinite."""
+
+    class Large:
+        def run(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+            logits = np.zeros((2, *volume.shape[-3:]), np.float32)
+            logits[1, 4, 8, 8] = value  # in the middle, where the weight is largest
+            return logits
+
+    plan = many(
+        tiny.plan, {"name": "CT", "normalisation": "none"}, outputs=(0, 1), patch=(8, 16, 16)
+    )
+    volume = np.zeros((1, 8, 16, 30), np.float32)
+    with pytest.raises(CaseError, match="not finite in the half precision") as caught:
+        predict_in_patches(Large(), volume, plan, 0.0, 10**9)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_mirroring_averages_all_reflections() -> None:
     volume = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     found = Mirrored(Double(), (0, 2)).run(volume)
