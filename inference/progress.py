@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -39,12 +38,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def start(self, source: Path) -> None:
@@ -76,29 +70,31 @@ class Progress:
 
 
 class Bars(Progress):
-    """A bar over the cases and one over the steps of a case."""
+    """A bar over the cases and one over the steps of a case.
+
+    Bars are drawn only while `terminal` is held: what is drawn while a CT is read in the
+    background might otherwise go into the pipe that keeps ITK's noise from the user.
+    """
 
     def __init__(self, count: int, quiet: bool = False) -> None:
         super().__init__(count, quiet)
-        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
-        self._cases = tqdm(total=count, desc="cases", unit="case", bar_format=form, leave=False)
-        form = "{desc:>12}: {percentage:3.0f}%|{bar}| {elapsed}"
-        self._steps = tqdm(total=100, bar_format=form, leave=False)
+        over = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+        within = "{desc:>12}: {percentage:3.0f}%|{bar}| {elapsed}"
+        with terminal:
+            self._cases = tqdm(total=count, desc="cases", unit="case", bar_format=over, leave=False)
+            self._steps = tqdm(total=100, bar_format=within, leave=False)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._steps.close()
-        self._cases.close()
+    def __exit__(self, *_: object) -> None:
+        with terminal:
+            self._steps.close()
+            self._cases.close()
 
     def start(self, source: Path) -> None:
         """A case begins."""
         super().start(source)
-        self._cases.set_description(source.name)
-        self._steps.reset()
+        with terminal:
+            self._cases.set_description(source.name)
+            self._steps.reset()
 
     def stage(self, name: str, share: float) -> None:
         """A share of a stage of the case is done."""
@@ -113,15 +109,17 @@ class Bars(Progress):
     def done(self, source: Path, target: Path, seconds: float) -> None:
         """The case is done."""
         super().done(source, target, seconds)
-        self._cases.update()
+        with terminal:
+            self._cases.update()
 
     def fail(self, source: Path, reason: str) -> None:
         """The case cannot be segmented."""
         super().fail(source, reason)
-        self._cases.update()
+        with terminal:
+            self._cases.update()
 
     def _print(self, line: str, error: bool = False) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
+        with terminal, tqdm.external_write_mode(file=sys.stderr):
             super()._print(line, error)
 
 

@@ -12,7 +12,9 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from inference.cases import find_cases, label_name
 from inference.cli import main
 from inference.errors import UsageError
 from inference.model import Model
+from inference.progress import Bars
+from inference.reading import without_noise
 from inference.writing import appearing
 
 REPOSITORY = Path(__file__).parent.parent
@@ -477,6 +481,36 @@ def test_bars_on_a_terminal(desk: Desk) -> None:
     assert "%|" in text
     assert "[2/3] b.nii.gz -> " in text
     assert "c.nii.gz: is not a NIfTI file" in text
+
+
+def test_bars_are_drawn_while_a_ct_is_read(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background reader keeps standard error for itself: no bar is lost there."""
+    kept = threading.Event()
+
+    def read() -> None:
+        with without_noise():
+            kept.set()
+            time.sleep(0.2)
+
+    def shown(step: Callable[[], object]) -> str:
+        kept.clear()
+        reader = threading.Thread(target=read)
+        reader.start()
+        kept.wait()
+        step()
+        reader.join()
+        return capfd.readouterr().err
+
+    # File 2 itself, which is what is kept: pytest's own standard error writes past it.
+    with os.fdopen(2, "w", closefd=False) as error:
+        monkeypatch.setattr(sys, "stderr", error)
+        bars: list[Bars] = []
+        assert "0/1" in shown(lambda: bars.append(Bars(1)))
+        assert "a.nii.gz" in shown(lambda: bars[0].start(Path("a.nii.gz")))
+        assert "network" in shown(lambda: bars[0].stage("network", 0.0))
+        assert shown(lambda: bars[0].__exit__())
 
 
 def test_demo(tmp_path: Path, tiny_folder: Path) -> None:
