@@ -58,16 +58,18 @@ def _run(options: argparse.Namespace) -> int:
     from inference.progress import progress_for
     from inference.writing import make_folder
 
+    # What can be wrong is looked at before anything is written.
+    plan = Plan.load(find_model(options.model))
+    if options.report and options.report.is_dir():
+        raise UsageError(f"{options.report}: is a folder; --report needs a file")
     if options.demo:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
         source, target = options.input, options.output
-    cases = find_cases(source, target, Plan.load(find_model(options.model)).inputs)
+    cases = find_cases(source, target, plan.inputs)
     make_folder(target)
     if options.report:
         make_folder(options.report.parent)
-        if options.report.is_dir():
-            raise UsageError(f"{options.report}: is a folder; --report needs a file")
     with Reader() as reader:
         began = time.perf_counter()
         if not cases[0].problem:

@@ -520,6 +520,14 @@ def test_demo(tmp_path: Path, tiny_folder: Path) -> None:
     assert sitk.ReadImage(source).GetSize() == sitk.ReadImage(target).GetSize()
 
 
+def test_demo_without_a_model_writes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--demo", str(tmp_path / "demo"), "--model", "nothing"]) == 2
+    assert "no model 'nothing'" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_light_imports_stay_light() -> None:
     code = (
         "import sys, inference, inference.organs, inference.plan, inference.resample\n"
