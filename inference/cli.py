@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "inference":
+            raise
+        print(f"error: {error.name} is not installed; this needs pip install .", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED

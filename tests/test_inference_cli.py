@@ -544,6 +544,20 @@ def test_light_imports_stay_light() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("package", ["SimpleITK", "openvino"])
+def test_missing_package_is_one_line(desk: Desk, package: str) -> None:
+    desk.put("a.nii.gz")
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from inference.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = start("-c", code, *desk.arguments())
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == f"error: {package} is not installed; this needs pip install .\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--version"])
