@@ -277,6 +277,49 @@ def test_what_cannot_be_served_gets_one_line(
     assert not (tmp_path / "weights/x").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "where"),
+    [
+        ("configurations", "plans"),
+        ("image_reader_writer", "plans"),
+        ("transpose_forward", "plans"),
+        ("spacing", "configuration"),
+        ("patch_size", "configuration"),
+        ("use_mask_for_norm", "configuration"),
+        ("resampling_fn_probabilities_kwargs", "configuration"),
+        ("std", "intensities"),
+        ("arch_kwargs", "architecture"),
+    ],
+)
+def test_missing_keys_are_named(key: str, where: str) -> None:
+    plans, dataset, name = plans_and_dataset(KINDS["residual"])
+    configuration = plans["configurations"][name]
+    parts = {
+        "plans": plans,
+        "configuration": configuration,
+        "intensities": plans["foreground_intensity_properties_per_channel"]["0"],
+        "architecture": configuration["architecture"],
+    }
+    del parts[where][key]
+    with pytest.raises(ModelError, match=rf"^plans\.json: '{key}' is missing$"):
+        understood(plans, dataset, name, outputs_of(dataset))
+        architecture_of(configuration_of(plans, name))
+    del dataset["labels"]
+    with pytest.raises(ModelError, match=r"^dataset\.json: 'labels' is missing$"):
+        outputs_of(dataset)
+
+
+def test_other_missing_keys_are_not_blamed_on_the_plans(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("mine")
+
+    monkeypatch.setattr("training.nnunet.command.build", broken)
+    with pytest.raises(KeyError, match="mine"):
+        run(results, "--out", tmp_path / "x", "--folds", "0")
+
+
 def test_int8_wants_cts(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(results, "--out", tmp_path / "x", "--precision", "int8") == 2
     assert "--precision int8 needs --calibrate" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from inference.plan import Plan
 from training.export import bytes_per_voxel, model_folder, quantise, to_openvino
 from training.network import parameter_count
 from training.nnunet.card import write_card
-from training.nnunet.checkpoint import Checkpoint, load_checkpoint
+from training.nnunet.checkpoint import load_checkpoint
 from training.nnunet.fast import calibration_cases, calibration_patches, compare
 from training.nnunet.label_map import LabelMap
 from training.nnunet.network import Together, architecture_of, build, keep_outputs, strides_of
@@ -28,6 +28,7 @@ from training.nnunet.results import (
     configuration_in_name,
     configuration_of,
     open_results,
+    required,
 )
 
 _MOST_ERROR = 1e-2  # of the exported logits, relative; rounding gives 1e-6, fp16 weights 1e-3
@@ -97,20 +98,6 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
     chosen = first.configuration or configuration_in_name(results.name)
     if chosen is None:
         raise ModelError("the checkpoint does not say which configuration was trained")
-    try:
-        _write(results, options, label_map, checkpoints, chosen)
-    except KeyError as error:
-        raise ModelError(f"plans.json or dataset.json: {error} is missing") from None
-
-
-def _write(
-    results: Results,
-    options: argparse.Namespace,
-    label_map: LabelMap | None,
-    checkpoints: list[Checkpoint],
-    chosen: str,
-) -> None:
-    first = checkpoints[0]
     configuration = configuration_of(results.plans, chosen)
     outputs = outputs_of(results.dataset, label_map)
     inputs = len(inputs_of(results.dataset))
@@ -133,7 +120,7 @@ def _write(
     if not first.trainer.startswith("nnUNetTrainer"):
         print(f"note: trainer {first.trainer!r} is not nnU-Net's own; its network is the plans'")
     architecture = architecture_of(configuration)
-    dimensions = len(configuration["patch_size"])
+    dimensions = len(required(configuration, "patch_size"))
     strides = strides_of(architecture, dimensions)
     if options.tiling == "whole" and strides is None:
         raise ModelError("this network takes patches of one size alone: not --tiling whole")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from inference.errors import ModelError
 from training.nnunet.checkpoint import Checkpoint
+from training.nnunet.results import required
 
 _MAY_BE_NAMED = ("torch.nn.", "dynamic_network_architectures.")
 
@@ -26,24 +27,28 @@ def architecture_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: the plans do not say.
     """
     if "architecture" in configuration:
-        return dict(configuration["architecture"])
+        architecture = dict(configuration["architecture"])
+        for key in ("network_class_name", "arch_kwargs", "_kw_requires_import"):
+            required(architecture, key)
+        return architecture
     kinds = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
     kind = configuration.get("UNet_class_name")
     if kind not in kinds:
         raise ModelError(f"plans: an unknown network {kind!r}")
-    dimensions = len(configuration["patch_size"])
-    blocks = configuration["n_conv_per_stage_encoder"]
-    first, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
+    dimensions = len(required(configuration, "patch_size"))
+    blocks = required(configuration, "n_conv_per_stage_encoder")
+    first = required(configuration, "UNet_base_num_features")
+    most = required(configuration, "unet_max_num_features")
     return {
         "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind}",
         "arch_kwargs": {
             "n_stages": len(blocks),
             "features_per_stage": [min(first * 2**i, most) for i in range(len(blocks))],
             "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
-            "kernel_sizes": configuration["conv_kernel_sizes"],
-            "strides": configuration["pool_op_kernel_sizes"],
+            "kernel_sizes": required(configuration, "conv_kernel_sizes"),
+            "strides": required(configuration, "pool_op_kernel_sizes"),
             kinds[kind]: blocks,
-            "n_conv_per_stage_decoder": configuration["n_conv_per_stage_decoder"],
+            "n_conv_per_stage_decoder": required(configuration, "n_conv_per_stage_decoder"),
             "conv_bias": True,
             "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -87,7 +92,9 @@ def build(
     """
     arguments = dict(architecture["arch_kwargs"])
     if checkpoint.trainer.startswith("nnUNetTrainerBN"):
-        arguments["norm_op"] = str(arguments["conv_op"]).replace("conv.Conv", "batchnorm.BatchNorm")
+        arguments["norm_op"] = str(required(arguments, "conv_op")).replace(
+            "conv.Conv", "batchnorm.BatchNorm"
+        )
         arguments["norm_op_kwargs"] = {"eps": 1e-5, "affine": True}
     for key in architecture["_kw_requires_import"]:
         if isinstance(arguments.get(key), str):

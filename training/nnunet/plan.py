@@ -9,6 +9,7 @@ from typing import Any
 from inference.errors import ModelError
 from inference.plan import Plan
 from training.nnunet.label_map import LabelMap
+from training.nnunet.results import required
 
 _READERS = {
     "SimpleITKIO": None,
@@ -61,7 +62,7 @@ def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) ->
     """
     named = {
         name: [int(v) for v in value] if isinstance(value, list) else [int(value)]
-        for name, value in dataset["labels"].items()
+        for name, value in required(dataset, "labels", "dataset.json").items()
         if name != "ignore"
     }
     if named.get("background") != [0]:
@@ -170,9 +171,10 @@ def plan_of(
         )
     _known("preprocessor", configuration.get("preprocessor_name"), _PREPROCESSORS)
     _known("label manager", plans.get("label_manager", "LabelManager"), _LABEL_MANAGERS)
-    reader = plans["image_reader_writer"]
+    reader = required(plans, "image_reader_writer")
     _known("image reader", reader, _READERS)
-    patch, spacing = list(configuration["patch_size"]), list(configuration["spacing"])
+    patch = list(required(configuration, "patch_size"))
+    spacing = list(required(configuration, "spacing"))
     multiple = list(strides or patch)
     if len(patch) == 2:
         patch, multiple = [1, *patch], [1, *multiple]
@@ -202,7 +204,7 @@ def plan_of(
         tiling=tiling,
         overlap=0.5,
         channels=tuple(channels),
-        transpose=tuple(plans["transpose_forward"]),
+        transpose=tuple(required(plans, "transpose_forward")),
         resampling={
             "data": _rule(configuration, "data"),
             "logits": _rule(configuration, "probabilities", half=tiling == "nnunet"),
@@ -223,8 +225,8 @@ def _known(what: str, name: Any, known: Any) -> None:
 def _channels(
     plans: Mapping[str, Any], configuration: Mapping[str, Any], names: list[str]
 ) -> list[dict[str, Any]]:
-    schemes = configuration["normalization_schemes"]
-    masks = configuration["use_mask_for_norm"]
+    schemes = required(configuration, "normalization_schemes")
+    masks = required(configuration, "use_mask_for_norm")
     intensities = (
         plans.get("foreground_intensity_properties_per_channel")
         or plans.get("foreground_intensity_properties_by_modality")
@@ -242,9 +244,9 @@ def _channels(
             found = intensities.get(str(index))
             if found is None:
                 raise ModelError(f"plans: no intensity properties of channel {index}")
-            channel["clip"] = [float(found["percentile_00_5"]), float(found["percentile_99_5"])]
-            channel["subtract"] = float(found["mean"])
-            channel["divide"] = float(found["std"])
+            keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
+            low, high, mean, deviation = (float(required(found, key)) for key in keys)
+            channel.update(clip=[low, high], subtract=mean, divide=deviation)
         if channel["normalisation"] == "z-score" and mask:
             channel["masked"] = True
         channels.append(channel)
@@ -260,8 +262,8 @@ def _rule(configuration: Mapping[str, Any], kind: str, half: bool = False) -> di
         half: whether what is resampled comes in half precision, which SciPy's way keeps and
             PyTorch's does not.
     """
-    function = configuration[f"resampling_fn_{kind}"]
-    given = configuration[f"resampling_fn_{kind}_kwargs"]
+    function = required(configuration, f"resampling_fn_{kind}")
+    given = required(configuration, f"resampling_fn_{kind}_kwargs")
     threshold = float(given.get("separate_z_anisotropy_threshold", 3))
     if function == "resample_data_or_seg_to_shape":
         return {

@@ -127,9 +127,12 @@ def _read(
         if folder / name not in files:
             raise ModelError(f"{path}: {folder / name} is missing")
         try:
-            contents.append(json.loads(files[folder / name].read_text(encoding="utf-8")))
+            content = json.loads(files[folder / name].read_text(encoding="utf-8"))
         except ValueError as error:
             raise ModelError(f"{path}: {folder / name} is not JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise ModelError(f"{path}: {folder / name} holds no JSON object")
+        contents.append(content)
     checkpoints = {}
     for fold in _folds(folder, files, folds, checkpoint):
         file = folder / f"fold_{fold}" / checkpoint
@@ -141,23 +144,40 @@ def _read(
     return Results(folder.name or path.stem, contents[0], contents[1], checkpoints)
 
 
+def required(content: Mapping[str, Any], key: str, file: str = "plans.json") -> Any:
+    """What ``plans.json`` or ``dataset.json`` must have under a key.
+
+    Args:
+        content: the file's content, or an object in it.
+        key: the key.
+        file: the file's name, for the message.
+
+    Raises:
+        ModelError: the key is missing.
+    """
+    if key not in content:
+        raise ModelError(f"{file}: {key!r} is missing")
+    return content[key]
+
+
 def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration of the plans, with all that it inherits from others.
 
     Raises:
         ModelError: it does not exist, or inherits from itself.
     """
+    configurations = required(plans, "configurations")
     chain: list[Mapping[str, Any]] = []
     seen: list[str] = []
     wanted: str | None = name
     while wanted is not None:
         if wanted in seen:
             raise ModelError(f"plans: configuration {wanted!r} inherits from itself")
-        if wanted not in plans["configurations"]:
-            there = ", ".join(plans["configurations"])
+        if wanted not in configurations:
+            there = ", ".join(configurations)
             raise ModelError(f"plans: no configuration {wanted!r}, only {there}")
         seen.append(wanted)
-        chain.append(plans["configurations"][wanted])
+        chain.append(configurations[wanted])
         wanted = chain[-1].get("inherits_from")
     merged: dict[str, Any] = {}
     for part in reversed(chain):
