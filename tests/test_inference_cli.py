@@ -25,6 +25,7 @@ import SimpleITK as sitk
 from tiny_model import make_ct, make_tiny_model
 
 import inference
+import inference.batch
 from inference.cases import find_cases, label_name
 from inference.cli import main
 from inference.errors import UsageError
