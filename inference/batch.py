@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from inference.ahead import Reader
 from inference.cases import Case
 from inference.decode import Labels
-from inference.errors import AbdosegError, CaseError
+from inference.errors import AbdosegError, CaseError, last_line
 from inference.machine import peak_memory, restart_peak_memory, seconds_since_start
 from inference.model import Model
 from inference.pipeline import segment_in_stages
@@ -72,7 +72,7 @@ def segment_files(
         except MemoryError:
             entry.error = "is too large for the memory there is"
         except Exception as error:  # a bug here or below: the other cases still run
-            entry.error = f"failed unexpectedly ({type(error).__name__}: {_one_line(error)})"
+            entry.error = f"failed unexpectedly ({type(error).__name__}: {last_line(error)})"
             entry.traceback = traceback.format_exc()
         entry.seconds["total"] = time.perf_counter() - start
         entry.seconds = {stage: round(value, 4) for stage, value in entry.seconds.items()}
@@ -156,8 +156,3 @@ def _write_preview(
     except OSError as error:
         entry.warnings.append(f"no preview could be written ({error.strerror or error})")
     entry.seconds["preview"] = time.perf_counter() - start
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"

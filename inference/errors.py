@@ -17,3 +17,13 @@ class CaseError(AbdosegError):
 
 class ModelError(AbdosegError):
     """A model folder is missing, incomplete or contradicts itself."""
+
+
+def last_line(error: BaseException) -> str:
+    """What another library's exception says, in one line.
+
+    OpenVINO and ITK put lines of their own source before it, so the last line that is not empty
+    is taken.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

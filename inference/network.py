@@ -17,7 +17,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from inference.errors import ModelError
+from inference.errors import ModelError, last_line
 from inference.plan import Plan
 from inference.precision import best_float
 from inference.resample import Float32Array
@@ -63,7 +63,7 @@ class Network:
         try:
             self._model = self._core.read_model(path)
         except RuntimeError as error:
-            raise ModelError(f"{path}: OpenVINO cannot read it ({_first_line(error)})") from None
+            raise ModelError(f"{path}: OpenVINO cannot read it ({last_line(error)})") from None
         if len(self._model.inputs) != 1 or len(self._model.outputs) != 1:
             raise ModelError(f"{path}: has not one input and one output")
         made = self._model.output(0).partial_shape
@@ -117,7 +117,7 @@ class Network:
             self._task = None
             raise ModelError(
                 f"{self._path}: OpenVINO cannot compile it for {tuple(shape)} voxels"
-                f" ({_first_line(error)})"
+                f" ({last_line(error)})"
             ) from None
 
     def _compile(self, shape: tuple[int, ...]) -> ov.InferRequest:
@@ -330,9 +330,3 @@ def window_shares(n: int, size: int, starts: Sequence[int]) -> list[Float32Array
     for start in starts:
         total[start : start + size] += gaussian
     return [(gaussian / total[s : s + size]).astype(np.float32) for s in starts]
-
-
-def _first_line(error: BaseException) -> str:
-    """The last line of an OpenVINO message is what went wrong; the others are source lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.decode import Labels
+from inference.errors import last_line
 from inference.organs import COLOURS
 from inference.orientation import turn_to
 from inference.resample import resize, resize_labels
@@ -53,7 +54,7 @@ def write_preview(path: Path, image: sitk.Image, labels: Labels, offset: float =
         try:
             sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), str(temporary))
         except RuntimeError as error:
-            raise OSError(str(error).strip().splitlines()[-1]) from None
+            raise OSError(last_line(error)) from None
 
 
 def _centre(labels: Labels) -> list[int]:

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.errors import CaseError
+from inference.errors import CaseError, last_line
 from inference.nifti import Header, check_complete, check_possible, inflate
 
 Watch = Callable[[sitk.Image, int], None]
@@ -95,7 +95,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             reader.ReadImageInformation()
             _check_kind(reader.GetSize(), reader.GetNumberOfComponents())
         except RuntimeError as error:
-            raise CaseError(_reason(str(error))) from None
+            raise CaseError(_reason(error)) from None
     try:
         image = _inflated(path, header, reader, watch)
         whole = image is not None
@@ -105,7 +105,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     except RuntimeError as error:
-        raise CaseError(_reason(str(error))) from None
+        raise CaseError(_reason(error)) from None
     if any("Uncompress failed" in line for line in noise):
         raise CaseError("is damaged (its compressed voxels cannot be inflated)")
     warnings = []
@@ -285,8 +285,9 @@ def _noise_kept() -> Iterator[list[str]]:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
-def _reason(message: str) -> str:
+def _reason(error: RuntimeError) -> str:
     """What a SimpleITK exception means, in a few words."""
+    message = str(error)
     for sign, meaning in {
         "Unable to determine ImageIO reader": "is not an image, whatever its name says",
         "orthonormal": "has axes that are not perpendicular",
@@ -298,5 +299,4 @@ def _reason(message: str) -> str:
     }.items():
         if sign in message:
             return meaning
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"cannot be read, perhaps damaged or truncated ({lines[-1]})"
+    return f"cannot be read, perhaps damaged or truncated ({last_line(error)})"
