@@ -24,6 +24,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from inference.network import cpu_settings
+
 PRECISIONS = ("f32", "bf16", "int8")
 CHANNELS = 64
 SHAPE = (32, 48, 64)
@@ -59,14 +61,7 @@ def measure(
     for precision in precisions:
         model = stack(shape, quantised=precision == "int8")
         work = 2 * multiply_adds(model)
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_HYPER_THREADING": True,
-            "ENABLE_CPU_PINNING": False,
-        }
+        settings = cpu_settings("bf16" if precision == "bf16" else "f32", threads)
         try:
             request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
         except RuntimeError:

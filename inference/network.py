@@ -132,14 +132,7 @@ class Network:
             return self._compile_as(self.arithmetic)
 
     def _compile_as(self, arithmetic: str) -> ov.InferRequest:
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": arithmetic,
-            "INFERENCE_NUM_THREADS": self._threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are
-            "ENABLE_CPU_PINNING": False,  # other containers may be pinned to the same cores
-        }
+        settings = cpu_settings(arithmetic, self._threads)
         return self._core.compile_model(self._model, "CPU", settings).create_infer_request()
 
     def run(self, volume: Float32Array) -> Float32Array:
@@ -173,6 +166,23 @@ class Network:
         if logits.shape != (self._channels, *shape):
             raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")
         return logits
+
+
+def cpu_settings(arithmetic: str, threads: int) -> dict[str, Any]:
+    """How OpenVINO is told to compile for the CPU; the benchmark measures its peak so too.
+
+    Args:
+        arithmetic: what is not int8 is computed in: "f32" or "bf16".
+        threads: how many threads a pass uses.
+    """
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": arithmetic,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are
+        "ENABLE_CPU_PINNING": False,  # other containers may be pinned to the same cores
+    }
 
 
 def predict(
