@@ -127,6 +127,76 @@ def test_what_is_found(results: Path, tmp_path: Path) -> None:
         open_results(tmp_path / "text.zip").__enter__()
 
 
+def hollow(folder: Path, *files: str) -> Path:
+    """A model's folder that can be found and not read further: its checkpoints are empty."""
+    for name in ("plans.json", "dataset.json"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).touch()
+    return folder
+
+
+def test_models_of_one_configuration(tmp_path: Path) -> None:
+    names = ["nnUNetTrainer__nnUNetPlans__3d_fullres", "nnUNetTrainer__nnUNetResEnc__3d_fullres"]
+    checkpoint = "fold_0/checkpoint_final.pth"
+    for name in names:
+        hollow(tmp_path / "Dataset001_Test" / name, checkpoint)
+    archive = tmp_path / "models.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in tmp_path.rglob("*.*"):
+            if path != archive:
+                file.write(path, path.relative_to(tmp_path))
+    for given in (tmp_path, archive):
+        for name in names:
+            with open_results(given, configuration=name) as found:
+                assert found.name == name
+        for configuration in (None, "3d_fullres"):
+            with pytest.raises(ModelError, match="several") as caught:
+                open_results(given, configuration=configuration).__enter__()
+            assert str(caught.value).endswith(f": {', '.join(names)}")
+        with pytest.raises(ModelError, match=f"no model '2d' here, only {', '.join(names)}$"):
+            open_results(given, configuration="2d").__enter__()
+    # Two data sets' models of one name are told apart by their folders, as the message lists them.
+    hollow(tmp_path / "Dataset002_More" / names[0], checkpoint)
+    with pytest.raises(ModelError, match=f"Dataset001_Test/{names[0]}, Dataset001_Test/") as caught:
+        open_results(tmp_path).__enter__()
+    last = str(caught.value).split(", ")[-1]
+    with open_results(tmp_path, configuration=last) as found:
+        assert found.checkpoints["0"] == tmp_path / "Dataset002_More" / names[0] / checkpoint
+
+
+def test_the_working_directory_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "nnUNetTrainer__nnUNetPlans_v1.5__3d_fullres"
+    model = hollow(tmp_path / name, "fold_0/checkpoint_final.pth")
+    monkeypatch.chdir(model)
+    for given in (".", "fold_0/.."):
+        with open_results(Path(given), configuration="3d_fullres") as found:
+            assert found.name == name
+            assert found.checkpoints["0"].is_file()
+
+
+def test_folds(tmp_path: Path) -> None:
+    """Numbered folds are nnU-Net's cross-validation; "all" is a training on everything."""
+    checkpoint = "checkpoint_final.pth"
+    every = ["fold_1", "fold_all", "fold_0"]
+    several = hollow(tmp_path / "several", *(f"{fold}/{checkpoint}" for fold in every))
+    single = hollow(tmp_path / "single", f"fold_all/{checkpoint}", "fold_0/checkpoint_best.pth")
+    for given, wanted, expected in (
+        (several, [], ["0", "1"]),
+        (several, ["all"], ["all"]),
+        (several, ["1", "all"], ["1", "all"]),
+        (single, [], ["all"]),
+    ):
+        with open_results(given, wanted) as found:
+            assert list(found.checkpoints) == expected
+            for fold, path in found.checkpoints.items():
+                assert path == given / f"fold_{fold}" / checkpoint
+    with open_results(single, checkpoint="checkpoint_best.pth") as found:
+        assert found.checkpoints == {"0": single / "fold_0/checkpoint_best.pth"}
+
+
 def test_outputs() -> None:
     labels = outputs_of({"labels": {**ORGANS, "ignore": 4}})
     assert labels.values == (0, 1, 2, 3)

@@ -68,7 +68,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="0 1 2 3 4, whose logits are averaged, or all, nnU-Net's fold of that name "
         "(default: all folds there are)",
     )
-    add("--configuration", help="which model, where the folder holds several")
+    add(
+        "--configuration",
+        metavar="NAME",
+        help="which model, where there are several: its configuration or its folder's whole name",
+    )
     add("--checkpoint-name", default="checkpoint_final.pth", metavar="FILE")
     add(
         "--tiling",

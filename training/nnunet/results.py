@@ -48,7 +48,8 @@ def open_results(
         path: the folder with ``plans.json``, ``dataset.json`` and ``fold_X``, a folder above it,
             or the zip file that ``nnUNetv2_export_model_to_zip`` writes.
         folds: those wanted; empty for all that are numbered, or else "all".
-        configuration: which model is meant where there are several.
+        configuration: which model is meant where there are several: its configuration or its
+            folder's name.
         checkpoint: the checkpoints' file name.
 
     Yields:
@@ -88,15 +89,28 @@ def _choose(path: Path, names: list[PurePosixPath], configuration: str | None) -
     folders = sorted({name.parent for name in names if name.name == "plans.json"})
     # Beside nnU-Net's preprocessed data there are plans without any training.
     folders = [f for f in folders if any(f in n.parents and n.suffix == ".pth" for n in names)]
-    if configuration is not None:
-        folders = [f for f in folders if (f.name or path.stem).split("__")[-1] == configuration]
     if not folders:
-        which = f" of configuration {configuration!r}" if configuration else ""
-        raise ModelError(f"{path}: no trained model{which} here (plans.json and fold_X/*.pth)")
+        raise ModelError(f"{path}: no trained model here (plans.json and fold_X/*.pth)")
+    named = {folder: _name(path, folder) for folder in folders}
+    if configuration is not None:
+        folders = [
+            f for f in folders if configuration in (str(f), named[f], named[f].split("__")[-1])
+        ]
+    # Models of two data sets may have the same name: then their folders tell them apart.
+    alike = len(set(named.values())) < len(named)
+    if not folders:
+        there = ", ".join(map(str, named) if alike else named.values())
+        raise ModelError(f"{path}: no model {configuration!r} here, only {there}")
     if len(folders) > 1:
-        there = ", ".join(str(folder) for folder in folders)
+        there = ", ".join(str(f) if alike else named[f] for f in folders)
         raise ModelError(f"{path}: several models; choose with --configuration: {there}")
     return folders[0]
+
+
+def _name(path: Path, folder: PurePosixPath) -> str:
+    """Of a model's folder; where that is all that was given, of this folder or zip file."""
+    given = path.resolve() if path.name in ("", "..") else path  # a link keeps its own name
+    return folder.name or (given.name if given.is_dir() else given.stem)
 
 
 def _folds(
@@ -141,7 +155,7 @@ def _read(
         checkpoints[fold] = files[file]
     if not checkpoints:
         raise ModelError(f"{path}: no fold has a {checkpoint}")
-    return Results(folder.name or path.stem, contents[0], contents[1], checkpoints)
+    return Results(_name(path, folder), contents[0], contents[1], checkpoints)
 
 
 def required(content: Mapping[str, Any], key: str, file: str = "plans.json") -> Any:
