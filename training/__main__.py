@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inference.errors import AbdosegError
-from training.cases import Case, find_cases
-from training.config import Config
-from training.folds import fold_of
+
+if TYPE_CHECKING:
+    from training.cases import Case
+    from training.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
 STEPS = {
@@ -36,10 +37,16 @@ Without a step: prepare, train, export; interrupted, the same command goes on. S
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["import-nnunet"]:
-        return _import_nnunet(given[1:])
-    options = _options(arguments)
     try:
+        if given[:1] == ["import-nnunet"]:
+            from training.nnunet.command import main as import_nnunet
+
+            with _termination_is_ctrl_c():
+                import_nnunet(given[1:])
+            return 0
+        options = _options(arguments)
+        from training.config import Config
+
         configs = [Config.load(path) for path in options.config]
         if options.step == "import-nnunet":
             raise ValueError("'import-nnunet' comes first, its options after it")
@@ -54,23 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (AbdosegError, OSError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("training: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _import_nnunet(arguments: list[str]) -> int:
-    from training.nnunet.command import main as import_nnunet
-
-    try:
-        with _termination_is_ctrl_c():
-            import_nnunet(arguments)
-    except (AbdosegError, OSError) as error:
-        print(f"training: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("inference", "training"):
+            raise
+        extra = "nnunet" if given[:1] == ["import-nnunet"] else "training"
+        print(
+            f"training: {error.name} is not installed; this needs pip install '.[{extra}]'",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
-        print("training: interrupted; nothing was written", file=sys.stderr)
+        print("training: interrupted; the same command goes on or begins anew", file=sys.stderr)
         return 130
     return 0
 
@@ -127,6 +128,9 @@ class _Run:
     """The steps of one training, with its folders. Heavy imports wait until they are needed."""
 
     def __init__(self, config: Config, options: argparse.Namespace) -> None:
+        from training.cases import find_cases
+        from training.folds import fold_of
+
         self.config = config
         self.options = options
         self.work: Path = options.work or Path("runs") / config.name
@@ -192,6 +196,7 @@ class _Run:
 
     def pseudolabel(self) -> None:
         from inference.organs import ORGANS
+        from training.cases import find_cases
         from training.corrections import load_corrections
         from training.pseudolabel import pseudolabel
 
@@ -207,6 +212,8 @@ class _Run:
         )
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)
+        if not judged and not refused:
+            print(f"nothing to do; to begin anew, remove {self.pseudolabels}", file=sys.stderr)
         for name, found in judged.items():
             kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
             print(f"{name}: kept {kept}")

@@ -38,6 +38,8 @@ def check(augmentation: Mapping[str, Any]) -> None:
     known = {*_GEOMETRY, *_HU, *_INTENSITIES, "mirror"}
     if wrong := sorted(set(augmentation) - known):
         raise ValueError(f"augmentation: there is no {', '.join(wrong)}")
+    if "strength" not in augmentation.get("warp", {"strength": 0}):
+        raise ValueError("augmentation: warp needs a strength")
 
 
 def places(

@@ -227,10 +227,11 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
     organs = tuple(sorted({v for v in values.values() if 0 < v < UNKNOWN}))
     if not organs:
         raise ValueError(f"{description}: none of its labels is one of the 13 organs")
-    partly = {
-        case: tuple(_our_label(name) for name in names)
-        for case, names in dataset.get("annotated", {}).items()
-    }
+    partly = {}
+    for case, names in dataset.get("annotated", {}).items():
+        if not isinstance(names, list) or set(names) - set(dataset["labels"]):
+            raise ValueError(f"{description}: annotated: {case}: {names} is no list of its labels")
+        partly[case] = tuple(v for v in map(_our_label, names) if v in ORGANS)
     images: dict[str, Path] = {}
     for path in sorted((folder / "imagesTr").glob("*")):
         if (end := ending(path)) is None:

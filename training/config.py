@@ -101,6 +101,11 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = []
+        if isinstance(self.holdout, str) or isinstance(self.empty, str):
+            problems.append("holdout and empty are lists of names")
+        for name in ("clip", "stored", "patch", "spacing", "size"):
+            if len(getattr(self, name)) != (2 if name in ("clip", "stored") else 3):
+                raise ValueError(f"configuration {self.name!r}: {name} has the wrong length")
         if self.optimiser not in ("adamw", "sgd"):
             problems.append(f"optimiser {self.optimiser!r} is neither 'adamw' nor 'sgd'")
         if self.schedule not in ("cosine", "polynomial"):

@@ -17,8 +17,8 @@ A YAML file holds a list per case. Its entries, done in their order, are of five
         hu: [10, 90]
 
 Ranges count voxels of the CT turned to LPS (z to the head, y to the back, x to the left), the
-second number not included, as pictures of ``python -m training pseudolabel`` are read; an axis
-without a range is taken whole.
+second number not included; an axis without a range is taken whole. ``NAME_preview.png`` beside the
+pseudo-labels shows what there is to correct.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ import numpy as np
 import yaml
 from scipy import ndimage
 
-from inference.organs import LABEL_OF
+from inference.organs import LABEL_OF, ORGANS
 from training.augment import UNKNOWN
 
 KINDS = ("trust", "doubt", "erase", "clear", "grow")
 _AXES = ("z", "y", "x")
+_RIM = 10.0  # mm
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,33 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
 
 def _edit(entry: Mapping[str, Any]) -> Edit:
     kinds = [kind for kind in KINDS if kind in entry]
-    if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, "hu", "but"}:
+    more = {"clear": {"but"}, "grow": {"hu"}}
+    if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, *more.get(kinds[0], ())}:
         raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
     kind = kinds[0]
-    names = entry[kind]
     if kind == "clear":
-        names = sorted(set(LABEL_OF) - set(entry.get("but", ())))
-    if isinstance(names, str) or (missing := sorted(set(names) - set(LABEL_OF))):
-        raise ValueError(
-            f"{names if isinstance(names, str) else missing[0]!r} is no list of organs"
-        )
-    z, y, x = (slice(*entry[axis]) if axis in entry else slice(None) for axis in _AXES)
+        if entry[kind] != "all":
+            raise ValueError(f"clear: {entry[kind]}: only 'all' can be cleared, 'but' some organs")
+        spared = _organs(entry.get("but", []))
+        organs = tuple(organ for organ in ORGANS if organ not in spared)
+    else:
+        organs = _organs(entry[kind])
+    z, y, x = (_range(entry[axis]) if axis in entry else slice(None) for axis in _AXES)
     low, high = entry["hu"] if kind == "grow" else (0, 0)
-    return Edit(kind, tuple(LABEL_OF[name] for name in names), (z, y, x), (low, high))
+    return Edit(kind, organs, (z, y, x), (float(low), float(high)))
+
+
+def _organs(names: Any) -> tuple[int, ...]:
+    if not isinstance(names, list) or set(names) - set(LABEL_OF):
+        raise ValueError(f"{names} is no list of organs")
+    return tuple(LABEL_OF[name] for name in names)
+
+
+def _range(ends: Any) -> slice:
+    first, last = ends
+    if not (isinstance(first, int) and isinstance(last, int) and 0 <= first < last):
+        raise ValueError(f"{ends} is no range of voxels")
+    return slice(first, last)
 
 
 def of_kind(edits: Sequence[Edit], kind: str) -> tuple[int, ...]:
@@ -113,12 +128,23 @@ def correct(
         if edit.kind == "erase":
             part[np.isin(part, edit.organs)] = 0
         elif edit.kind == "clear":
-            part[np.isin(part, (*edit.organs, UNKNOWN))] = 0
+            part[np.isin(part, edit.organs) | _unknown_but_near(part, edit.organs, spacing)] = 0
         elif edit.kind == "grow":
             for organ in edit.organs:
                 labels[labels == organ] = 0
                 free = (part == 0) | (part == UNKNOWN)
                 part[_largest_piece(hu[edit.box], free, spacing, *edit.hu)] = organ
+
+
+def _unknown_but_near(
+    labels: np.ndarray, cleared: Sequence[int], spacing: Sequence[float]
+) -> np.ndarray:
+    """What is unknown and not near an organ that is spared, of which it may be the rim."""
+    spared = (labels > 0) & (labels != UNKNOWN) & ~np.isin(labels, cleared)
+    unknown: np.ndarray = labels == UNKNOWN
+    if spared.any() and unknown.any():
+        unknown &= ndimage.distance_transform_edt(~spared, sampling=spacing) > _RIM
+    return unknown
 
 
 def _largest_piece(

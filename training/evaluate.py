@@ -76,8 +76,8 @@ def evaluate(
 def predict(network: nn.Module, hu: np.ndarray, spacing: Triple, config: Config) -> np.ndarray:
     """Labels uint8 (z, y, x) of a prepared volume in HU, post-processed as in inference."""
     logits = logits_of(network, hu, config)
-    postprocess(logits, spacing, config.plan(multiple_of(network), {"f32": ""}))
-    return winners(logits)
+    found = postprocess(logits, spacing, config.plan(multiple_of(network), {"f32": ""}))
+    return winners(logits) if found is None else found
 
 
 def logits_of(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from inference.decode import winners
-from inference.errors import UsageError
+from inference.errors import ModelError, UsageError
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
 from inference.network import predict as predict_in_windows
@@ -303,12 +303,19 @@ def bytes_per_voxel(ir: Path, patch: tuple[int, int, int], inputs: int = 1) -> f
         ir: the network.
         patch: voxels (z, y, x) of the pass.
         inputs: the network's input channels.
+
+    Raises:
+        ModelError: the pass failed, mostly for want of memory.
     """
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, str(ir.resolve()), *map(str, (inputs, *patch))],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd=Path(__file__).parents[1],
     )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["there is too little memory"]
+        size = " x ".join(map(str, patch))
+        raise ModelError(f"{ir}: one pass over {size} voxels failed ({lines[-1]})")
     return round(int(done.stdout) / float(np.prod(patch)), 1)

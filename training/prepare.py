@@ -13,7 +13,8 @@ Output, all in LPS orientation with arrays (z, y, x):
   (as ``images``, at the bodies' spacing);
 - ``refused.txt``: which cases were refused, and why.
 
-What exists already is kept, so an interrupted preparation goes on where it was.
+What exists already is kept, unless what it was made of is newer: an interrupted preparation goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
             kind = "pseudo" if case.kind == "pseudo" else "images"
             if case.name in config.empty:
                 kind = "empty"
+            for other in {"images", "pseudo", "empty"} - {kind}:  # what it was counted as before
+                (out / other / f"{case.name}.npz").unlink(missing_ok=True)
             jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
     jobs += _bodies(cases, out, config, plan)
     jobs = [job for job in jobs if not _is_done(job)]
@@ -159,10 +162,12 @@ def _check_settings(out: Path, config: Config) -> None:
     wanted = json.loads(json.dumps({name: getattr(config, name) for name in names}))
     path = out / "settings.json"
     there = json.loads(path.read_text()) if path.exists() else None
-    if there != wanted and any(p.suffix == ".npz" for p in (out / "images").iterdir()):
+    # Bodies have a grid of their own.
+    old = [k for k in KINDS_OF_FILES if k != "bodies" and any((out / k).glob("*.npz"))]
+    if there != wanted and old:
         raise ValueError(
-            f"{out}: images were prepared with other settings ({there}); remove images/ and "
-            "pseudo/ there, or choose another --work"
+            f"{out}: images were prepared with other settings ({there}); remove "
+            f"{', '.join(f'{kind}/' for kind in old)} there, or choose another --work"
         )
     path.write_text(json.dumps(wanted) + "\n")
 
@@ -193,7 +198,8 @@ def _try(job: _Job) -> str | None:
     except MemoryError:
         return "there is too little memory for it"
     except (AbdosegError, ValueError, RuntimeError) as error:
-        return str(error)
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return lines[-1].strip() if lines else type(error).__name__  # SimpleITK writes several
     with appearing(job.target) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return None

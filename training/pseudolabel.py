@@ -26,6 +26,7 @@ from inference.errors import AbdosegError
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.preprocess import preprocess
+from inference.preview import write_preview
 from inference.reading import Scan, read
 from inference.resample import resize, resize_labels
 from inference.writing import appearing, write
@@ -83,10 +84,10 @@ def pseudolabel(
 ) -> tuple[dict[str, PseudoLabels], list[str]]:
     """Label the CTs that have no labels.
 
-    Writes ``NAME.nii.gz`` on each CT's own grid (255 where unknown) and ``annotated.json``
-    (which organs were kept in which case) into ``out``, from where `training.prepare` takes
-    them, for this network or another one. What is there already is kept, so an interrupted run
-    goes on.
+    Writes ``NAME.nii.gz`` on each CT's own grid (255 where unknown), ``NAME_preview.png`` and
+    ``annotated.json`` (which organs were kept in which case) into ``out``, from where
+    `training.prepare` takes them, for this network or another one. What is there already is
+    kept, so an interrupted run goes on.
 
     Args:
         cases: of a data folder; those with labels, held out, or known to be empty are passed
@@ -103,6 +104,7 @@ def pseudolabel(
 
     Raises:
         FileNotFoundError: a checkpoint is missing.
+        ValueError: there are corrections of a case that there is not.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
@@ -110,6 +112,9 @@ def pseudolabel(
     plan = replace(plan, clip=config.stored, subtract=0.0, divide=1.0)
     out.mkdir(parents=True, exist_ok=True)
     done = read_annotated(out)
+    corrections = corrections or {}
+    if unknown := sorted(set(corrections) - {case.name for case in cases}):
+        raise ValueError(f"corrections of {', '.join(unknown)}: there is no such case")
     todo = [
         case
         for case in cases
@@ -125,12 +130,11 @@ def pseudolabel(
             refused.append(f"{case.name}: {error}")
             continue
         prepared = preprocess(hu, spacing, plan)
-        edits = (corrections or {}).get(case.name, ())
+        edits = corrections.get(case.name, ())
         looks = look_at(networks, prepared.values, config)
         trusted, doubted, grown = (of_kind(edits, kind) for kind in ("trust", "doubt", "grow"))
         found = judge(looks, prepared.spacing, least, trusted, doubted)
         found = replace(found, kept=tuple(sorted({*found.kept, *grown})))
-        result[case.name] = found
         if found.kept:
             labels = np.zeros(hu.shape, np.uint8)
             part = labels[prepared.box]
@@ -143,6 +147,9 @@ def pseudolabel(
             stored = np.zeros(sitk.GetArrayViewFromImage(scan.image).shape, np.uint8)
             turn_to(scan.image.GetDirection()).apply(stored)[...] = labels
             write(out / f"{case.name}.nii.gz", stored, Scan(scan.image))
+            seen = np.where(stored == UNKNOWN, 0, stored)
+            write_preview(out / f"{case.name}_preview.png", scan.image, seen)
+        result[case.name] = found
         done[case.name] = [ORGANS[organ] for organ in found.kept]
         with appearing(out / _ANNOTATED) as temporary:
             temporary.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")

@@ -44,6 +44,10 @@ class Records:
                 writer.writerows(rows)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
 
+    def has_scores(self, done: int) -> bool:
+        """Whether there are scores of this iteration."""
+        return any(int(row["iteration"]) == done for row in read_rows(self.run / "scores.csv"))
+
     def add_losses(self, done: int, losses: list[float], seconds: float, waited: float) -> None:
         """Note the losses of the steps since the last time.
 

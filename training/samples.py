@@ -116,6 +116,8 @@ class Samples(Dataset[Patch]):
         check(config.augmentation)
         if config.placement.get("rule") not in ("body", "anywhere", "labelled_slices"):
             raise ValueError(f"placement: there is no rule {config.placement.get('rule')!r}")
+        if config.placement["rule"] == "anywhere" and "foreground" not in config.placement:
+            raise ValueError("placement: the rule 'anywhere' needs a share of 'foreground'")
         self.config = config
         self.device = torch.device(device)
         self._room = room

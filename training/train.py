@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.batches import batches
 from training.checkpoint import fill, load, load_average, save
 from training.config import Config
-from training.evaluate import evaluate
+from training.evaluate import evaluate, multiple_of
 from training.losses import (
     distillation,
     loss_at_all_depths,
@@ -93,6 +93,10 @@ def train(
         room = torch.cuda.mem_get_info()[0] * _RESIDENT if device.type == "cuda" else math.inf
         samples = Samples(prepared, config, holdout, device, room)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
+        multiple = multiple_of(network)
+        for patch in (config.patch, config.coarse_first.get("patch", config.patch)):
+            if any(n % step for n, step in zip(patch, multiple, strict=True)):
+                raise ValueError(f"patch {list(patch)} is no multiple of the network's {multiple}")
         if device.type == "cuda":
             samples.load_all()
         numbers = _shares_of_batches(config, team, start)
@@ -109,6 +113,17 @@ def train(
                 loss_of = torch.compile(loss_of)  # weights change, but not their shape
 
         records = Records(run, start) if team.leads else None
+
+        def score(done: int) -> None:
+            """Score the held-out cases where that is due."""
+            due = done % config.evaluate_every == 0 or done == config.iterations
+            if records and due and not records.has_scores(done):
+                for case in evaluate(average, prepared, config, holdout):
+                    records.add_case(done, case)
+                records.draw()
+
+        if start:  # it may have been stopped between a checkpoint and its scores
+            score(start)
         losses: list[float] = []
         waited, began = 0.0, time.monotonic()
         network.train()
@@ -153,12 +168,9 @@ def train(
                 losses, waited, began = [], 0.0, time.monotonic()
             if stopping:
                 raise KeyboardInterrupt
-            if done % config.evaluate_every == 0 or done == config.iterations:
-                if records:
-                    for case in evaluate(average, prepared, config, holdout):
-                        records.add_case(done, case)
-                    records.draw()
-                began = time.monotonic()
+            before = time.monotonic()
+            score(done)
+            began += time.monotonic() - before
         if records:
             records.close()
     return checkpoint
