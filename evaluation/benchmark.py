@@ -11,12 +11,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
@@ -34,6 +34,7 @@ from inference.model import weights_folders
 from inference.organs import ORGANS
 from inference.phantom import make_phantom
 from inference.plan import Plan
+from inference.reading import read
 
 STAGES = (
     *("start", "load", "read", "preprocess", "look", "compile"),
@@ -145,13 +146,14 @@ def benchmark(
         One row per system, in the order of the table.
 
     Raises:
-        UsageError: the case or the checkpoint cannot be used, or ``out`` not be written.
+        UsageError: the case or the checkpoint cannot be used, the shared network not be built, or
+            ``out`` not be written.
     """
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=out) as folder:
             work = Path(folder)
-            image = _case(case, work, slices, plane)
+            image, size = _case(case, work, slices, plane)
             model, problem = work / "models" / benchmark_network.NAME, None
             if {"nnunet", "published", "ours"} & set(groups):
                 int8 = "ours" in groups and find_spec("nncf") is not None
@@ -161,14 +163,15 @@ def benchmark(
                 systems, work, out, threads, repeats, image.name, groups, quick, quiet
             )
             _compare(rows, work, image.name)
-            shape = "{} x {} x {}".format(*nibabel.load(image).shape)  # type: ignore[attr-defined]
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror or error}") from None
+    shape = " x ".join(map(str, size))
     _write(rows, peaks, out, case or Path("phantom"), shape, checkpoint, threads, repeats)
     return rows
 
 
-def _case(case: Path | None, work: Path, slices: int, plane: int) -> Path:
+def _case(case: Path | None, work: Path, slices: int, plane: int) -> tuple[Path, tuple[int, ...]]:
+    """The CT's file and its size (x, y, z)."""
     if case is not None:
         if not case.is_file():
             raise UsageError(f"{case}: no such file")
@@ -178,35 +181,56 @@ def _case(case: Path | None, work: Path, slices: int, plane: int) -> Path:
     image, _ = make_phantom((slices, plane, plane), (2.5, 0.8 * 512 / plane, 0.8 * 512 / plane))
     path = work / "phantom_0000.nii.gz"
     sitk.WriteImage(image, str(path), True)
-    return path
+    return path, image.GetSize()
 
 
-def _upright(case: Path, work: Path) -> Path:
-    """The case itself if its axes are LPS, else a copy with such: not every system turns one."""
+def _upright(case: Path, work: Path) -> tuple[Path, tuple[int, ...]]:
+    """The case itself if its axes are LPS, else a copy with such: not every system turns one.
+
+    Returns:
+        The file and its size (x, y, z).
+    """
     try:
-        image = sitk.ReadImage(str(case))
-        turned = sitk.DICOMOrient(image, "LPS")
-    except RuntimeError:
-        raise UsageError(f"{case}: cannot be read as a 3D image") from None
+        image = read(case).image
+    except CaseError as error:
+        raise UsageError(f"{case}: {error}") from None
+    turned = sitk.DICOMOrient(image, "LPS")
     if turned.GetDirection() == image.GetDirection():
-        return case
+        return case, image.GetSize()
     copy = work / case.name
     sitk.WriteImage(turned, str(copy), copy.name.endswith(".gz"))
-    return copy
+    return copy, turned.GetSize()
 
 
 def _make_model(
     folder: Path, checkpoint: Path | None, int8: bool, quick: bool, quiet: bool
 ) -> str | None:
-    """Build the shared network; the reason where that is not possible."""
+    """Build the shared network.
+
+    Returns:
+        The reason where something is not installed, else ``None``.
+
+    Raises:
+        UsageError: the checkpoint cannot be used, or building was stopped, as by a lack of memory.
+    """
     if package := benchmark_network.missing():
         return f"{package} is not installed (extra 'nnunet')"
     if not quiet:
         print("building the shared network ...", file=sys.stderr)
     # In a process of its own, which takes its memory with it.
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(benchmark_network.make_model, folder, checkpoint, int8, quick).result()
-    return None
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(benchmark_network.make_model, folder, checkpoint, int8, quick).result()
+        return None
+    except BrokenProcessPool:
+        reason = "its process was killed, perhaps for lack of memory"
+    except subprocess.CalledProcessError as error:
+        said = (error.output or b"").decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else f"a first pass ended with code {error.returncode}"
+    raise UsageError(
+        f"the shared network cannot be built: {reason} (--small-patch needs less memory; "
+        "--only models,peak does without the network)"
+    )
 
 
 def list_systems(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,8 @@ from evaluation import benchmark as module
 from evaluation import benchmark_network, benchmark_peak
 from evaluation.benchmark import PUBLISHED, System, benchmark, list_systems
 from evaluation.benchmark_peak import multiply_adds_of
+from evaluation.cli import main
+from inference.errors import UsageError
 from inference.model import Model
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
@@ -78,6 +84,64 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "- (it is not installed)" in text
     assert "x slow" in text and f"x {PUBLISHED.split(',')[0]}" in text
     assert not list(tmp_path.glob(".benchmark-*"))
+
+
+def test_every_system_gets_the_case_upright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ct, _ = make_phantom((6, 20, 24), (5.0, 4.0, 3.0))
+    case = tmp_path / "ct_0000.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(ct, "RAS"), str(case))
+    given: list[sitk.Image] = []
+
+    def look(model: Path, problem: str | None, case: Path, *_: object) -> list[System]:
+        assert case.name == "ct_0000.nii.gz"  # labels are named after it
+        given.append(sitk.ReadImage(str(case)))
+        return []
+
+    monkeypatch.setattr(module, "list_systems", look)
+    benchmark(tmp_path / "out", case, groups=("models",), repeats=1, quiet=True)
+    (image,) = given
+    assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert image.GetOrigin() == pytest.approx(ct.GetOrigin(), abs=1e-4)
+    assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(ct))
+    assert "24 x 20 x 6 voxels" in (tmp_path / "out" / "benchmark.md").read_text()
+
+
+def test_a_case_that_is_no_ct_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.nii.gz").write_text("hello")
+    flat = make_phantom((2, 8, 8), (5.0, 4.0, 4.0))[0][:, :, 0]
+    sitk.WriteImage(flat, str(tmp_path / "flat.nii.gz"))
+    monkeypatch.setattr(module, "_make_model", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(module, "list_systems", lambda *_: pytest.fail("it went on"))
+    for name, reason in (("text", "is not a NIfTI file"), ("flat", "is a 2D image")):
+        case = tmp_path / f"{name}.nii.gz"
+        assert main(["benchmark", "--out", str(tmp_path / "out"), "--case", str(case)]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"error: {case}: {reason}")
+
+
+def killed(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails(*_: object) -> None:
+    raise subprocess.CalledProcessError(1, ["python"], b"a line of OpenVINO\nno memory for it\n")
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"), [(killed, "its process was killed"), (fails, "no memory for it")]
+)
+def test_network_that_cannot_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[..., None], reason: str
+) -> None:
+    """As where the kernel ends a process that wants more memory than there is."""
+    monkeypatch.setattr(benchmark_network, "missing", lambda: None)
+    monkeypatch.setattr(benchmark_network, "make_model", build)
+    with pytest.raises(UsageError, match=f"the shared network cannot be built: {reason}"):
+        benchmark(tmp_path, groups=("ours",), slices=2, plane=8, quiet=True)
 
 
 def test_multiply_adds_are_those_of_the_network(tmp_path: Path) -> None:
