@@ -209,14 +209,17 @@ def _load(network: Any, checkpoint: Path) -> None:
 
     try:
         # nnU-Net keeps numpy numbers beside the weights; nothing else that is pickled is run.
-        harmless: list[Any] = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
-        harmless.append((getattr(np, "_core", None) or np.core).multiarray.scalar)
+        # NumPy 1 and 2 call the function that makes them by different names.
+        scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+        harmless: list[Any] = [
+            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+            *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType),
+        ]
         with torch.serialization.safe_globals(harmless):
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         weights = content.get("network_weights", content)
-        own = network.state_dict()
-        # Heads of deep supervision are in the checkpoint, and not part of what is run.
-        network.load_state_dict({k: v for k, v in weights.items() if k in own})
+        # The network has the heads of deep supervision too, which no pass uses: every name fits.
+        network.load_state_dict(weights)
     except Exception as error:  # torch raises many kinds for a file that is not what it wants
         reason = str(error).strip().splitlines()
         raise UsageError(

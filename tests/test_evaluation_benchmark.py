@@ -144,6 +144,25 @@ def test_network_that_cannot_be_built(
         benchmark(tmp_path, groups=("ours",), slices=2, plane=8, quiet=True)
 
 
+@pytest.mark.parametrize("core", [b"core", b"_core"])
+def test_checkpoints_of_either_numpy_are_read(tmp_path: Path, core: bytes) -> None:
+    """nnU-Net's losses are numpy numbers, which NumPy 1 and 2 store under different names."""
+    torch = pytest.importorskip("torch", reason="needs the extra 'training'")
+    stored, own = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    logging = {"mean_fg_dice": [np.float64(0.5)], "train_losses": [np.float32(-0.5)]}
+    content = {"network_weights": stored.state_dict(), "logging": logging}
+    file = tmp_path / "checkpoint_final.pth"
+    # torch's older format is the bare pickle: names can be replaced in it.
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    pickled = file.read_bytes()
+    assert b"numpy._core.multiarray\n" in pickled
+    file.write_bytes(pickled.replace(b"numpy._core.", b"numpy." + core + b"."))
+    benchmark_network._load(own, file)
+    assert torch.equal(own.weight, stored.weight)
+    with pytest.raises(UsageError, match="not a checkpoint of this network"):
+        benchmark_network._load(torch.nn.Linear(2, 4), file)
+
+
 def test_multiply_adds_are_those_of_the_network(tmp_path: Path) -> None:
     """Against the sum written out for a small U-Net: strides, groups, transposed convolutions."""
     import openvino as ov
