@@ -27,7 +27,7 @@ from inference.network import box_at, pad
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
 from inference.plan import Plan
-from inference.preprocess import preprocess
+from inference.preprocess import air, preprocess
 from inference.resample import resize_labels
 
 NAME = "plain_unet_30m"
@@ -164,7 +164,7 @@ def _phantom_patches(
     prepared = preprocess(sitk.GetArrayViewFromImage(ct), spacing, plan)
     box = sitk.GetArrayViewFromImage(truth)[prepared.box]
     labels = resize_labels(box, prepared.values.shape).astype(np.int64)
-    image, inside = pad(prepared.values, size, (CLIP[0] - SUBTRACT) / DIVIDE)
+    image, inside = pad(prepared.values, size, air(plan))
     wanted = np.zeros(image.shape, np.int64)
     wanted[inside] = labels
     rng = np.random.default_rng(SEED)

@@ -17,9 +17,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from evaluation.stages import run, timed
-from inference.network import window_starts
+from inference.network import box_at, pad, window_starts
 from inference.plan import Plan
-from inference.resample import shape_at_spacing
+from inference.resample import Float32Array, shape_at_spacing
 
 
 def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:
@@ -56,9 +56,9 @@ def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, floa
         wanted = [float(step or 1.0) for step in plan.spacing]
         shape = shape_at_spacing(volume.shape, image.GetSpacing()[::-1], wanted)
         small = interpolate(torch.from_numpy(volume)[None, None], shape, mode="trilinear")[0, 0]
-        padded, inside = _padded(small.numpy(), plan.patch)
+        padded, inside = pad(small.numpy(), plan.patch, 0.0)  # with zeros, as nnU-Net
     with timed("network", seconds):
-        logits = _windows(network, padded, plan)[(slice(None),) + inside]
+        logits = _windows(network, padded, plan)[inside]
     with timed("labels", seconds):
         full = interpolate(torch.from_numpy(logits)[None], volume.shape, mode="trilinear")[0]
         channels = full.argmax(0).numpy().astype(np.uint8)
@@ -70,31 +70,18 @@ def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, floa
     return seconds
 
 
-def _padded(
-    volume: np.ndarray[tuple[int, ...], np.dtype[np.float32]], patch: tuple[int, int, int]
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], tuple[slice, ...]]:
-    """At least a patch large, with zeros around, as nnU-Net pads."""
-    extra = [max(0, p - n) for n, p in zip(volume.shape, patch, strict=True)]
-    inside = tuple(slice(e // 2, e // 2 + n) for e, n in zip(extra, volume.shape, strict=True))
-    return np.pad(volume, [(e // 2, e - e // 2) for e in extra]), inside
-
-
-def _windows(
-    network: ov.CompiledModel,
-    volume: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    plan: Plan,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _windows(network: ov.CompiledModel, volume: Float32Array, plan: Plan) -> Float32Array:
     """Logits (C, z, y, x) from windows that overlap by half."""
     axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in plan.patch]
     gaussian = np.einsum("i,j,k->ijk", *axes).astype(np.float32)
     gaussian = np.maximum(gaussian, gaussian[gaussian > 0].min())
-    total = np.zeros((len(plan.label_values), *volume.shape), np.float32)
-    weights = np.zeros(volume.shape, np.float32)
+    total: Float32Array = np.zeros((len(plan.label_values), *volume.shape), np.float32)
+    weights: Float32Array = np.zeros(volume.shape, np.float32)
     starts = [window_starts(n, p, 0.5) for n, p in zip(volume.shape, plan.patch, strict=True)]
     for start in itertools.product(*starts):
-        here = tuple(slice(s, s + p) for s, p in zip(start, plan.patch, strict=True))
+        here = box_at(start, plan.patch)
         window = np.ascontiguousarray(volume[here])[None, None]
-        total[(slice(None),) + here] += network(window)[0][0] * gaussian
+        total[here] += network(window)[0][0] * gaussian
         weights[here] += gaussian
     return total / weights
 
