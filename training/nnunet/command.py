@@ -44,6 +44,12 @@ def main(arguments: list[str]) -> None:
     options = _options(arguments)
     if options.precision == "int8" and options.calibrate is None:
         raise UsageError("--precision int8 needs --calibrate FOLDER with a few CTs")
+    exact = (options.precision, options.tiling) == ("fp32", "nnunet")
+    if exact and options.calibrate is not None:
+        print(
+            "note: --calibrate is not used: fp32 with nnU-Net's tiling is nnU-Net's own way already"
+        )
+        options.calibrate = None
     label_map = LabelMap.load(options.map_labels) if options.map_labels else None
     folds = tuple(dict.fromkeys(options.folds or ()))
     with open_results(
@@ -81,7 +87,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="nnU-Net's patches, or one pass over everything where memory allows",
     )
     add("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
-    add("--calibrate", type=Path, metavar="FOLDER", help="CTs, for int8 and for a comparison")
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="CTs, for int8 and to compare a faster form",
+    )
     add("--mirror", action="store_true", help="mirror as nnU-Net does by default (slow)")
     add("--map-labels", type=Path, metavar="FILE", help="name: class or [classes], YAML or JSON")
     add("--trust-checkpoint", action="store_true", help="run what a checkpoint may hold")
@@ -159,7 +170,7 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
             ov.save_model(quantise(model, patches), folder / _FILES["int8"], compress_to_fp16=True)
         plan.save(folder)
         comparisons = []
-        if cases and (options.precision, options.tiling) != ("fp32", "nnunet"):
+        if cases:
             comparisons = compare(cases, plan, folder, exact_plan, exact)
             for comparison in comparisons:
                 print(comparison, flush=True)
