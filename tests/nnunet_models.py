@@ -22,6 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from inference.plan import Plan
+from training.nnunet.plan import Outputs, plan_of
+from training.nnunet.results import configuration_of
+
 pytest.importorskip("nnunetv2", reason="nnU-Net v2 is not installed")
 pytest.importorskip("dynamic_network_architectures")
 
@@ -224,6 +228,23 @@ def plans_and_dataset(
         **({"regions_class_order": list(kind.order)} if kind.order else {}),
     }
     return deepcopy(plans), deepcopy(dataset), trained
+
+
+def understood(plans: dict[str, Any], dataset: dict[str, Any], name: str, outputs: Outputs) -> Plan:
+    """Our plan of nnU-Net's plans, as the importer makes it by default."""
+    return plan_of(
+        "model",
+        plans,
+        configuration_of(plans, name),
+        dataset,
+        outputs,
+        strides=None,
+        tiling="nnunet",
+        mirror=(),
+        networks={"f32": "network.xml"},
+        precision="f32",
+        bytes_per_voxel=1.0,
+    )
 
 
 def make_results(folder: Path, kind: Kind, name: str = "3d_fullres") -> Path:

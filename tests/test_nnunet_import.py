@@ -20,6 +20,7 @@ from nnunet_models import (
     make_results,
     plans_and_dataset,
     probabilities_of_nnunet,
+    understood,
 )
 
 from inference.cli import main as segment
@@ -30,7 +31,7 @@ from training.__main__ import main as training
 from training.nnunet.checkpoint import load_checkpoint
 from training.nnunet.label_map import LabelMap
 from training.nnunet.network import architecture_of, strides_of
-from training.nnunet.plan import Outputs, outputs_of, plan_of
+from training.nnunet.plan import outputs_of
 from training.nnunet.results import configuration_of, open_results
 
 
@@ -38,23 +39,6 @@ from training.nnunet.results import configuration_of, open_results
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of nnU-Net's, to be read only."""
     return make_results(tmp_path_factory.mktemp("nnunet"), KINDS["plain_2p5mm"])
-
-
-def understood(plans: dict[str, Any], dataset: dict[str, Any], name: str, outputs: Outputs) -> Plan:
-    """Our plan of nnU-Net's plans, as the importer makes it by default."""
-    return plan_of(
-        "model",
-        plans,
-        configuration_of(plans, name),
-        dataset,
-        outputs,
-        strides=None,
-        tiling="nnunet",
-        mirror=(),
-        networks={"f32": "network.xml"},
-        precision="f32",
-        bytes_per_voxel=1.0,
-    )
 
 
 def run(*words: object) -> int:
@@ -437,6 +421,62 @@ def test_half_precision_is_compared(
     assert run(results, *options) == 2
     assert f"{cases}/damaged_0000.nii.gz: is not a NIfTI file" in capsys.readouterr().err
     assert (model / "plan.json").is_file(), "what was there before stays"
+
+
+def test_a_trusted_best_checkpoint_of_fold_all(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Evil.marker = tmp_path / "was_run"
+    copy = changed(results, tmp_path, image_reader_writer="NibabelIO")
+    state = torch.load(copy / "fold_1/checkpoint_final.pth", weights_only=False)
+    (copy / "fold_all").mkdir()
+    torch.save(
+        {**state, "current_epoch": 7, "logging": Evil()}, copy / "fold_all/checkpoint_best.pth"
+    )
+    model = tmp_path / "weights/x"
+    options = ["--out", model, "--folds", "all", "--checkpoint-name", "checkpoint_best.pth"]
+    assert run(copy, *options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("training: fold_all/checkpoint_best.pth: holds ")
+    assert "--trust-checkpoint" in line
+    assert not Evil.marker.exists()
+
+    # The folder of CTs is not even looked for: there is nothing to compare.
+    options += ["--trust-checkpoint", "--calibrate", tmp_path / "none"]
+    assert run(copy, *options) == 0
+    assert Evil.marker.exists()
+    assert capsys.readouterr().out.startswith("note: --calibrate is not used")
+    card = (model / "README.md").read_text()
+    assert "| folds | all |" in card
+    assert "| epochs | 7 |" in card
+    assert Plan.load(model).orientation is None, "NibabelIO does not reorient"
+
+
+def test_a_zip_that_nnunet_wrote(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own ``nnUNetv2_export_model_to_zip``."""
+    from nnunetv2.model_sharing.entry_points import export_pretrained_model_entry
+
+    copy = changed(results, tmp_path / "Dataset001_Test")
+    (copy / "dataset_fingerprint.json").write_text("{}")
+    for fold in ("0", "1"):  # more that the export wants of a fold
+        (copy / f"fold_{fold}/validation").mkdir()
+        (copy / f"fold_{fold}/validation/summary.json").write_text("{}")
+        (copy / f"fold_{fold}/progress.png").touch()
+    archive = tmp_path / "model.zip"
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    command = f"nnUNetv2_export_model_to_zip -d Dataset001_Test -o {archive} -c model -f 0 1"
+    monkeypatch.setattr("sys.argv", command.split())
+    export_pretrained_model_entry()
+    with open_results(archive) as found:
+        assert found.name == results.name
+        assert found.plans == json.loads((results / "plans.json").read_text())
+        assert found.dataset == json.loads((results / "dataset.json").read_text())
+        assert list(found.checkpoints) == ["0", "1"]
+        for fold, path in found.checkpoints.items():
+            original = results / f"fold_{fold}/checkpoint_final.pth"
+            assert path.read_bytes() == original.read_bytes()
 
 
 def test_a_map_and_one_fold_from_a_zip(
