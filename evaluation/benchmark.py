@@ -22,6 +22,7 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from evaluation import benchmark_network, host
+from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.benchmark_peak import PRECISIONS, multiply_adds_of
 from evaluation.metrics import dice
 from evaluation.tables import csv_text, markdown_text, number, write_text
@@ -44,11 +45,8 @@ STAGES = (
 the others: the interpreter, imports, exit."""
 
 PUBLISHED = "published OpenVINO recipe, fp32"
-GROUPS = ("nnunet", "published", "ours", "models", "scaling", "peak")
 SCALING = (1, 2, 4, 8, 16)
 """Numbers of threads, as far as there are as many."""
-ISA_LEVELS = ("AVX2", "AVX512_CORE")
-"""Values of ``ONEDNN_MAX_CPU_ISA``: a laptop without VNNI, a Xeon W-2133 (Skylake)."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def benchmark(
     out: Path,
     case: Path | None = None,
     checkpoint: Path | None = None,
-    groups: Sequence[str] = GROUPS,
+    groups: Sequence[str] = tuple(GROUPS),
     levels: Sequence[str] = ISA_LEVELS,
     threads: int = 1,
     repeats: int = 3,
@@ -342,7 +340,8 @@ def list_systems(
             if system.precision != "bf16" or system.default  # neither has bf16 instructions
         ]
     if "scaling" in groups:
-        # The fastest of the shared network, and each model as it comes.
+        # The shared network in int8 (where that cannot run, in what can), and each model as it
+        # comes.
         own = [s for s in with_levels if s.network and not s.problem]
         shown = [s for s in own if s.same_network][-1:] + [s for s in own if s.default]
         for count in SCALING:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.challenge import SHORT_NAMES, label_of
 from inference.errors import AbdosegError, UsageError
 from inference.machine import usable_threads
@@ -254,15 +255,14 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     _add_choice(
         parser,
         "--only",
-        ("nnunet", "published", "ours", "models", "scaling", "peak"),
-        "only these of nnunet, published, ours (the same network), models (weights/), "
-        "scaling (other numbers of threads), peak (of the machine)",
+        tuple(GROUPS),
+        "only these of " + ", ".join(f"{name} ({what})" for name, what in GROUPS.items()),
     )
     _add_choice(
         parser,
         "--isa",
-        ("AVX2", "AVX512_CORE"),
-        "repeat with the instructions limited so (default AVX2,AVX512_CORE; '' for none)",
+        ISA_LEVELS,
+        f"repeat with the instructions limited so (default {','.join(ISA_LEVELS)}; '' for none)",
     )
     parser.add_argument("--small-patch", action="store_true", help="16 x 64 x 64, to try with")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")

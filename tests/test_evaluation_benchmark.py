@@ -22,6 +22,7 @@ pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 from evaluation import benchmark as module
 from evaluation import benchmark_network, benchmark_peak
 from evaluation.benchmark import PUBLISHED, System, benchmark, list_systems
+from evaluation.benchmark_groups import GROUPS
 from evaluation.benchmark_peak import multiply_adds_of
 from evaluation.cli import main
 from inference.errors import UsageError
@@ -241,7 +242,7 @@ def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     monkeypatch.setattr(module, "weights_folders", lambda: [tmp_path])
-    systems = list_systems(tmp_path, None, tmp_path, module.GROUPS, ("AVX2",), 1)
+    systems = list_systems(tmp_path, None, tmp_path, tuple(GROUPS), ("AVX2",), 1)
     problems = {system.name: system.problem for system in systems}
     assert "nnunetv2 is not installed" in (problems["nnU-Net v2 predictor, fp32"] or "")
     assert "torch is not installed" in (problems[PUBLISHED] or "")

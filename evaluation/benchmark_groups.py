@@ -1,0 +1,16 @@
+"""What of the benchmark can be asked for; apart, since the command's help must start at once."""
+
+from __future__ import annotations
+
+GROUPS = {
+    "nnunet": "its own predictor",
+    "published": "the OpenVINO recipe",
+    "ours": "with the same network",
+    "models": "ours with those in weights/",
+    "scaling": "ours with other numbers of threads",
+    "peak": "what the machine can do",
+}
+"""Groups of rows, in the order of the table, and what they are."""
+
+ISA_LEVELS = ("AVX2", "AVX512_CORE")
+"""Values of ``ONEDNN_MAX_CPU_ISA``: a laptop without VNNI, a Xeon W-2133 (Skylake)."""
