@@ -149,6 +149,24 @@ def test_csv_is_the_organisers_table(tmp_path: Path) -> None:
     assert len(list((tmp_path / "o" / "overlays").glob("*.png"))) == 5
 
 
+def test_only_the_worst_cases_are_drawn(tmp_path: Path) -> None:
+    truth = np.zeros((8, 8, 8), np.uint8)
+    truth[1:7, 1:7, 1:7] = 1
+    for name, kept in (("a", 7), ("b", 2), ("c", 6), ("d", 4)):
+        guess = truth.copy()
+        guess[kept:] = 0
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+        save(guess, (1, 1, 1), tmp_path / "p" / f"{name}.nii.gz")
+    folders = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p", "--out", tmp_path]
+    options = ["--worst", "2", "--organs", "liver", "--workers", "1", "--quiet"]
+    assert main(["score", *map(str, folders), *options]) == 0
+    pictures = sorted((tmp_path / "overlays").iterdir())
+    assert [path.name for path in pictures] == ["b.png", "d.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    lines = (tmp_path / "worst.md").read_text().splitlines()
+    assert [line.split()[1] for line in lines if "overlays/" in line] == ["b.nii.gz", "d.nii.gz"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -141,6 +141,20 @@ def test_wrong_commands(cases: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no .nii.gz or .nii file to time" in capsys.readouterr().err
 
 
+def test_the_command(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From words to table and exit code, with a program that writes labels."""
+    template = f"{sys.executable} -c {shlex.quote(COPY)} {{inputs}} {{outputs}}"
+    out = cases.parent / "out"
+    arguments = ["time", "--command", template, "--cases", str(cases), "--out", str(out)]
+    assert main(arguments) == 0
+    assert "2 of 2 cases pass (60 s each)" in capsys.readouterr().out
+    assert sorted(path.name for path in (out / "outputs").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert main([*arguments, "--time-limit", "0.001", "--quiet"]) == 1
+    assert capsys.readouterr().out == ""
+    with (out / "timing.csv").open(newline="") as file:
+        assert [row["Verdict"] for row in csv.DictReader(file)] == ["too slow", "too slow"]
+
+
 def test_container_is_called_as_the_organisers_do(tmp_path: Path) -> None:
     """Their command, word for word, but for --rm (see the module)."""
     theirs = shlex.split(
