@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_models import KINDS, SHARED, Kind, make_case, make_results, predict_as_nnunet
+from nnunet_models import KINDS, make_case, make_results, predict_as_nnunet
 
 from inference.cli import main as segment
 from training.__main__ import main as training
@@ -37,20 +37,41 @@ def test_labels_are_those_of_nnunet(name: str, mirror: bool, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.real_ct
 @pytest.mark.parametrize("mirror", [False, True], ids=["", "mirrored"])
-def test_labels_of_a_real_ct(mirror: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_labels_of_a_real_ct(name: str, mirror: bool, tmp_path: Path) -> None:
     if not REAL.is_file():
         pytest.skip(f"no {REAL}")
-    plain = KINDS["plain_2p5mm"]
-    kind = Kind(plain.configuration, plain.labels, plans=plain.plans)
+    kind = KINDS[name]
     results = make_results(tmp_path, kind)
+    # Patches of a usual CT are larger than those that train in a moment.
     plans = json.loads((results / "plans.json").read_text())
-    plans["configurations"]["3d_fullres"] = {**SHARED, "patch_size": [48, 64, 64]}
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["patch_size"] = [2 * size for size in configuration["patch_size"]]
     (results / "plans.json").write_text(json.dumps(plans))
-    case = tmp_path / "in" / "case_0000.nii.gz"
-    case.parent.mkdir()
-    case.write_bytes(REAL.read_bytes())
-    expected = predict_as_nnunet(results, [case], tmp_path, mirror)
-    check("real CT", results, case.parent, expected, tmp_path, mirror)
+    files = real_case(tmp_path / "in", len(kind.channels))
+    expected = predict_as_nnunet(results, files, tmp_path, mirror)
+    check(f"real CT, {name}", results, files[0].parent, expected, tmp_path, mirror)
+
+
+def real_case(folder: Path, channels: int) -> list[Path]:
+    """The real CT around its liver; a second channel is the same, smoothed."""
+    ct = sitk.ReadImage(REAL)
+    liver = sitk.ReadImage(REAL.with_name("labels.nii.gz")) == 1
+    shapes = sitk.LabelShapeStatisticsImageFilter()
+    shapes.Execute(liver)
+    box = shapes.GetBoundingBox(1)  # first voxel, then size, along x, y and z
+    size = [min(n, most) for n, most in zip(ct.GetSize(), (96, 96, 48), strict=True)]
+    first = [
+        min(max(0, start + length // 2 - part // 2), n - part)
+        for start, length, part, n in zip(box[:3], box[3:], size, ct.GetSize(), strict=True)
+    ]
+    ct = sitk.RegionOfInterest(ct, size, first)
+    folder.mkdir()
+    files = [folder / f"case_{channel:04d}.nii.gz" for channel in range(channels)]
+    for channel, file in enumerate(files):
+        smooth = sitk.SmoothingRecursiveGaussian(ct, 4.0) if channel else ct
+        sitk.WriteImage(sitk.Cast(smooth, sitk.sitkInt16), file)
+    return files
 
 
 def check(
