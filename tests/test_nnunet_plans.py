@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nnunet_models import ORGANS, Kind, make_case, plans_and_dataset, understood
+from nnunet_models import KINDS, ORGANS, Kind, make_case, plans_and_dataset, understood
 
 from inference.labels import write_labels
 from inference.organs import LABEL_OF
 from inference.pipeline import prepare
 from inference.reading import read
+from training.nnunet.card import write_card
+from training.nnunet.checkpoint import Checkpoint
 from training.nnunet.label_map import LabelMap
 from training.nnunet.plan import outputs_of
+from training.nnunet.results import Results
 
 
 @pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIO"])
@@ -94,3 +97,17 @@ def test_many_classes_become_the_organs(tmp_path: Path) -> None:
     shares = np.exp(logits)
     sums = np.stack([shares[new == value].sum(0) for value in range(14)])
     assert (found != sums.argmax(0)).mean() > 0.1
+
+
+def test_the_card_lists_regions_as_they_are_painted(tmp_path: Path) -> None:
+    plans, dataset, configuration = plans_and_dataset(KINDS["regions"])
+    file = tmp_path / "map.yaml"
+    file.write_text("core: tumor core\nall of it: whole tumor\n")
+    plan = understood(plans, dataset, configuration, outputs_of(dataset, LabelMap.load(file)))
+    results = Results("model", plans, dataset, {"0": tmp_path / "checkpoint_final.pth"})
+    checkpoint = Checkpoint({}, configuration, "nnUNetTrainer", 1000, ())
+    write_card(tmp_path, plan, results, configuration, [checkpoint], [], 1, 0.0)
+    card = (tmp_path / "README.md").read_text()
+    assert "painted in this order" in card
+    # The whole is nnU-Net's first region: the core is painted over it.
+    assert "| 2 | all of it |\n| 1 | core |" in card

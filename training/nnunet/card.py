@@ -57,7 +57,9 @@ def write_card(
         "mirrored axes": mirrored,
         "precision": plan.precision,
     }
-    labels = [f"| {value} | {_text(name)} |" for name, value in plan.labels.items()]
+    names = {value: name for name, value in plan.labels.items()}
+    values = plan.outputs if plan.regions else names  # regions as they are painted
+    labels = [f"| {value} | {_text(names[value])} |" for value in values]
     regions = (
         ["Labels are regions painted in this order; a later one covers an earlier one.", ""]
         if plan.regions
