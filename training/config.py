@@ -58,6 +58,8 @@ class Config:
             on the network is trained as it will be run, whatever the extent of the image.
         coarse_first: ``spacing`` and ``patch`` of the first ``share`` of the steps, which are
             cheaper so; empty for none.
+        not_int8: convolutions that stay in floating point in the int8 network, counted in the
+            order in which they run; negative ones from the last.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Config:
     empty: tuple[str, ...] = ()
     freeze_norm: float = 1.0
     coarse_first: Mapping[str, Any] = field(default_factory=dict)
+    not_int8: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []

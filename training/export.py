@@ -113,7 +113,8 @@ def export(
     patches = [patch_of(volume, config) for volume in volumes]
 
     model = to_openvino(network, config.patch)
-    quantised = _quantise(model, patches, most_loss if accuracy_aware else None)
+    spared = convolutions_of(model, config.not_int8)
+    quantised = _quantise(model, patches, most_loss if accuracy_aware else None, spared)
     with model_folder(out) as folder:
         ov.save_model(model, folder / _NETWORKS["f32"], compress_to_fp16=True)
         ov.save_model(quantised, folder / _NETWORKS["int8"], compress_to_fp16=True)
@@ -170,24 +171,48 @@ def to_openvino(
     return model
 
 
-def quantise(model: Any, patches: list[np.ndarray]) -> Any:
+def convolutions_of(model: Any, numbers: Sequence[int]) -> list[str]:
+    """The names of some of a model's convolutions, counted in the order in which they run.
+
+    Args:
+        model: an OpenVINO model.
+        numbers: which; negative ones count from the last.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    kinds = ("Convolution", "ConvolutionBackpropData")
+    names = [
+        op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() in kinds
+    ]
+    try:
+        return [names[number] for number in numbers]
+    except IndexError:
+        raise ValueError(f"not_int8: the network has {len(names)} convolutions") from None
+
+
+def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) -> Any:
     """An int8 version of an OpenVINO model (NNCF's post-training quantisation).
 
     Args:
         model: fp32; left as it is.
         patches: normalised inputs (1, inputs, z, y, x) that calibrate the activations' ranges.
+        spared: names of operations that stay in floating point.
     """
     return nncf.quantize(
         model,
         nncf.Dataset(patches),
         subset_size=len(patches),
         preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=list(spared)),
     )
 
 
-def _quantise(model: Any, patches: list[np.ndarray], most_loss: float | None) -> Any:
+def _quantise(
+    model: Any, patches: list[np.ndarray], most_loss: float | None, spared: Sequence[str] = ()
+) -> Any:
     if most_loss is None:
-        return quantise(model, patches)
+        return quantise(model, patches, spared)
     core = ov.Core()
     reference = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     truths = [winners(reference(patch)[0][0]) for patch in patches]
@@ -211,6 +236,7 @@ def _quantise(model: Any, patches: list[np.ndarray], most_loss: float | None) ->
         drop_type=nncf.DropType.ABSOLUTE,
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(patches),
+        ignored_scope=nncf.IgnoredScope(names=list(spared)),
     )
 
 

@@ -94,6 +94,12 @@ def _network(config: Config, plan: Plan) -> str:
         f"A 3D U-Net (`{config.network['kind']}`, features {features}) with "
         f"{parameter_count(network):,} parameters and {work / 1e3:.1f} G multiply-adds per million "
         f"voxels, at {grid} (z, y, x), in {passes}. Default precision: {plan.precision}."
+        + (
+            f" In int8, {len(config.not_int8)} of its convolutions stay in floating point "
+            f"({', '.join(map(str, config.not_int8))} in their order)."
+            if config.not_int8
+            else ""
+        )
     )
 
 
@@ -137,7 +143,7 @@ def _kinds(config: Config) -> list[str]:
     if config.shares.get("pseudo", 0) > 0:
         text.append(
             "Pseudo-labelled patches are real CTs with labels that a network gave them; where "
-            "this project made them, only where it was sure."
+            "this project made them, only where it was sure, corrected where an eye saw mistakes."
         )
     return text
 
