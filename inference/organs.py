@@ -25,9 +25,6 @@ ORGANS: dict[int, str] = {
 LABEL_OF: dict[str, int] = {name: label for label, name in ORGANS.items()}
 """Organ name to label value."""
 
-MIRRORED: dict[int, int] = {2: 13, 13: 2, 7: 8, 8: 7}
-"""What a label becomes when the patient is mirrored left to right."""
-
 COLOURS: dict[int, tuple[int, int, int]] = {
     1: (221, 130, 101),
     2: (185, 102, 83),

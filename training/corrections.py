@@ -136,6 +136,15 @@ def correct(
                 part[_largest_piece(hu[edit.box], free, spacing, *edit.hu)] = organ
 
 
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest part of a mask that is connected through faces."""
+    parts, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    largest: np.ndarray = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return largest
+
+
 def _unknown_but_near(
     labels: np.ndarray, cleared: Sequence[int], spacing: Sequence[float]
 ) -> np.ndarray:
@@ -155,10 +164,9 @@ def _largest_piece(
     steps = np.indices((7, 7, 7)) - 3
     ball = sum((steps[i] * spacing[i] / 3.0) ** 2 for i in range(3)) <= 1.0
     inside = free & (smooth >= low) & (smooth <= high)
-    pieces, count = ndimage.label(ndimage.binary_opening(inside, ball))
-    if not count:
+    largest = largest_part(ndimage.binary_opening(inside, ball))
+    if not largest.any():
         raise ValueError(f"nothing between {low:g} and {high:g} HU grows in its box")
-    largest = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
     # What opening took off the edges comes back; what hung on a bridge does not.
     whole = ndimage.binary_dilation(largest, ball) & inside
     filled: np.ndarray = free & ndimage.binary_fill_holes(whole)

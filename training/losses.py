@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.augment import UNKNOWN
+
 if TYPE_CHECKING:
     from training.samples import Patch
 
@@ -21,7 +23,6 @@ def partial_dice_cross_entropy(
     annotated: Tensor,
     weight: Tensor,
     class_weights: Tensor | None = None,
-    unknown: int = 255,
 ) -> Tensor:
     """Mean of soft Dice loss and cross entropy over what the labels tell.
 
@@ -31,12 +32,11 @@ def partial_dice_cross_entropy(
 
     Args:
         logits: (n, classes, z, y, x).
-        labels: integer (n, z, y, x); ``unknown`` voxels are left out.
+        labels: integer (n, z, y, x); `UNKNOWN` voxels are left out.
         annotated: bool (n, classes), background always True.
         weight: (n,), what each patch counts.
         class_weights: (classes,), what a voxel of each class counts in the cross entropy; without
             them a small organ is hardly heard beside the background.
-        unknown: label of voxels to leave out.
 
     Returns:
         Scalar loss; cross entropy in nats, Dice loss in 0 to 1.
@@ -50,7 +50,7 @@ def partial_dice_cross_entropy(
     background = logits.masked_fill(~hidden_or_background, low).logsumexp(dim=1, keepdim=True)
     merged = torch.cat([background, logits[:, 1:].masked_fill(hidden[:, 1:], low)], dim=1)
 
-    valid = labels != unknown
+    valid = labels != UNKNOWN
     target = torch.where(valid, labels, torch.zeros_like(labels)).long()
     log_p = F.log_softmax(merged, dim=1)
     cross_entropy = -log_p.gather(1, target[:, None])[:, 0]

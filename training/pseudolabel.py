@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from scipy import ndimage
 from torch import nn
 from tqdm import tqdm
 
@@ -36,7 +35,7 @@ from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated
 from training.checkpoint import load_average
 from training.config import Config
-from training.corrections import Edit, correct, of_kind
+from training.corrections import Edit, correct, largest_part, of_kind
 from training.evaluate import dice, logits_of
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
@@ -216,7 +215,7 @@ def judge(
             continue
         pairs = [dice(a, b) or 0.0 for i, a in enumerate(masks) for b in masks[:i]]
         agreement[organ] = min(pairs, default=1.0)
-        mask = _largest(masks[0])
+        mask = largest_part(masks[0])
         low, high = _PLAUSIBLE_ML[name]
         volume = mask.sum() * millilitres
         cut = mask[0].any() or mask[-1].any()
@@ -230,16 +229,8 @@ def judge(
         if organ not in kept:
             labels[seen & ~np.isin(labels, trusted)] = UNKNOWN
         else:
-            labels[(labels == organ) & ~_largest(first == organ)] = UNKNOWN
+            labels[(labels == organ) & ~largest_part(first == organ)] = UNKNOWN
     return PseudoLabels(labels, tuple(kept), agreement)
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    parts, count = ndimage.label(mask)
-    if count <= 1:
-        return mask
-    largest: np.ndarray = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return largest
 
 
 def _misplaced(labels: np.ndarray) -> set[int]:
