@@ -325,6 +325,8 @@ def test_an_interrupted_preparation_ends_and_leaves_whole_files(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     bodies = tmp_path / "work" / "prepared" / "bodies"
     try:

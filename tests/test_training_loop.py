@@ -454,6 +454,8 @@ def test_a_stopped_training_ends_with_all_its_processes(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         path = work / "run" / "checkpoint.pt"
