@@ -78,8 +78,9 @@ def check(
     name: str, results: Path, inputs: Path, expected: np.ndarray, folder: Path, mirror: bool
 ) -> None:
     """Import a model, run it on a case and compare its labels with nnU-Net's."""
-    assert len(np.unique(expected)) == 4, "a test of nothing: labels are missing"
-    assert min(np.bincount(expected.ravel())) > expected.size / 2000
+    # Mirrored looks may average one of the four labels away; three that vary are a test.
+    common = np.bincount(expected.ravel()) > expected.size / 2000
+    assert common.sum() >= 3, "a test of nothing: labels are missing"
     model, out = folder / "weights" / "model", folder / "out"
     options = ["--mirror"] if mirror else []
     assert training(["import-nnunet", str(results), "--out", str(model), *options]) == 0
