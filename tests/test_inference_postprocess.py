@@ -159,3 +159,29 @@ def test_winning_channels_are_returned(tiny: Model, labels: NDArray[np.uint8]) -
     found = postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps), 3)
     assert found is not None and np.array_equal(found, winners(logits))
     assert postprocess(logits, SPACING, tiny.plan) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_keep_largest_equals_brute_force(tiny: Model, seed: int) -> None:
+    """Against a flood fill of every part, where parts are many and some slices empty."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((12, 7, 8)) < 0.25).astype(np.uint8)
+    labels[rng.random(12) < 0.3] = 0
+    labels[:, 0, 0] = np.where(labels[:, 0, 0], 0, 2)
+    found = winners(apply(tiny, labels, {"step": "keep_largest", "labels": [1]}))
+    left = {tuple(voxel) for voxel in np.argwhere(labels == 1).tolist()}
+    parts: list[set[tuple[int, ...]]] = []
+    while left:
+        todo, part = [min(left)], set()
+        while todo:
+            voxel = todo.pop()
+            if voxel in left:
+                left.remove(voxel)
+                part.add(voxel)
+                steps = np.argwhere(np.ones((3, 3, 3))) - 1
+                todo += [tuple(p) for p in (np.array(voxel) + steps).tolist()]
+        parts.append(part)
+    # Of several that are equally large any may stay.
+    kept = {tuple(voxel) for voxel in np.argwhere(found == 1).tolist()}
+    assert kept in [part for part in parts if len(part) == max(map(len, parts))] or not parts
+    assert ((found == 2) == (labels == 2)).all()
