@@ -45,9 +45,7 @@ def write_labels(
         winning: the channels (d, h, w) with the largest logits, where they are known already.
     """
     if not plan.regions:
-        upsample = _upsampler(plan, spacing, new_spacing)
-        if upsample is decode:
-            upsample = partial(decode, planes=winning)
+        upsample = _upsampler(plan, spacing, new_spacing, winning)
         upsample(logits, plan.label_values, out, threads, progress)
         return
     out[:] = 0
@@ -65,10 +63,12 @@ def write_labels(
 _Upsampler = Callable[[Logits, tuple[int, ...], Labels, int, Progress | None], None]
 
 
-def _upsampler(plan: Plan, spacing: Spacing, new_spacing: Spacing) -> _Upsampler:
-    """What resamples logits and takes the largest."""
+def _upsampler(
+    plan: Plan, spacing: Spacing, new_spacing: Spacing, winning: Labels | None = None
+) -> _Upsampler:
+    """What resamples logits and takes the largest; it may know those of the logits already."""
     if not plan.channels or plan.resampling["logits"] is None:
-        return decode
+        return partial(decode, planes=winning)
     rule = Rule(**plan.resampling["logits"])
     axis = rule.separate_axis(spacing, new_spacing)
 
@@ -100,7 +100,7 @@ def _upsampler(plan: Plan, spacing: Spacing, new_spacing: Spacing) -> _Upsampler
                 tell((channel + 1) / len(values))
 
     if rule.order == 1 and (axis is None or rule.order_z == 1):
-        return partial(decode, half=rule.half)
+        return partial(decode, half=rule.half, planes=winning)
     if rule.order == 1 and rule.order_z == 0:
         return in_slices
     return by_splines

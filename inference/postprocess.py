@@ -7,7 +7,7 @@ organ, in a place where that one is just as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,10 @@ def postprocess(
     - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
     - ``{"step": "close", "labels": [...]}``: holes and notches of up to one voxel that are
       background are filled (morphological closing, 3 x 3 x 3).
-    - ``{"step": "sides", "labels": [right, left, right, left, ...], "midline": label}``: a part
-      of a right organ whose middle lies to the left of the midline organ's (the aorta's, say) is
-      the left organ's, and the reverse. The last axis must run to the patient's left, as it does
-      in LPS orientation; without the midline organ nothing is done.
+    - ``{"step": "sides", "labels": [middle, right, left, right, left, ...]}``: a part of a right
+      organ that lies to the left of the middle organ (the aorta, say) is the left organ's, and
+      the reverse. The last axis must run to the patient's left, as it does in LPS orientation;
+      without the middle organ nothing is done.
 
     Parts are connected through faces, edges and corners: parts that are not, share no cell of
     the interpolation, so removing one leaves the others' surface as it is.
@@ -61,81 +61,73 @@ def postprocess(
             channels = [plan.label_values.index(value) for value in step["labels"]]
             if 0 in channels:
                 raise ValueError
-            if step["step"] == "sides":
-                middle = plan.label_values.index(step["midline"])
-                _put_on_their_sides(logits, labels, channels, middle)
-                continue
-            action = _STEPS[step["step"]]
-            for channel in channels:
-                action(logits, labels, channel, millilitres, step)
+            _STEPS[step["step"]](logits, labels, channels, millilitres, step)
         except (KeyError, ValueError):
             raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
     return labels
 
 
 def _keep_largest(
-    logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
+    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
 ) -> None:
-    box, parts, sizes = _parts(labels, channel)
-    largest = max(sizes, key=lambda part: sizes[part], default=0)
-    _remove(logits, labels, channel, box, parts, (part for part in sizes if part != largest))
+    for channel in channels:
+        box, parts, sizes = _parts(labels, channel)
+        largest = max(sizes, key=lambda part: sizes[part], default=0)
+        _remove(logits, labels, channel, box, parts, [part for part in sizes if part != largest])
 
 
 def _remove_small(
-    logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
+    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
 ) -> None:
-    box, parts, sizes = _parts(labels, channel)
     least = float(step["millilitres"])
-    small = (part for part, size in sizes.items() if size * voxel < least)
-    _remove(logits, labels, channel, box, parts, small)
+    for channel in channels:
+        box, parts, sizes = _parts(labels, channel)
+        small = [part for part, size in sizes.items() if size * voxel < least]
+        _remove(logits, labels, channel, box, parts, small)
 
 
 def _close(
-    logits: Logits, labels: Labels, channel: int, voxel: float, step: Mapping[str, Any]
+    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
 ) -> None:
-    box = _box(labels, channel)
-    if box is None:
-        return
-    here = labels[box]
-    mask = sitk.GetImageFromArray((here == channel).astype(np.uint8))
-    closed = sitk.BinaryMorphologicalClosing(mask, [1, 1, 1], sitk.sitkBox)
-    added = (sitk.GetArrayViewFromImage(closed) != 0) & (here == 0)
-    if added.any():
-        part = logits[(slice(None),) + box]
-        part[channel][added] = part[:, added].max(axis=0) + 1
-        here[added] = channel
+    for channel in channels:
+        box = _box(labels, channel)
+        if box is None:
+            continue
+        here = labels[box]
+        mask = sitk.GetImageFromArray((here == channel).astype(np.uint8))
+        closed = sitk.BinaryMorphologicalClosing(mask, [1, 1, 1], sitk.sitkBox)
+        added = (sitk.GetArrayViewFromImage(closed) != 0) & (here == 0)
+        if added.any():
+            part = logits[(slice(None),) + box]
+            part[channel][added] = part[:, added].max(axis=0) + 1
+            here[added] = channel
 
 
-def _put_on_their_sides(logits: Logits, labels: Labels, pairs: list[int], midline: int) -> None:
-    x = _middle_x(labels, midline)
-    if x is None:
+def _sides(
+    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
+) -> None:
+    middle, pairs = channels[0], channels[1:]
+    if not (labels == middle).any():
         return
+    x = np.nonzero(labels == middle)[2].mean()
     for right, left in zip(pairs[::2], pairs[1::2], strict=True):
         # Both are looked at before either is changed.
         found = [(_parts(labels, a), a, b) for a, b in ((right, left), (left, right))]
         for (box, parts, sizes), channel, other in found:
             for part in sizes:
                 mask = parts == part
-                where = box[2].start + np.nonzero(mask)[2].mean()
-                if (where > x) != (channel == right) or where == x:
-                    continue
-                here = logits[(slice(None),) + box]
-                here[channel][mask], here[other][mask] = here[other][mask], here[channel][mask]
-                labels[box][mask] = other
+                beyond = box[2].start + np.nonzero(mask)[2].mean() - x  # to the patient's left
+                if beyond > 0 if channel == right else beyond < 0:
+                    here = logits[(slice(None),) + box]
+                    here[channel][mask], here[other][mask] = here[other][mask], here[channel][mask]
+                    labels[box][mask] = other
 
 
-def _middle_x(labels: Labels, channel: int) -> float | None:
-    """Where the middle of a class lies along the last axis; ``None`` where there is none of it."""
-    box = _box(labels, channel)
-    return (
-        None if box is None else float(box[2].start + np.nonzero(labels[box] == channel)[2].mean())
-    )
-
-
-_STEPS: dict[str, Callable[[Logits, Labels, int, float, Mapping[str, Any]], None]] = {
+_STEPS: dict[str, Callable[[Logits, Labels, list[int], float, Mapping[str, Any]], None]] = {
     "keep_largest": _keep_largest,
     "remove_small": _remove_small,
     "close": _close,
+    "sides": _sides,
 }
 
 
@@ -156,10 +148,9 @@ def _remove(
     channel: int,
     box: tuple[slice, ...],
     parts: NDArray[Any],
-    unwanted: Iterable[int],
+    gone: list[int],
 ) -> None:
     """Turn parts of a class into background; the class becomes the least likely one there."""
-    gone = list(unwanted)
     if not gone:
         return
     mask = np.isin(parts, gone)

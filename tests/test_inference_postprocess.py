@@ -138,14 +138,14 @@ def test_bad_steps_are_refused(
 
 
 def test_sides_gives_parts_to_the_organ_of_their_side(tiny: Model) -> None:
-    """Channel 3 is the midline; channels 1 and 2 are right and left, x runs to the left."""
+    """Channel 3 is in the middle; channels 1 and 2 are right and left, x runs to the left."""
     labels = np.zeros((8, 8, 30), np.uint8)
     labels[:, 3:5, 14:17] = 3
     labels[1:5, 1:5, 2:6] = 1
     labels[1:3, 1:3, 24:26] = 1  # on the left
     labels[4:7, 4:7, 22:26] = 2
     labels[6, 1, 3] = 2  # on the right
-    step = {"step": "sides", "labels": [1, 2], "midline": 3}
+    step = {"step": "sides", "labels": [3, 1, 2]}
     found = winners(apply(tiny, labels, step))
     assert ((found == 1) == (np.isin(labels, (1, 2)) & (np.arange(30) < 15))).all()
     assert ((found == 2) == (np.isin(labels, (1, 2)) & (np.arange(30) > 15))).all()
