@@ -34,7 +34,7 @@ import torch
 from scipy import ndimage
 from tqdm import tqdm
 
-from inference.errors import AbdosegError
+from inference.errors import AbdosegError, last_line
 from inference.machine import usable_threads
 from inference.organs import LABEL_OF, ORGANS
 from inference.plan import Plan
@@ -198,8 +198,7 @@ def _try(job: _Job) -> str | None:
     except MemoryError:
         return "there is too little memory for it"
     except (AbdosegError, ValueError, RuntimeError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return lines[-1].strip() if lines else type(error).__name__  # SimpleITK writes several
+        return last_line(error)  # SimpleITK writes several
     with appearing(job.target) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     return None
