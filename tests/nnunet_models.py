@@ -129,6 +129,9 @@ KINDS = {
     "residual": Kind(
         {"architecture": architecture("ResidualEncoderUNet"), "spacing": [3.0, 2.2, 2.2]}, ORGANS
     ),
+    "another_class": Kind(
+        {"architecture": architecture("ResidualUNet"), "spacing": [3.0, 2.2, 2.2]}, ORGANS
+    ),
     "anisotropic": Kind(
         {
             "spacing": [5.0, 1.4, 1.5],
