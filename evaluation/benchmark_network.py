@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from evaluation.usage import run_command
 from inference.errors import UsageError
-from inference.network import box_at, pad
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
 from inference.plan import Plan
 from inference.preprocess import air, preprocess
 from inference.resample import resize_labels
+from inference.windows import box_at, pad
 
 NAME = "plain_unet_30m"
 PARAMETERS = 30_713_158

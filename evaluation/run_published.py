@@ -17,9 +17,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from evaluation.stages import run, timed
-from inference.network import box_at, pad, window_starts
 from inference.plan import Plan
 from inference.resample import Float32Array, shape_at_spacing
+from inference.windows import box_at, pad, window_starts
 
 
 def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:

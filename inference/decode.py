@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.logits import Logits, comparable, floats
 from inference.resample import Float32Array
 
 Labels = NDArray[np.uint8]
 
+_AT_ONCE = 100_000  # voxels: with fewer, Python is what threads wait for; more leave the cache
 
-def winners(logits: NDArray[np.floating[Any]]) -> Labels:
+
+def winners(logits: Logits) -> Labels:
     """The channel with the largest logit; the first of them where several are equal.
 
     Args:
@@ -34,30 +37,35 @@ def winners(logits: NDArray[np.floating[Any]]) -> Labels:
         uint8 array of shape (...).
     """
     # A running maximum over planes is several times faster than np.argmax along axis 0.
-    best = np.array(logits[0])
+    values = comparable(logits)
+    best = np.array(values[0])
     index = np.zeros(best.shape, np.uint8)
     better = np.empty(best.shape, bool)
-    for channel in range(1, logits.shape[0]):
-        np.greater(logits[channel], best, out=better)
-        np.maximum(best, logits[channel], out=best)
-        index[better] = channel
+    here = np.empty(best.shape, np.uint8)
+    for channel in range(1, values.shape[0]):
+        np.greater(values[channel], best, out=better)
+        np.maximum(best, values[channel], out=best)
+        # Instead of index[better] = channel, which is no vector operation.
+        np.multiply(better.view(np.uint8), np.uint8(channel), out=here)
+        np.maximum(index, here, out=index)
     return index
 
 
-def all_winners(logits: NDArray[np.floating[Any]], threads: int = 1) -> Labels:
+def all_winners(logits: Logits, threads: int = 1) -> Labels:
     """`winners` of logits (C, z, y, x), several slices at once: (z, y, x)."""
     found = np.empty(logits.shape[1:], np.uint8)
+    few = max(1, _AT_ONCE // max(1, found[0].size))
 
     def fill(z: int) -> None:
-        found[z] = winners(logits[:, z])
+        found[z : z + few] = winners(logits[:, z : z + few])
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        list(pool.map(fill, range(len(found))))
+        list(pool.map(fill, range(0, len(found), few)))
     return found
 
 
 def decode(
-    logits: NDArray[np.floating[Any]],
+    logits: Logits,
     label_values: Sequence[int],
     out: Labels,
     threads: int = 1,
@@ -155,7 +163,7 @@ class _Axis:
 
 
 def _fill_slice(
-    logits: tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]],
+    logits: tuple[Logits, Logits],
     planes: tuple[Labels, Labels],
     share: float,
     axes: tuple[_Axis, _Axis],
@@ -186,10 +194,10 @@ def _fill_slice(
         return
     end_y, end_x = int(along_y.after(bottom - 1)) + 1, int(along_x.after(right - 1)) + 1
     before, behind = (plane[:, top:end_y, left:end_x] for plane in logits)
-    blended = before.astype(np.float32)
+    blended = floats(before)
     if share > 0:
-        blended *= 1 - np.float32(share)
-        blended += behind * np.float32(share)
+        blended = blended * (1 - np.float32(share))
+        blended += floats(behind) * np.float32(share)
         winner = winners(blended)
     else:
         winner = planes[0][top:end_y, left:end_x]

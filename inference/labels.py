@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from inference.decode import Labels, decode
-from inference.network import Logits
+from inference.logits import Logits, floats
 from inference.plan import Plan
 from inference.resample import Float32Array
 from inference.spline import Rule, resample
@@ -86,7 +86,7 @@ def _upsampler(
     ) -> None:
         best: Float32Array | None = None
         for channel, value in enumerate(values):
-            found = resample(logits[channel], out.shape, rule, axis, threads)
+            found = resample(floats(logits[channel]), out.shape, rule, axis, threads)
             if rule.half:
                 found = found.astype(np.float16).astype(np.float32)
             if best is None:

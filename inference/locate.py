@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from inference.body import Box
 from inference.decode import winners
-from inference.network import Runner, predict
 from inference.plan import Plan
 from inference.preprocess import Prepared, air
 from inference.resample import resize, shape_at_spacing
+from inference.windows import Runner, predict
 
 _LEAST = 100.0  # ml: a look that finds less has not seen an abdomen
 _PART = 2.0  # ml: smaller parts are noise

@@ -1,4 +1,4 @@
-"""Running the network with OpenVINO: compiling, one pass or sliding windows.
+"""Running the network with OpenVINO: compiling it for a shape, and a pass over an array.
 
 Settings are explicit: what OpenVINO would choose by itself depends on the CPU (bf16 where it
 says that it has it, all of the host's cores).
@@ -7,30 +7,18 @@ says that it has it, all of the host's cores).
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 
 from inference.errors import ModelError, last_line
-from inference.plan import Plan
+from inference.logits import Logits
 from inference.precision import best_float
 from inference.resample import Float32Array
-
-Logits = NDArray[np.floating[Any]]
-Progress = Callable[[float], None]
-
-
-class Runner(Protocol):
-    """What `predict` needs of a network; training's evaluation passes one of PyTorch."""
-
-    def run(self, volume: Float32Array) -> Float32Array:
-        """Logits (C, z, y, x) of a normalised volume (z, y, x)."""
 
 
 class Network:
@@ -43,7 +31,7 @@ class Network:
     Args:
         path: the IR's ``.xml``; input (1, inputs, z, y, x), output (1, C, z, y, x), float32.
         precision: "f32", "bf16" or "int8". In the last two, what is not int8 is computed in bf16
-            where that is faster than f32 (`inference.precision`).
+            where that is faster than f32 (`inference.precision`), and the logits are bf16 too.
         threads: how many threads a pass uses.
         channels: the number of output channels that is expected.
         inputs: the number of input channels.
@@ -121,21 +109,26 @@ class Network:
             ) from None
 
     def _compile(self, shape: tuple[int, ...]) -> ov.InferRequest:
-        self._model.reshape([1, self._inputs, *shape])
         try:
-            return self._compile_as(self.arithmetic)
+            return self._compile_as(self.arithmetic, shape)
         except RuntimeError:
             # OpenVINO has no bf16 kernel beside every int8 one (depthwise convolutions, say).
             if self.arithmetic == "f32":
                 raise
             self._only_f32 = True
-            return self._compile_as(self.arithmetic)
+            return self._compile_as(self.arithmetic, shape)
 
-    def _compile_as(self, arithmetic: str) -> ov.InferRequest:
+    def _compile_as(self, arithmetic: str, shape: tuple[int, ...]) -> ov.InferRequest:
+        model = self._model.clone()
+        model.reshape([1, self._inputs, *shape])
+        if arithmetic == "bf16":
+            adapted = ov.preprocess.PrePostProcessor(model)
+            adapted.output().tensor().set_element_type(ov.Type.bf16)
+            model = adapted.build()
         settings = cpu_settings(arithmetic, self._threads)
-        return self._core.compile_model(self._model, "CPU", settings).create_infer_request()
+        return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
-    def run(self, volume: Float32Array) -> Float32Array:
+    def run(self, volume: Float32Array) -> Logits:
         """One pass over a volume.
 
         Args:
@@ -162,7 +155,9 @@ class Network:
                 request.wait()
             raise
         self.passes += 1
-        logits: Float32Array = request.get_output_tensor().data[0]
+        logits: Logits = request.get_output_tensor().data[0]
+        if logits.dtype != np.float32:  # what OpenVINO lends as float16 are bits of bfloat16
+            logits = logits.view(np.uint16)
         if logits.shape != (self._channels, *shape):
             raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")
         return logits
@@ -183,160 +178,3 @@ def cpu_settings(arithmetic: str, threads: int) -> dict[str, Any]:
         "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are
         "ENABLE_CPU_PINNING": False,  # other containers may be pinned to the same cores
     }
-
-
-def predict(
-    network: Runner,
-    volume: Float32Array,
-    plan: Plan,
-    outside: float,
-    memory: int,
-    progress: Progress | None = None,
-) -> Logits:
-    """Logits of a whole volume, in one pass where that is possible, else in windows.
-
-    Args:
-        network: the network.
-        volume: float32 array (z, y, x), or (inputs, z, y, x), normalised.
-        plan: its tiling, patch, multiple and bytes per voxel.
-        outside: value around the volume where it must be padded.
-        memory: bytes that may be used.
-        progress: is called with the finished share.
-
-    Returns:
-        Logits (C, z, y, x) on the volume's grid. They may be the network's own memory.
-    """
-    window = window_for(volume.shape[-3:], plan, memory)
-    padded, inside = pad(volume, window, outside)
-    grown = padded.shape[-3:]
-    starts = [window_starts(n, size, plan.overlap) for n, size in zip(grown, window, strict=True)]
-    count = math.prod(len(s) for s in starts)
-    if count == 1:
-        logits: Logits = network.run(padded)
-        if progress:
-            progress(1.0)
-        return logits[inside]
-
-    channels = len(plan.label_values)
-    needed = channels * math.prod(grown) * 4
-    total: Logits = np.zeros(
-        (channels, *grown), np.float32 if needed <= memory // 2 else np.float16
-    )
-    shares = [window_shares(n, size, s) for n, size, s in zip(grown, window, starts, strict=True)]
-    done = 0
-    for z, share_z in zip(starts[0], shares[0], strict=True):
-        for y, share_y in zip(starts[1], shares[1], strict=True):
-            for x, share_x in zip(starts[2], shares[2], strict=True):
-                here = box_at((z, y, x), window)
-                share = share_z[:, None, None] * share_y[:, None] * share_x
-                for channel, values in enumerate(network.run(padded[here])):
-                    total[channel][here] += values * share
-                done += 1
-                if progress:
-                    progress(done / count)
-    return total[inside]
-
-
-def pad(
-    volume: Float32Array, least: Sequence[int], outside: float
-) -> tuple[Float32Array, tuple[Any, ...]]:
-    """Grow a volume to a size at least, evenly on both sides.
-
-    Args:
-        volume: float32 array (..., z, y, x).
-        least: voxels (z, y, x); axes that are longer stay as they are.
-        outside: value of what is added.
-
-    Returns:
-        The grown volume (the volume itself where it is large enough), and the index of what was
-        given in it.
-    """
-    shape = volume.shape[-3:]
-    grown = [max(n, size) for n, size in zip(shape, least, strict=True)]
-    before = [(size - n) // 2 for n, size in zip(shape, grown, strict=True)]
-    inside = box_at(before, shape)
-    if list(shape) == grown:
-        return volume, inside
-    padded = np.full((*volume.shape[:-3], *grown), outside, np.float32)
-    padded[inside] = volume
-    return padded, inside
-
-
-def box_at(start: Sequence[int], size: Sequence[int]) -> tuple[Any, ...]:
-    """The index of a box of a size (z, y, x) in an array (..., z, y, x)."""
-    return (..., *(slice(s, s + n) for s, n in zip(start, size, strict=True)))
-
-
-def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]:
-    """The input (z, y, x) of each pass over a volume.
-
-    Args:
-        shape: voxels (z, y, x) of the volume on the network's grid.
-        plan: its tiling, patch, multiple and bytes per voxel.
-        memory: bytes that may be used.
-    """
-    if plan.tiling != "whole":
-        return plan.patch
-    whole = tuple(math.ceil(n / step) * step for n, step in zip(shape, plan.multiple, strict=True))
-    return largest_window(whole, plan, memory)
-
-
-def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int, ...]:
-    """The whole volume if it fits into memory, else a part of it.
-
-    The axis that is longest, in patches, is halved until the window fits or is a patch. Few
-    large windows overlap less than many patches.
-
-    Args:
-        whole: voxels (z, y, x) of the volume, multiples of ``plan.multiple``.
-        plan: its patch, multiple and bytes per voxel.
-        memory: bytes that may be used.
-    """
-    window = list(whole)
-    while math.prod(window) * plan.bytes_per_voxel > memory:
-        ratios = [n / size for n, size in zip(window, plan.patch, strict=True)]
-        axis = ratios.index(max(ratios))
-        if ratios[axis] <= 1:
-            break
-        step = plan.multiple[axis]
-        window[axis] = max(plan.patch[axis], math.ceil(window[axis] / 2 / step) * step)
-    return tuple(window)
-
-
-def window_starts(n: int, size: int, overlap: float) -> list[int]:
-    """Where windows begin along an axis: evenly spread, overlapping at least so much.
-
-    This is nnU-Net's rule (Isensee et al. 2021), its roundings too.
-
-    Args:
-        n: voxels of the axis, at least ``size``.
-        size: voxels of a window.
-        overlap: the share of a window that the next one covers again; windows of one voxel, the
-            slices of a 2D network, lie side by side.
-    """
-    steps = math.ceil((n - size) / max(1.0, size * (1 - overlap)))
-    distance = (n - size) / steps if steps else 0.0
-    return [round(distance * i) for i in range(steps + 1)]
-
-
-def window_shares(n: int, size: int, starts: Sequence[int]) -> list[Float32Array]:
-    """The weight of every voxel of every window along an axis.
-
-    A Gaussian around the window's centre with nnU-Net's sigma, an eighth of the window, scaled
-    so that at each voxel the weights of all windows that hold it add up to 1. Windows stand on
-    a grid, so the product of three axes' weights does so too.
-
-    Args:
-        n: voxels of the axis.
-        size: voxels of a window.
-        starts: where the windows begin.
-
-    Returns:
-        One float32 array of ``size`` weights per window.
-    """
-    distance = np.arange(size) - (size - 1) / 2
-    gaussian = np.exp(-0.5 * (distance / (size / 8)) ** 2)
-    total = np.zeros(n)
-    for start in starts:
-        total[start : start + size] += gaussian
-    return [(gaussian / total[s : s + size]).astype(np.float32) for s in starts]

@@ -3,7 +3,7 @@
 Parity with nnU-Net needs its roundings too: it adds up weighted logits and weights in half
 precision, and where a voxel lies in the corner of one patch alone the weight is so small that
 its logits come out as multiples of it. So the sums are made here as ``nnUNetPredictor`` makes
-them, in its order. `inference.network.predict` is the way that is faster and rounds less.
+them, in its order. `inference.windows.predict` is the way that is faster and rounds less.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.network import Logits, Runner, box_at, pad, window_starts
+from inference.logits import Logits, floats
 from inference.plan import Plan
 from inference.resample import Float32Array
+from inference.windows import Runner, box_at, pad, window_starts
 
 Float16Array = NDArray[np.float16]
 
@@ -44,10 +45,10 @@ class Mirrored:
 
     def run(self, volume: Float32Array) -> Float32Array:
         """Logits (C, z, y, x) of a normalised volume, (z, y, x) or with channels first."""
-        total = np.array(self._network.run(volume))
+        total = np.array(floats(self._network.run(volume)))
         for flip in self._flips:
             flipped = np.ascontiguousarray(np.flip(volume, flip))
-            total += np.flip(self._network.run(flipped), flip)
+            total += np.flip(floats(self._network.run(flipped)), flip)
         total /= np.float32(len(self._flips) + 1)
         return total
 
@@ -100,7 +101,7 @@ def predict_in_patches(
                 # A sum that is too large becomes infinite and is found at the end.
                 with np.errstate(over="ignore", invalid="ignore"):
                     for channel, values in enumerate(network.run(padded[here])):
-                        total[channel][here] += values * weight
+                        total[channel][here] += floats(values) * weight
                 weights[here] += weight
                 done += 1
                 if progress:

@@ -19,13 +19,13 @@ from inference.labels import write_labels
 from inference.locate import locate, look_shape
 from inference.machine import free_memory
 from inference.model import Model
-from inference.network import predict, window_for
 from inference.orientation import Turn, turn_to
 from inference.patches import Mirrored, predict_in_patches
 from inference.plan import Plan
 from inference.postprocess import postprocess
 from inference.preprocess import Prepared, air, preprocess
 from inference.reading import Intensities, check_geometry, check_intensities
+from inference.windows import predict, window_for
 
 Progress = Callable[[str, float], None]
 """Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from inference.decode import decode, winners
 from inference.errors import ModelError
+from inference.logits import floats
 from inference.model import Model
 from inference.postprocess import postprocess
 
@@ -151,6 +152,29 @@ def test_sides_gives_parts_to_the_organ_of_their_side(tiny: Model) -> None:
     assert ((found == 2) == (np.isin(labels, (1, 2)) & (np.arange(30) > 15))).all()
     labels[labels == 3] = 0
     assert (winners(apply(tiny, labels, step)) == labels).all()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"step": "keep_largest", "labels": [2, 1]},
+        {"step": "remove_small", "labels": [1], "millilitres": 0.2},
+        {"step": "close", "labels": [1, 2]},
+        {"step": "sides", "labels": [2, 4, 1]},
+    ],
+)
+def test_bits_of_bfloat16_are_cleaned_up_as_numbers_are(
+    tiny: Model, labels: NDArray[np.uint8], step: dict[str, Any]
+) -> None:
+    labels[2, 2, 3] = 0
+    bits = (logits_of(labels).view(np.uint32) >> 16).astype(np.uint16)
+    numbers = floats(bits)
+    step = {**step, "labels": [13 if value == 4 else value for value in step["labels"]]}
+    plan = replace(tiny.plan, postprocessing=(step,))
+    found, expected = (postprocess(logits, SPACING, plan) for logits in (bits, numbers))
+    assert found is not None and expected is not None
+    assert np.array_equal(found, expected) and not np.array_equal(found, labels)
+    assert np.array_equal(winners(bits), found)
 
 
 def test_winning_channels_are_returned(tiny: Model, labels: NDArray[np.uint8]) -> None:

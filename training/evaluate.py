@@ -14,9 +14,9 @@ from torch import nn
 
 from inference.decode import winners
 from inference.machine import free_memory
-from inference.network import predict as predict_in_windows
 from inference.organs import ORGANS
 from inference.postprocess import postprocess
+from inference.windows import predict as predict_in_windows
 from training.config import Config
 from training.network import autocast
 

@@ -23,9 +23,9 @@ from inference.decode import winners
 from inference.errors import ModelError, UsageError
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
-from inference.network import predict as predict_in_windows
 from inference.organs import ORGANS
 from inference.plan import Plan
+from inference.windows import predict as predict_in_windows
 from training.checkpoint import load_average
 from training.config import Config
 from training.evaluate import dice, logits_of, multiple_of

@@ -1,0 +1,155 @@
+"""One pass over a volume and windows of both kinds, with a real (tiny) OpenVINO network."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from inference.logits import Logits, floats, stored
+from inference.model import Model
+from inference.windows import (
+    even_starts,
+    largest_window,
+    predict,
+    window_for,
+    window_shares,
+    window_starts,
+)
+
+PLENTY = 10**10
+
+
+def volume_of(shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    return np.random.default_rng(1).uniform(-10, 5, shape).astype(np.float32)
+
+
+def run(model: Model, volume: NDArray[np.float32], memory: int = PLENTY, **plan: Any) -> Any:
+    return predict(model.network, volume, replace(model.plan, **plan), -10.0, memory).copy()
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 32), (19, 33, 45), (1, 5, 70), (40, 64, 36)])
+def test_windows_leave_no_seams(tiny: Model, shape: tuple[int, int, int]) -> None:
+    """A network that sees 3 x 3 x 3 voxels answers the same in windows.
+
+    At the volume's faces it need not: there one pass pads to the network's multiple.
+    """
+    volume = volume_of(shape)
+    whole = run(tiny, volume)
+    windows = run(tiny, volume, tiling="window")
+    assert whole.shape == windows.shape == (len(tiny.plan.label_values), *shape)
+    inside = (slice(None), *(slice(3, -3) if n > 6 else slice(None) for n in shape))
+    # Voxels at a window's face see zeros instead of their neighbours there, but weigh next to
+    # nothing: 4 sigma from the centre.
+    assert np.abs(whole - windows)[inside].max() < 0.1
+    same = whole.argmax(axis=0) == windows.argmax(axis=0)
+    assert same[inside[1:]].mean() > 0.9999
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 32), (40, 96, 36), (33, 70, 99)])
+def test_large_windows_leave_no_seams(tiny: Model, shape: tuple[int, int, int]) -> None:
+    """Nor do those that lie beside each other along two or three axes."""
+    volume = volume_of(shape)
+    seen: list[float] = []
+    whole = run(tiny, volume)
+    plan = replace(tiny.plan, bytes_per_voxel=PLENTY / (2 * 16 * 32 * 36))
+    windows = predict(tiny.network, volume, plan, -10.0, PLENTY, seen.append)
+    assert len(seen) > 1 and seen[-1] == 1.0
+    inside = (slice(None), *(slice(3, -3) for _ in shape))
+    assert windows.dtype == np.float32
+    assert np.abs(whole - windows)[inside].max() < 1e-4
+
+
+def test_bits_of_bfloat16_are_faded_too(tiny: Model) -> None:
+    class Halved:
+        def run(self, volume: NDArray[np.float32]) -> Logits:
+            return stored(tiny.network.run(volume), np.dtype(np.uint16))
+
+    volume = volume_of((64, 32, 32))
+    plan = replace(tiny.plan, bytes_per_voxel=PLENTY / (2 * 16 * 32 * 36))
+    found = predict(Halved(), volume, plan, -10.0, PLENTY)
+    exact = predict(tiny.network, volume, plan, -10.0, PLENTY)
+    assert found.dtype == np.uint16
+    assert np.allclose(floats(found), exact, rtol=2**-7, atol=1e-6)
+
+
+def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
+    volume = volume_of((32, 64, 64))
+    seen: list[float] = []
+    plan = replace(tiny.plan, overlap=0.0)
+    need = int(volume.size * plan.bytes_per_voxel)
+    predict(tiny.network, volume, plan, -10.0, need, seen.append)
+    assert seen == [1.0]
+    seen.clear()
+    predict(tiny.network, volume, plan, -10.0, need - 1, seen.append)
+    assert len(seen) == 2
+    assert seen[-1] == 1.0
+
+
+def test_window_is_as_large_as_it_may_be(tiny: Model) -> None:
+    plan = replace(tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), overlap=0.0)
+    whole = (100, 64, 36)
+    voxels = 100 * 64 * 36
+    assert largest_window(whole, plan, voxels) == whole
+    assert largest_window(whole, plan, voxels - 1) == (52, 64, 36)
+    assert largest_window(whole, plan, voxels // 4) == (28, 32, 36)
+    assert largest_window(whole, plan, 0) == (16, 32, 32)
+    assert largest_window((8, 64, 12), plan, 0) == (8, 32, 12)
+    # What two windows share counts too: 2 x 56 - 8 voxels cover 100, 2 x 52 - 8 would not.
+    assert largest_window(whole, replace(plan, overlap=0.5), voxels - 1) == (56, 64, 36)
+
+
+def test_memory_limits_a_window(tiny: Model) -> None:
+    plan = replace(tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), bytes_per_voxel=100.0)
+    need = 400 * 160 * 192 * 100
+    assert window_for((400, 160, 192), plan, need) == (400, 160, 192)
+    assert window_for((400, 160, 192), plan, need - 1) == (204, 160, 192)
+    assert window_for((400, 160, 192), replace(plan, tiling="window"), need) == plan.patch
+
+
+@given(st.integers(1, 400), st.integers(2, 80), st.floats(0, 0.99), st.integers(1, 6))
+def test_large_windows_cover_an_axis(n: int, patch: int, overlap: float, parts: int) -> None:
+    """With as few windows as were planned, and never less shared than is asked for."""
+    shared = min(patch - 1, round(patch * overlap))
+    size = max(patch, -(-(n + (parts - 1) * shared) // parts))
+    n = max(n, size)
+    starts = even_starts(n, size, shared)
+    assert starts[0] == 0 and starts[-1] == n - size
+    assert len(starts) <= parts
+    assert all(b - a <= size - shared for a, b in itertools.pairwise(starts))
+
+
+def test_half_precision_sums_where_memory_is_very_short(tiny: Model) -> None:
+    volume = volume_of((16, 32, 48))
+    whole = run(tiny, volume)
+    windows = run(tiny, volume, memory=1000)
+    assert windows.dtype == np.float16
+    assert np.abs(whole - windows).max() < 0.1
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize(("n", "size"), [(16, 16), (17, 16), (100, 16), (33, 32), (64, 32)])
+def test_windows_cover_an_axis(n: int, size: int, overlap: float) -> None:
+    starts = window_starts(n, size, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == n - size
+    steps = np.diff(starts)
+    assert (steps <= np.ceil(size * (1 - overlap))).all()
+    total = np.zeros(n)
+    for start, share in zip(starts, window_shares(n, size, starts), strict=True):
+        total[start : start + size] += share
+    assert np.allclose(total, 1, atol=1e-6)
+
+
+def test_windows_step_as_nnunet_does() -> None:
+    # nnunetv2.inference.sliding_window_prediction.compute_steps_for_sliding_window
+    assert window_starts(110, 64, 0.5) == [0, 23, 46]
+    assert window_starts(300, 128, 0.5) == [0, 57, 115, 172]
+    assert window_starts(64, 64, 0.5) == [0]
+    assert window_starts(3, 1, 0.5) == [0, 1, 2], "slices of a 2D network"
