@@ -73,6 +73,9 @@ def opened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     Args:
         mask: shape (z, y, x); outside it nothing is eroded.
+
+    Returns:
+        The mask (z, y, x) without what no such ball fits into.
     """
     for combine, outside in ((np.logical_and, True), (np.logical_or, False)):
         along_y, along_x = (_along(mask, axis, combine, outside) for axis in (1, 2))

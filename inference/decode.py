@@ -31,20 +31,20 @@ def winners(logits: Logits) -> Labels:
     """The channel with the largest logit; the first of them where several are equal.
 
     Args:
-        logits: shape (C, ...), C at most 256.
+        logits: shape (C, ...), C at most 256. In bits of bfloat16, -0.0 is less than 0.0.
 
     Returns:
         uint8 array of shape (...).
     """
     # A running maximum over planes is several times faster than np.argmax along axis 0.
-    values = comparable(logits)
-    best = np.array(values[0])
+    best = np.array(comparable(logits[0]))
     index = np.zeros(best.shape, np.uint8)
     better = np.empty(best.shape, bool)
     here = np.empty(best.shape, np.uint8)
-    for channel in range(1, values.shape[0]):
-        np.greater(values[channel], best, out=better)
-        np.maximum(best, values[channel], out=best)
+    for channel in range(1, logits.shape[0]):
+        values = comparable(logits[channel])
+        np.greater(values, best, out=better)
+        np.maximum(best, values, out=best)
         # Instead of index[better] = channel, which is no vector operation.
         np.multiply(better.view(np.uint8), np.uint8(channel), out=here)
         np.maximum(index, here, out=index)

@@ -31,7 +31,7 @@ class Network:
     Args:
         path: the IR's ``.xml``; input (1, inputs, z, y, x), output (1, C, z, y, x), float32.
         precision: "f32", "bf16" or "int8". In the last two, what is not int8 is computed in bf16
-            where that is faster than f32 (`inference.precision`), and the logits are bf16 too.
+            where that is faster than f32 (`inference.precision`), and the logits are bits of it.
         threads: how many threads a pass uses.
         channels: the number of output channels that is expected.
         inputs: the number of input channels.
@@ -121,12 +121,11 @@ class Network:
     def _compile_as(self, arithmetic: str, shape: tuple[int, ...]) -> ov.InferRequest:
         model = self._model.clone()
         model.reshape([1, self._inputs, *shape])
-        if arithmetic == "bf16":
-            adapted = ov.preprocess.PrePostProcessor(model)
-            adapted.output().tensor().set_element_type(ov.Type.bf16)
-            model = adapted.build()
+        adapted = ov.preprocess.PrePostProcessor(model)
+        kind = ov.Type.bf16 if arithmetic == "bf16" else ov.Type.f32
+        adapted.output().tensor().set_element_type(kind)
         settings = cpu_settings(arithmetic, self._threads)
-        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        return self._core.compile_model(adapted.build(), "CPU", settings).create_infer_request()
 
     def run(self, volume: Float32Array) -> Logits:
         """One pass over a volume.
@@ -136,7 +135,8 @@ class Network:
                 multiple of the network's total stride.
 
         Returns:
-            Logits (C, z, y, x): OpenVINO's own memory, which the next pass overwrites.
+            Logits (C, z, y, x), float32 or the bits of bfloat16 (uint16): OpenVINO's own memory,
+            which the next pass overwrites.
         """
         shape = volume.shape[-3:]
         request = self.compile(shape)

@@ -46,7 +46,8 @@ class Plan:
         multiple: input sizes must be multiples of these (z, y, x), the network's total stride.
         tiling: "whole" (one pass where memory allows, else windows), "window", or "nnunet"
             (windows as nnU-Net sums them up, in half precision: `inference.patches`).
-        overlap: share of a window that the next one covers again (0.5 is nnU-Net's).
+        overlap: share of a patch that neighbouring windows have in common, at least; patches are
+            half covered again by the next at 0.5, nnU-Net's.
         bytes_per_voxel: peak memory of one pass per input voxel, measured at export.
         networks: precision ("f32", "bf16" or "int8") to the IR's file name in the folder.
         precision: which of ``networks`` is used unless the caller asks for another.
@@ -128,6 +129,8 @@ class Plan:
             problems.append(f"mirror {list(self.mirror)} has other axes than 0, 1, 2")
         if self.regions and not self.outputs:
             problems.append("regions need outputs")
+        if self.regions and self.postprocessing:
+            problems.append("regions cannot be post-processed")
         if not all(0 <= value < 256 for value in self.outputs):
             problems.append("outputs are not numbers from 0 to 255")
         if not 0 <= self.overlap < 1:

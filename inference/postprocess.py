@@ -27,7 +27,7 @@ def postprocess(
 ) -> Labels | None:
     """Apply ``plan.postprocessing`` to logits, in place.
 
-    The steps, each for the organs in its ``labels`` (label values) one after the other:
+    The steps, each for the organs in its ``labels`` (label values):
 
     - ``{"step": "keep_largest", "labels": [...]}``: all connected parts but the largest go.
     - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
@@ -63,7 +63,7 @@ def postprocess(
             if 0 in channels:
                 raise ValueError
             _STEPS[step["step"]](logits, labels, channels, millilitres, step)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, IndexError, TypeError):
             raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
     return labels
 

@@ -28,7 +28,10 @@ class Runner(Protocol):
     """What `predict` needs of a network; training's evaluation passes one of PyTorch."""
 
     def run(self, volume: Float32Array) -> Logits:
-        """Logits (C, z, y, x) of a normalised volume (z, y, x)."""
+        """Logits (C, z, y, x) of a normalised volume, (z, y, x) or (inputs, z, y, x).
+
+        The next call may overwrite them.
+        """
 
 
 def predict(
@@ -50,7 +53,8 @@ def predict(
         progress: is called with the finished share.
 
     Returns:
-        Logits (C, z, y, x) on the volume's grid. They may be the network's own memory.
+        Logits (C, z, y, x) on the volume's grid, of the network's type or float16. They may be
+        the network's own memory.
     """
     window = window_for(volume.shape[-3:], plan, memory)
     padded, inside = pad(volume, window, outside)
@@ -200,10 +204,11 @@ def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]
     if plan.tiling != "whole":
         return plan.patch
     whole = tuple(math.ceil(n / step) * step for n, step in zip(shape, plan.multiple, strict=True))
-    return largest_window(whole, plan, int(memory / plan.bytes_per_voxel))
+    each = plan.bytes_per_voxel
+    return largest_window(whole, plan, memory / each if each else math.inf)
 
 
-def largest_window(whole: tuple[int, ...], plan: Plan, most: int) -> tuple[int, ...]:
+def largest_window(whole: tuple[int, ...], plan: Plan, most: float) -> tuple[int, ...]:
     """The whole volume if it is not too large, else a part of it.
 
     The axis along which a window is longest, in patches, is cut into one window more until it is

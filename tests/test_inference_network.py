@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from tiny_model import make_tiny_model
+from tiny_model import make_tiny_model, run, volume_of
 
 import inference.network
 from inference.errors import ModelError
 from inference.logits import floats
 from inference.model import Model
 from inference.network import Network
-from inference.windows import predict
-
-PLENTY = 10**10
 
 
-def volume_of(shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    return np.random.default_rng(1).uniform(-10, 5, shape).astype(np.float32)
-
-
-def run(model: Model, volume: NDArray[np.float32], memory: int = PLENTY, **plan: Any) -> Any:
-    return predict(model.network, volume, replace(model.plan, **plan), -10.0, memory).copy()
-
-
-def test_bf16_is_close(tmp_path: Path) -> None:
+def test_bf16_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference.network, "best_float", lambda: "bf16")
     make_tiny_model(tmp_path / "m", networks={"f32": "network.xml", "bf16": "network.xml"})
     volume = volume_of((16, 32, 32))
     exact, rounded = (
         run(Model.load(tmp_path / "m", precision=precision), volume)
         for precision in ("f32", "bf16")
     )
-    assert exact.dtype == np.float32
+    if rounded.dtype == np.float32:
+        pytest.skip("OpenVINO has no bf16 kernels for this CPU")
+    assert exact.dtype == np.float32 and rounded.dtype == np.uint16
     assert np.abs(exact - floats(rounded)).max() < 0.2  # of values up to 15
 
 

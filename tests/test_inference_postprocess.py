@@ -75,8 +75,10 @@ def test_remove_small(tiny: Model, labels: NDArray[np.uint8]) -> None:
     assert (found == 1).sum() == 72
     assert (found == 2).sum() == 27
     found = winners(apply(tiny, labels, {**step, "millilitres": 0.5}))
-    assert (found[labels != 2] == 1).sum() == 64
-    assert (found == 2).sum() == 0  # there the next best class is the answer, be it 1
+    assert (found == 1).sum() == 64
+    assert not found[labels == 2].any()
+    found = winners(apply(tiny, labels, {**step, "labels": [1], "millilitres": 0.5}))
+    assert (found == 2).sum() == 27, "another organ's small part is left alone"
 
 
 def test_parts_that_touch_at_a_corner_are_one(tiny: Model) -> None:
@@ -129,6 +131,9 @@ def test_absent_organs_are_no_problem(tiny: Model) -> None:
         {"step": "close", "labels": [7]},
         {"step": "close", "labels": [0]},
         {"step": "remove_small", "labels": [1]},
+        {"step": "remove_small", "labels": [1], "millilitres": None},
+        {"step": "sides", "labels": []},
+        {"step": "close", "labels": 3},
     ],
 )
 def test_bad_steps_are_refused(
@@ -175,6 +180,32 @@ def test_bits_of_bfloat16_are_cleaned_up_as_numbers_are(
     assert found is not None and expected is not None
     assert np.array_equal(found, expected) and not np.array_equal(found, labels)
     assert np.array_equal(winners(bits), found)
+
+
+def test_sides_of_several_pairs(tiny: Model) -> None:
+    """Two right organs, 1 and (as label 13) channel 4, and the left one of both, 2."""
+    labels = np.zeros((4, 8, 30), np.uint8)
+    labels[:, 3:5, 14:17] = 3
+    labels[1, 1, 24] = 1
+    labels[1, 6, 25] = 2
+    labels[2, 1, 25] = 4
+    found = winners(apply(tiny, labels, {"step": "sides", "labels": [3, 1, 2, 13, 2]}))
+    assert (found[1, 1, 24], found[1, 6, 25], found[2, 1, 25]) == (2, 2, 2)
+
+
+def test_removed_logits_do_not_come_back_between_voxels(tiny: Model) -> None:
+    """The class that went is the least likely one, so it wins nowhere around either."""
+    labels = np.zeros((6, 6, 12), np.uint8)
+    labels[1:5, 1:5, 1:5] = 1
+    labels[2, 2, 8] = 1
+    logits = np.zeros((5, *labels.shape), np.float32)
+    logits[0] = np.where(labels == 0, 1, 0)
+    logits[1] = np.where(labels == 1, 50, 0)
+    plan = replace(tiny.plan, postprocessing=({"step": "keep_largest", "labels": [1]},))
+    postprocess(logits, SPACING, plan)
+    out = np.zeros((24, 24, 48), np.uint8)
+    decode(logits, range(5), out)
+    assert not out[:, :, 24:].any() and out[:, :, :24].any()
 
 
 def test_winning_channels_are_returned(tiny: Model, labels: NDArray[np.uint8]) -> None:

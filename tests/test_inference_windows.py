@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tiny_model import PLENTY, run, volume_of
 
 from inference.logits import Logits, floats, stored
 from inference.model import Model
@@ -22,16 +22,6 @@ from inference.windows import (
     window_shares,
     window_starts,
 )
-
-PLENTY = 10**10
-
-
-def volume_of(shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    return np.random.default_rng(1).uniform(-10, 5, shape).astype(np.float32)
-
-
-def run(model: Model, volume: NDArray[np.float32], memory: int = PLENTY, **plan: Any) -> Any:
-    return predict(model.network, volume, replace(model.plan, **plan), -10.0, memory).copy()
 
 
 @pytest.mark.parametrize("shape", [(16, 32, 32), (19, 33, 45), (1, 5, 70), (40, 64, 36)])
@@ -64,6 +54,46 @@ def test_large_windows_leave_no_seams(tiny: Model, shape: tuple[int, int, int]) 
     inside = (slice(None), *(slice(3, -3) for _ in shape))
     assert windows.dtype == np.float32
     assert np.abs(whole - windows)[inside].max() < 1e-4
+
+
+class Counting:
+    """A network whose logits are the number of the pass."""
+
+    passes = 0
+
+    def run(self, volume: NDArray[np.float32]) -> Logits:
+        self.passes += 1
+        return np.full((5, *volume.shape), self.passes - 1, np.float32)
+
+
+def test_windows_are_faded_in_the_middle_half_of_what_they_share(tiny: Model) -> None:
+    patch = tiny.plan.patch
+    n = 6 * patch[0]
+    shape = (n, *patch[1:])
+    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / (np.prod(shape) - 1))
+    window = window_for(shape, plan, PLENTY)
+    assert n / 2 < window[0] < n and window[1:] == patch[1:]
+    found = predict(Counting(), np.zeros(shape, np.float32), plan, -10.0, PLENTY)
+    line = found[3, :, 2, 1]
+    start, end = n - window[0], window[0]
+    quarter = (end - start) // 4
+    assert (found == line[:, None, None]).all()
+    assert not line[: start + quarter].any() and (line[end - quarter :] == 1).all()
+    middle = line[start + quarter : end - quarter]
+    assert np.allclose(middle, (np.arange(len(middle)) + 0.5) / len(middle))
+
+
+def test_rows_of_windows_are_faded_into_each_other(tiny: Model) -> None:
+    patch = tiny.plan.patch
+    shape = (patch[0] * 3 // 2, patch[1] * 3 // 2, patch[2])
+    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / np.prod(patch))
+    network = Counting()
+    found = predict(network, np.zeros(shape, np.float32), plan, -10.0, PLENTY)[0]
+    assert network.passes == 4
+    corners = [found[z, y, 0] for z in (0, -1) for y in (0, -1)]
+    assert corners == [0, 1, 2, 3]
+    fade = found[:, 0, 0] / 2  # from pass 0 to pass 2
+    assert np.allclose(found, fade[:, None, None] * 2 + found[0][None])
 
 
 def test_bits_of_bfloat16_are_faded_too(tiny: Model) -> None:
@@ -125,10 +155,11 @@ def test_large_windows_cover_an_axis(n: int, patch: int, overlap: float, parts: 
     assert all(b - a <= size - shared for a, b in itertools.pairwise(starts))
 
 
-def test_half_precision_sums_where_memory_is_very_short(tiny: Model) -> None:
+@pytest.mark.parametrize("tiling", ["whole", "window"])
+def test_half_precision_where_memory_is_very_short(tiny: Model, tiling: str) -> None:
     volume = volume_of((16, 32, 48))
     whole = run(tiny, volume)
-    windows = run(tiny, volume, memory=1000)
+    windows = run(tiny, volume, memory=1000, tiling=tiling)
     assert windows.dtype == np.float16
     assert np.abs(whole - windows).max() < 0.1
 

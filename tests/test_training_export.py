@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,9 +65,34 @@ print("RESULT", json.dumps(result))
 """
 
 
-def test_layers_that_int8_hurts_are_spared() -> None:
+_COMPARE = """
+import json, sys
+from pathlib import Path
+import numpy as np, openvino as ov, torch
+import inference.network
+from dataclasses import replace
+from training.config import Config
+from training.export import Volume, _compare, to_openvino
+from training.network import make_network
+
+torch.manual_seed(0)
+inference.network.best_float = lambda: "bf16"
+config = Config.load(Path("training/configs/abdoseg.yaml"))
+network = make_network({**config.network, "features": [4, 4, 8, 8, 8]}).eval()
+config = replace(config, patch=(16, 16, 16))
+folder = Path(sys.argv[1])
+ov.save_model(to_openvino(network, config.patch), folder / "network.xml")
+plan = config.plan((16, 16, 16), {"f32": "network.xml", "bf16": "network.xml"}, 100.0)
+hu = np.random.default_rng(0).integers(-200, 300, (16, 32, 16)).astype(np.int16)
+found = _compare(network, folder, plan, config, Volume("it", hu, np.zeros(hu.shape, np.uint8)))
+print("RESULT", json.dumps({each.precision: each.logits_error for each in found}))
+"""
+
+
+def result_of(code: str, *arguments: str) -> dict[str, Any]:
+    """What a program prints after RESULT."""
     done = subprocess.run(
-        [sys.executable, "-c", _QUANTISE],
+        [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -74,7 +100,18 @@ def test_layers_that_int8_hurts_are_spared() -> None:
     )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    result = json.loads(line.removeprefix("RESULT"))
+    result: dict[str, Any] = json.loads(line.removeprefix("RESULT"))
+    return result
+
+
+def test_every_precision_is_compared_with_pytorch(tmp_path: Path) -> None:
+    """Also where logits are bits of bfloat16."""
+    errors = result_of(_COMPARE, str(tmp_path))
+    assert errors["f32"] < 1e-3 and errors["bf16"] < 0.1
+
+
+def test_layers_that_int8_hurts_are_spared() -> None:
+    result = result_of(_QUANTISE)
     (plain, plain_layers), (aware, aware_layers) = result["plain"], result["aware"]
     assert plain < 0.9  # the trap works
     assert aware >= 0.99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,8 @@ def test_one_command_makes_weights_that_inference_runs(
 
     printed = capfd.readouterr().out
     assert "int8 on P0: logits error" in printed
+    errors = [float(each) for each in re.findall(r"logits error ([0-9.]+)", printed)]
+    assert len(errors) >= 2 and max(errors) < 0.5
     assert "waiting for data" in printed
     run = work / "run"
     for file in ("curves.png", "pictures/P1_0000003.png", "pictures/P1_truth.png"):

@@ -8,15 +8,22 @@ trained network.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import SimpleITK as sitk
+from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from inference.model import Model
 from inference.plan import Plan
+from inference.windows import predict
+
+PLENTY = 10**10
+"""More memory than a test needs, in bytes."""
 
 LEVELS = {0: -1000.0, 1: 100.0, 2: 200.0, 3: 300.0, 13: 400.0}
 """The HU value around which each label is the answer; between -450 and 50 it is background."""
@@ -84,3 +91,13 @@ def make_ct(shape: tuple[int, int, int] = (20, 40, 44), seed: int = 0) -> sitk.I
     image.SetSpacing((1.5, 1.4, 2.5))
     image.SetOrigin((-30.5, 12.25, 700.0))
     return image
+
+
+def volume_of(shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """A normalised volume of noise."""
+    return np.random.default_rng(1).uniform(-10, 5, shape).astype(np.float32)
+
+
+def run(model: Model, volume: NDArray[np.float32], memory: int = PLENTY, **plan: Any) -> Any:
+    """Logits of a volume, with some fields of the model's plan changed."""
+    return predict(model.network, volume, replace(model.plan, **plan), -10.0, memory).copy()

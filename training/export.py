@@ -21,6 +21,7 @@ from torch import nn
 
 from inference.decode import winners
 from inference.errors import ModelError, UsageError
+from inference.logits import floats
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
 from inference.organs import ORGANS
@@ -204,6 +205,7 @@ def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) 
         nncf.Dataset(patches),
         subset_size=len(patches),
         preset=nncf.QuantizationPreset.MIXED,
+        fast_bias_correction=False,  # a third of the disagreement with fp32, seconds more
         ignored_scope=nncf.IgnoredScope(names=list(spared)),
     )
 
@@ -235,6 +237,7 @@ def _quantise(
         max_drop=most_loss,
         drop_type=nncf.DropType.ABSOLUTE,
         preset=nncf.QuantizationPreset.MIXED,
+        fast_bias_correction=False,
         subset_size=len(patches),
         ignored_scope=nncf.IgnoredScope(names=list(spared)),
     )
@@ -300,10 +303,10 @@ def _compare(
         memory = int(free_memory() * 0.7)
         logits = predict_in_windows(runner, image, plan, config.air, memory)
         labels = winners(logits)
-        error = float(np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)))
+        error = np.sqrt(np.mean((floats(logits) - expected) ** 2) / np.mean(expected**2))
         organs = {name: dice(labels == i, truth == i) for i, name in ORGANS.items()}
         same = float((labels == truth).mean())
-        result.append(Agreement(precision, volume.name, error, same, organs))
+        result.append(Agreement(precision, volume.name, float(error), same, organs))
     return result
 
 
