@@ -38,7 +38,15 @@ def build(name: str) -> torch.nn.Module:
 
 
 def test_there_is_a_file_for_each_configuration_and_nothing_else() -> None:
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(NAMES)
+    files = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    assert files == sorted([*NAMES, "dsunet_eca_cpu"])
+
+
+def test_the_shipped_lightweight_network_is_the_published_one() -> None:
+    """It is trained otherwise, but the network, its grid and its intensities are the same."""
+    ours, published = load("dsunet_eca_cpu"), load("dsunet_eca")
+    assert ours.plan((1, 1, 1), {"f32": ""}) == published.plan((1, 1, 1), {"f32": ""})
+    assert ours.network == published.network and ours.stored == published.stored
     for name in NAMES:
         assert load(name).name == name
 
