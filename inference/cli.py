@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace) -> int:
 
     # What can be wrong is looked at before anything is written.
     plan = Plan.load(find_model(options.model))
+    plan.choose(options.precision)
     if options.report and options.report.is_dir():
         raise UsageError(f"{options.report}: is a folder; --report needs a file")
     if options.demo:

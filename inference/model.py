@@ -103,12 +103,7 @@ class Model:
             raise ValueError(f"threads must be at least 1, not {threads}")
         folder = find_model(name)
         plan = Plan.load(folder)
-        precision = precision or plan.precision
-        if precision not in plan.networks:
-            raise ModelError(
-                f"model {plan.name!r} has no {precision!r} network, only "
-                + ", ".join(sorted(plan.networks))
-            )
+        precision = plan.choose(precision)
         threads = threads or usable_threads()
         network = Network(
             folder / plan.networks[precision],

@@ -149,6 +149,20 @@ class Plan:
         """Label value of every output channel; background first unless they are regions."""
         return self.outputs or (0, *sorted(self.labels.values()))
 
+    def choose(self, precision: str | None) -> str:
+        """The precision that is asked for, or the model's own.
+
+        Raises:
+            ModelError: the model has no network of it.
+        """
+        precision = precision or self.precision
+        if precision not in self.networks:
+            raise ModelError(
+                f"model {self.name!r} has no {precision!r} network, only "
+                + ", ".join(sorted(self.networks))
+            )
+        return precision
+
     @property
     def inputs(self) -> int:
         """Number of input channels."""

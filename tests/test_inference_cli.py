@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -30,6 +31,7 @@ from inference.cases import find_cases, label_name
 from inference.cli import main
 from inference.errors import UsageError
 from inference.model import Model
+from inference.organs import COLOURS
 from inference.progress import Bars
 from inference.reading import without_noise
 from inference.writing import appearing
@@ -357,6 +359,11 @@ def test_quiet(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err.startswith("error: ")
 
 
+def test_organs_can_be_told_apart_in_pictures() -> None:
+    for one, other in itertools.combinations(COLOURS.values(), 2):
+        assert np.linalg.norm(np.subtract(one, other)) > 50, (one, other)
+
+
 def test_preview(desk: Desk) -> None:
     image = sitk.DICOMOrient(make_ct(), "RAI")
     sitk.WriteImage(image, desk.inputs / "a_0000.nii.gz")
@@ -522,11 +529,14 @@ def test_demo(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def test_demo_without_a_model_writes_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--demo", str(tmp_path / "demo"), "--model", "nothing"]) == 2
     assert "no model 'nothing'" in capfd.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    arguments = ["--demo", str(tmp_path / "demo"), "--model", str(tiny_folder)]
+    assert main([*arguments, "--precision", "bf16"]) == 2
+    assert "has no 'bf16' network" in capfd.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 def test_light_imports_stay_light() -> None:

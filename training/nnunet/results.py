@@ -90,7 +90,10 @@ def _choose(path: Path, names: list[PurePosixPath], configuration: str | None) -
     # Beside nnU-Net's preprocessed data there are plans without any training.
     folders = [f for f in folders if any(f in n.parents and n.suffix == ".pth" for n in names)]
     if not folders:
-        raise ModelError(f"{path}: no trained model here (plans.json and fold_X/*.pth)")
+        raise ModelError(
+            f"{path}: no trained model here (plans.json and fold_X/checkpoint_final.pth, or what"
+            " --checkpoint-name says)"
+        )
     named = {folder: _name(path, folder) for folder in folders}
     if configuration is not None:
         folders = [
