@@ -167,6 +167,14 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=Path, required=True, help="folder of CTs")
     parser.add_argument("--out", type=Path, required=True, help="folder for table and figure")
     _add_container_options(parser)
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="this model of the image; given again, models are timed one after the other and stand"
+        " side by side (default: the image's own)",
+    )
     parser.add_argument("--cpus", type=_amount, help="limit (default: all)")
     parser.add_argument(
         "--time-limit", type=_amount, default=60.0, help="seconds per case (default 60)"
@@ -191,28 +199,40 @@ def _add_container_options(parser: argparse.ArgumentParser) -> None:
 
 def _time(options: argparse.Namespace) -> int:
     from evaluation.container import Container, image_of
-    from evaluation.timing import time_cases
+    from evaluation.timing import time_cases, write_side_by_side
     from evaluation.usage import Runner, command_runner
 
-    runner: Runner
+    if options.image is None and options.model:
+        raise UsageError("--model needs --image; a --command names its model itself")
+    runners: dict[str, Runner] = {}
     memory = None
     if options.image is not None:
         image_of(options.image)  # says at once when there is none
-        runner = Container(
-            options.image, options.memory, options.cpus, options.docker_args, options.give_up
-        )
-        title = options.image
+        for model in options.model or [None]:
+            chosen = ["-e", f"ABDOSEG_MODEL={model}"] if model else []
+            runners[f"{options.image}, {model}" if model else options.image] = Container(
+                options.image,
+                options.memory,
+                options.cpus,
+                [*options.docker_args, *chosen],
+                options.give_up,
+            )
     else:
         cpus = None if options.cpus is None else max(1, round(options.cpus))
-        runner = command_runner(options.template, cpus, options.give_up)
+        runners[options.template] = command_runner(options.template, cpus, options.give_up)
         memory = _bytes(options.memory)
-        title = options.template
-    timings = time_cases(
-        options.cases, options.out, runner, options.time_limit, memory, title, options.quiet
-    )
+    several = len(runners) > 1
+    timings = {}
+    for title, runner in runners.items():
+        out = options.out / title.split(", ")[-1] if several else options.out
+        timings[title] = time_cases(
+            options.cases, out, runner, options.time_limit, memory, title, options.quiet
+        )
+    if several:
+        write_side_by_side(options.out, timings)
     if not options.quiet:
         print((options.out / "timing.md").read_text(encoding="utf-8").rstrip())
-    return 0 if all(timing.passed for timing in timings) else 1
+    return 0 if all(timing.passed for side in timings.values() for timing in side) else 1
 
 
 def _add_timing_cases(parser: argparse.ArgumentParser) -> None:

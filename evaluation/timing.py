@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,45 @@ def time_cases(
     return timings
 
 
+def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]]) -> None:
+    """Write ``timing.csv`` and ``timing.md`` with a few columns for each thing that was timed.
+
+    Args:
+        out: folder for them.
+        timings: title to what the same cases took, in the same order.
+
+    Raises:
+        UsageError: ``out`` cannot be written.
+    """
+    header = ["Size", *(f"{t}: {x}" for t in timings for x in ("s", "MiB", "CPU_s", "verdict"))]
+    rows = []
+    for sides in zip(*timings.values(), strict=True):
+        row = [" x ".join(map(str, sides[0].shape)) or sides[0].name]
+        for side in sides:
+            row += [*_numbers(side.usage), side.verdict]
+        rows.append(row)
+    try:
+        write_text(out / "timing.csv", csv_text(header, rows))
+        write_text(
+            out / "timing.md",
+            f"Measured on {host.describe()}.\n\n"
+            + markdown_text([h.replace("_", " ") for h in header], rows),
+        )
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror or error}") from None
+
+
+def _numbers(usage: Usage | None) -> list[str]:
+    """Seconds, peak memory in MiB and CPU seconds; "-" for what is not known."""
+    if usage is None:
+        return ["-"] * 3
+    return [
+        number(usage.seconds, 2),
+        f"{usage.peak_memory / 2**20:.0f}" if usage.peak_memory else "-",
+        "-" if usage.cpu_seconds is None else number(usage.cpu_seconds, 2),
+    ]
+
+
 def _time_case(
     name: str, path: Path, out: Path, runner: Runner, limit: float, memory: int | None
 ) -> CaseTiming:
@@ -156,11 +195,7 @@ def _write(timings: Sequence[CaseTiming], out: Path, limit: float, title: str) -
                 str(timing.shape[2]) if len(timing.shape) > 2 else "-",
                 " x ".join(map(str, timing.shape)) or "-",
                 " x ".join(f"{zoom:.4g}" for zoom in timing.zooms) or "-",
-                "-" if usage is None else number(usage.seconds, 2),
-                "-"
-                if usage is None or not usage.peak_memory
-                else f"{usage.peak_memory / 2**20:.0f}",
-                "-" if usage is None or usage.cpu_seconds is None else number(usage.cpu_seconds, 2),
+                *_numbers(usage),
                 "-" if usage is None else str(usage.exit_code),
                 timing.verdict,
             ]

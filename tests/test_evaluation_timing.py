@@ -21,7 +21,7 @@ from evaluation.container import Container  # noqa: E402
 from evaluation.package import _renamed, tag_for  # noqa: E402
 from evaluation.timing import CaseTiming, time_cases  # noqa: E402
 from evaluation.timing_cases import SLICES, SPACING_MM, make_timing_cases  # noqa: E402
-from evaluation.usage import command_runner, run_command  # noqa: E402
+from evaluation.usage import Usage, command_runner, run_command  # noqa: E402
 from inference.errors import CaseError, UsageError  # noqa: E402
 
 MIB = 2**20
@@ -168,6 +168,33 @@ def test_container_is_called_as_the_organisers_do(tmp_path: Path) -> None:
     command = limited.command("team", tmp_path, tmp_path)
     assert command[command.index("--cpus") + 1] == "2"
     assert command.index("--network") < command.index("team:latest")
+
+
+def test_models_of_an_image_stand_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(container: Container, inputs: Path, outputs: Path, log: Path) -> Usage:
+        name = next(word for word in container.arguments if word.startswith("ABDOSEG_MODEL="))
+        assert list(container.arguments[:2]) == ["--network", "none"]
+        for case in inputs.iterdir():
+            shutil.copy(case, outputs / case.name.replace("_0000", ""))
+        return Usage(2.5 if name.endswith("=fast") else 70.0, 0, 3 * 2**20, 1.25)
+
+    monkeypatch.setattr("evaluation.container.image_of", lambda name: {})
+    monkeypatch.setattr(Container, "__call__", run)
+    make_timing_cases(tmp_path / "cases", (55, 124), plane=16, quiet=True)
+    arguments = ["time", "--cases", str(tmp_path / "cases"), "--out", str(tmp_path / "out")]
+    arguments += ["--model", "fast", "--model", "slow"]
+    assert main([*arguments, "--command", "sh {inputs} {outputs}"]) == 2
+    assert "--model needs --image" in capsys.readouterr().err
+    assert main([*arguments, "--image", "it:latest", "--docker-args=--network none"]) == 1
+    assert "it:latest, slow: verdict" in capsys.readouterr().out
+    with (tmp_path / "out/timing.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[1] == ["16 x 16 x 55", "2.50", "3", "1.25", "ok", "70.00", "3", "1.25", "too slow"]
+    assert len(rows) == 3
+    assert (tmp_path / "out/slow/outputs/timing_055.nii.gz").is_file()
+    assert (tmp_path / "out/fast/timing.png").is_file()
 
 
 def test_timing_cases(tmp_path: Path) -> None:
