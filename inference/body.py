@@ -8,6 +8,8 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.morphology import opened
+
 Box = tuple[slice, slice, slice]
 
 _AIR_BELOW = -500.0  # HU
@@ -63,34 +65,3 @@ def body_box(volume: NDArray[Any], spacing: tuple[float, float, float], offset: 
         last = (there.stop - 2) * step + margin
         box.append(slice(max(0, first), min(n, last)))
     return box[0], box[1], box[2]
-
-
-def opened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Morphological opening by a ball of 19 voxels: a cube of 3 without its corners.
-
-    That ball is the union of three squares, one across each axis, and a square is one row along
-    another, so a few shifts of the whole volume do it.
-
-    Args:
-        mask: shape (z, y, x); outside it nothing is eroded.
-
-    Returns:
-        The mask (z, y, x) without what no such ball fits into.
-    """
-    for combine, outside in ((np.logical_and, True), (np.logical_or, False)):
-        along_y, along_x = (_along(mask, axis, combine, outside) for axis in (1, 2))
-        square_yx = _along(along_x, 1, combine, outside)
-        square_zx = _along(along_x, 0, combine, outside)
-        square_zy = _along(along_y, 0, combine, outside)
-        mask = combine(combine(square_yx, square_zx), square_zy)
-    return mask
-
-
-def _along(
-    mask: NDArray[np.bool_], axis: int, combine: np.ufunc, outside: bool
-) -> NDArray[np.bool_]:
-    """Each voxel combined with its two neighbours along an axis."""
-    border = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-    grown = np.moveaxis(np.pad(mask, border, constant_values=outside), axis, 0)
-    result: NDArray[np.bool_] = combine(combine(grown[:-2], grown[1:-1]), grown[2:])
-    return np.moveaxis(result, 0, axis)

@@ -13,12 +13,12 @@ from typing import Any
 
 import cc3d
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.decode import Labels, all_winners
 from inference.errors import ModelError
 from inference.logits import Logits, above, below, floats
+from inference.morphology import closed
 from inference.plan import Plan
 
 
@@ -96,9 +96,7 @@ def _close(
         if box is None:
             continue
         here = labels[box]
-        mask = sitk.GetImageFromArray((here == channel).astype(np.uint8))
-        closed = sitk.BinaryMorphologicalClosing(mask, [1, 1, 1], sitk.sitkBox)
-        added = (sitk.GetArrayViewFromImage(closed) != 0) & (here == 0)
+        added = closed(here == channel) & (here == 0)
         if added.any():
             part = logits[(slice(None),) + box]
             best = floats(part[:, added]).max(axis=0)

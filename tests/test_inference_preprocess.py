@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference.body import body_box, opened, whole_box
+from inference.body import body_box, whole_box
 from inference.model import Model
 from inference.preprocess import air, preprocess
 from inference.resample import resize, resize_labels
@@ -78,16 +78,6 @@ def patient(shape: tuple[int, int, int] = (40, 150, 160)) -> NDArray[np.int16]:
     volume[:, 110:113, 5:155] = -100
     volume[:, (y - 60) ** 2 + (x - 15) ** 2 < 49] = 40  # an arm
     return volume
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_opening_is_that_of_scipy(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    mask = rng.random(rng.integers(1, 25, 3)) > rng.choice([0.05, 0.1, 0.2])
-    ball = np.ones((3, 3, 3), bool)
-    ball[::2, ::2, ::2] = False
-    eroded = ndimage.binary_erosion(mask, ball, border_value=1)
-    assert np.array_equal(opened(mask), ndimage.binary_dilation(eroded, ball))
 
 
 def test_body_box_leaves_table_and_arm_out() -> None:
