@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_windows_are_faded_in_the_middle_half_of_what_they_share(tiny: Model) ->
     patch = tiny.plan.patch
     n = 6 * patch[0]
     shape = (n, *patch[1:])
-    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / (np.prod(shape) - 1))
+    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / (math.prod(shape) - 1))
     window = window_for(shape, plan, PLENTY)
     assert n / 2 < window[0] < n and window[1:] == patch[1:]
     found = predict(Counting(), np.zeros(shape, np.float32), plan, -10.0, PLENTY)
@@ -86,7 +87,7 @@ def test_windows_are_faded_in_the_middle_half_of_what_they_share(tiny: Model) ->
 def test_rows_of_windows_are_faded_into_each_other(tiny: Model) -> None:
     patch = tiny.plan.patch
     shape = (patch[0] * 3 // 2, patch[1] * 3 // 2, patch[2])
-    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / np.prod(patch))
+    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / math.prod(patch))
     network = Counting()
     found = predict(network, np.zeros(shape, np.float32), plan, -10.0, PLENTY)[0]
     assert network.passes == 4
