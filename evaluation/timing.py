@@ -103,7 +103,7 @@ def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]]) -
     Raises:
         UsageError: ``out`` cannot be written.
     """
-    header = ["Size", *(f"{t}: {x}" for t in timings for x in ("s", "MiB", "CPU_s", "verdict"))]
+    header = ["Size", *(f"{t}: {x}" for t in timings for x in ("s", "MiB", "CPU s", "verdict"))]
     rows = []
     for sides in zip(*timings.values(), strict=True):
         row = [" x ".join(map(str, sides[0].shape)) or sides[0].name]
@@ -114,8 +114,7 @@ def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]]) -
         write_text(out / "timing.csv", csv_text(header, rows))
         write_text(
             out / "timing.md",
-            f"Measured on {host.describe()}.\n\n"
-            + markdown_text([h.replace("_", " ") for h in header], rows),
+            f"Measured on {host.describe()}.\n\n" + markdown_text(header, rows),
         )
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror or error}") from None
