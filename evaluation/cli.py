@@ -199,37 +199,38 @@ def _add_container_options(parser: argparse.ArgumentParser) -> None:
 
 def _time(options: argparse.Namespace) -> int:
     from evaluation.container import Container, image_of
-    from evaluation.timing import time_cases, write_side_by_side
+    from evaluation.timing import CaseTiming, time_cases, write_side_by_side
     from evaluation.usage import Runner, command_runner
 
     if options.image is None and options.model:
         raise UsageError("--model needs --image; a --command names its model itself")
-    runners: dict[str, Runner] = {}
-    memory = None
-    if options.image is not None:
-        image_of(options.image)  # says at once when there is none
-        for model in options.model or [None]:
-            chosen = ["-e", f"ABDOSEG_MODEL={model}"] if model else []
-            runners[f"{options.image}, {model}" if model else options.image] = Container(
-                options.image,
-                options.memory,
-                options.cpus,
-                [*options.docker_args, *chosen],
-                options.give_up,
-            )
-    else:
-        cpus = None if options.cpus is None else max(1, round(options.cpus))
-        runners[options.template] = command_runner(options.template, cpus, options.give_up)
-        memory = _bytes(options.memory)
-    several = len(runners) > 1
-    timings = {}
-    for title, runner in runners.items():
-        out = options.out / title.split(", ")[-1] if several else options.out
-        timings[title] = time_cases(
+
+    def timed(runner: Runner, out: Path, title: str, memory: int | None = None) -> list[CaseTiming]:
+        return time_cases(
             options.cases, out, runner, options.time_limit, memory, title, options.quiet
         )
-    if several:
-        write_side_by_side(options.out, timings)
+
+    def container(*arguments: str) -> Container:
+        words = [*options.docker_args, *arguments]
+        return Container(options.image, options.memory, options.cpus, words, options.give_up)
+
+    timings: dict[str, list[CaseTiming]] = {}
+    if options.image is None:
+        cpus = None if options.cpus is None else max(1, round(options.cpus))
+        runner = command_runner(options.template, cpus, options.give_up)
+        memory = _bytes(options.memory)
+        timings[""] = timed(runner, options.out, options.template, memory)
+    else:
+        image_of(options.image)  # says at once when there is none
+        models = list(dict.fromkeys(options.model))
+        for model in models:
+            out = options.out / Path(model).name if len(models) > 1 else options.out
+            chosen = container("-e", f"ABDOSEG_MODEL={model}")
+            timings[model] = timed(chosen, out, f"{options.image}, {model}")
+        if len(models) > 1:
+            write_side_by_side(options.out, timings, options.image)
+        if not models:
+            timings[""] = timed(container(), options.out, options.image)
     if not options.quiet:
         print((options.out / "timing.md").read_text(encoding="utf-8").rstrip())
     return 0 if all(timing.passed for side in timings.values() for timing in side) else 1

@@ -93,12 +93,13 @@ def time_cases(
     return timings
 
 
-def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]]) -> None:
-    """Write ``timing.csv`` and ``timing.md`` with a few columns for each thing that was timed.
+def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]], title: str) -> None:
+    """Write ``timing.csv`` and ``timing.md`` with a few columns for each model that was timed.
 
     Args:
         out: folder for them.
-        timings: title to what the same cases took, in the same order.
+        timings: a model's name to what the same cases took, in the same order.
+        title: of what the models are, for the table.
 
     Raises:
         UsageError: ``out`` cannot be written.
@@ -114,7 +115,7 @@ def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]]) -
         write_text(out / "timing.csv", csv_text(header, rows))
         write_text(
             out / "timing.md",
-            f"Measured on {host.describe()}.\n\n" + markdown_text(header, rows),
+            f"{title}, measured on {host.describe()}.\n\n" + markdown_text(header, rows),
         )
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror or error}") from None

@@ -51,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.step == "import-nnunet":
             raise ValueError("'import-nnunet' comes first, its options after it")
         if options.step == "measure":
-            return _measure(configs or [Config.load(p) for p in sorted(CONFIGS.glob("*.yaml"))])
+            every = [Config.load(path) for path in sorted(CONFIGS.glob("*.yaml"), reverse=True)]
+            # Two files of one name are one network, trained in two ways.
+            named = {config.name: config for config in every}
+            return _measure(configs or [named[name] for name in sorted(named)])
         if len(configs) != 1 or options.data is None:
             raise ValueError("one --config and --data are needed")
         if options.step is None:
