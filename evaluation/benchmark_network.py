@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from evaluation.usage import run_command
 from inference.errors import UsageError
+from inference.int8 import centre_upsampling_inputs
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
 from inference.plan import Plan
@@ -127,6 +128,7 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
             subset_size=4,
             preset=nncf.QuantizationPreset.MIXED,
         )
+        centre_upsampling_inputs(quantised)
         ov.save_model(quantised, folder / "network_int8.xml", compress_to_fp16=False)
         networks["int8"] = "network_int8.xml"
     plan = _plan(patch, networks, _bytes_per_voxel(folder / "network.xml", patch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from scipy import ndimage
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training.augment import UNKNOWN
+from training.blur import blur
 from training.bodies import Body, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
@@ -28,7 +30,15 @@ from training.pseudolabel import judge
 from training.samples import Samples
 from training.synthesis import synthesise
 from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
-from training.warp import random_places, regular_places, sample_linear, sample_nearest, upsample
+from training.warp import (
+    random_places,
+    regular_places,
+    rotation,
+    sample_linear,
+    sample_nearest,
+    turned_places,
+    upsample,
+)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -87,6 +97,39 @@ def test_sampling_at_the_own_places_gives_the_volume_back() -> None:
     assert torch.equal(sample_nearest(volume, places, 2.5, 0), volume)
     assert torch.allclose(sample_linear(volume[None], places, 2.5)[0], volume, atol=1e-4)
     assert (sample_nearest(volume, places + 100, 2.5, 7) == 7).all()
+
+
+@pytest.mark.parametrize("spacing", [2.5, (3.0, 0.7, 1.3)])
+def test_the_nearest_voxel_is_the_one_whose_box_holds_the_place(spacing: Any) -> None:
+    rng = np.random.default_rng(2)
+    volume = torch.from_numpy(rng.integers(0, 200, (4, 5, 6)).astype(np.uint8))
+    places = torch.from_numpy(rng.uniform(-4, 18, (7, 3, 2, 3)).astype(np.float32))
+    found = sample_nearest(volume, places, spacing, 255)
+    steps = np.broadcast_to(spacing, 3)
+    for at in np.ndindex(7, 3, 2):
+        voxel = [math.floor(places[at][i].item() / steps[i]) for i in range(3)]
+        inside = all(0 <= v < n for v, n in zip(voxel, volume.shape, strict=True))
+        assert found[at] == (volume[tuple(voxel)] if inside else 255)
+
+
+def test_a_turned_grid_is_the_matrix_product_about_its_middle() -> None:
+    matrix = rotation([20, -35, 70]) * torch.tensor([1.1, 0.9, 1.3])
+    centre = torch.tensor([40.0, -3.0, 8.0])
+    shape, spacing = (4, 5, 6), (3.0, 1.5, 0.5)
+    middle = torch.tensor([n * s / 2 for n, s in zip(shape, spacing, strict=True)])
+    expected = (regular_places(shape, spacing) - middle) @ matrix + centre
+    assert torch.allclose(turned_places(shape, spacing, matrix, centre), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigmas", [(0.3, 0.8, 1.4), (0.05, 6.0, 0.6)])
+def test_blur_is_a_gaussian_filter_with_continued_borders(sigmas: tuple[float, ...]) -> None:
+    volume = np.random.default_rng(3).normal(size=(9, 12, 7)).astype(np.float32)
+    expected = volume
+    for axis, sigma in enumerate(sigmas):
+        expected = ndimage.gaussian_filter1d(
+            expected, sigma, axis=axis, mode="nearest", radius=max(1, round(3 * sigma))
+        )
+    assert np.allclose(blur(torch.from_numpy(volume), sigmas).numpy(), expected, atol=1e-5)
 
 
 def test_a_warp_of_strength_zero_is_a_shift_to_the_centre() -> None:

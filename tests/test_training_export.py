@@ -65,6 +65,34 @@ print("RESULT", json.dumps(result))
 """
 
 
+_UPSAMPLE = """
+import json
+import numpy as np, openvino as ov, torch
+from torch import nn
+from training.export import quantise, to_openvino
+
+torch.manual_seed(0)
+network = nn.Sequential(
+    nn.Conv3d(1, 16, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv3d(16, 32, 3, 2, 1),
+    nn.LeakyReLU(0.1), nn.ConvTranspose3d(32, 16, 2, 2), nn.Conv3d(16, 14, 3, padding=1),
+)
+rng = np.random.default_rng(0)
+patches = [rng.normal(size=(1, 1, 16, 16, 16)).astype(np.float32) for _ in range(2)]
+model = to_openvino(network, (16, 16, 16), any_size=False)
+
+def compiled(model):
+    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+quantised = compiled(quantise(model, patches))
+truth, found = (m(patches[0])[0] for m in (compiled(model), quantised))
+kinds = {}
+for operation in quantised.get_runtime_model().get_ops():
+    told = operation.get_rt_info()
+    kinds[told["layerType"].value] = told["runtimePrecision"].value
+error = float(np.sqrt(((found - truth) ** 2).mean()) / truth.std())
+print("RESULT", json.dumps({"precision": kinds["Deconvolution"], "error": error}))
+"""
+
 _COMPARE = """
 import json, sys
 from pathlib import Path
@@ -119,6 +147,13 @@ def test_layers_that_int8_hurts_are_spared() -> None:
     spared, spared_layers = result["spared"]
     assert spared >= 0.99  # the layers named are those that hurt
     assert spared_layers < plain_layers
+
+
+def test_upsampling_behind_a_leaky_relu_runs_in_int8() -> None:
+    """OpenVINO itself says in what it computed."""
+    result = result_of(_UPSAMPLE)
+    assert result["precision"].lower() in ("i8", "u8")
+    assert result["error"] < 0.03
 
 
 def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None:

@@ -89,6 +89,38 @@ def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
     assert multiply_adds(network, (3, 8, 8)) == by_hand
 
 
+def test_a_light_finest_stage_saves_most_of_its_work_and_nothing_of_the_others() -> None:
+    options = {"kind": "unet", "features": [2, 4], "kernels": [[3, 3, 3]] * 2}
+    options |= {"strides": [[1, 1, 1], [2, 2, 2]], "norm": "batch", "activation": "relu"}
+    options |= {"bias": False, "deep_supervision": False}
+    network = make_network({**options, "light_finest": True}, classes=3)
+    fine, coarse = 8 * 8 * 8, 4 * 4 * 4
+    by_hand = 27 * (1 * 2 * fine + (2 * 4 + 4 * 4) * coarse)  # encoder
+    by_hand += 8 * 4 * 2 * coarse  # each coarse voxel makes 2 x 2 x 2 fine ones
+    by_hand += 27 * 2 * 2 * fine + 2 * 3 * fine  # decoder, classes
+    assert multiply_adds(network, (8, 8, 8)) == by_hand
+    usual = make_network(options, classes=3)
+    saved = 27 * (2 * 2 + (2 * 2 * 2 + 2 * 2) - 2 * 2) * fine
+    assert multiply_adds(usual, (8, 8, 8)) == by_hand + saved
+
+
+def test_the_light_finest_stage_sees_fine_detail() -> None:
+    """Its skip connection passes what the coarser stages cannot tell apart."""
+    torch.manual_seed(0)
+    options = dict(load("abdoseg").network)
+    assert options["light_finest"]
+    network = make_network({**options, "features": [4, 4, 4, 4, 4]}).eval()
+    for block in network.encoder[1:]:  # type: ignore[index, union-attr]
+        torch.nn.init.zeros_(block[0].weight)
+    image = torch.randn(1, 1, 16, 16, 16)
+    changed = image.clone()
+    changed[0, 0, 5, 6, 7] += 3
+    difference = (network(changed) - network(image)).abs().amax(1)[0]
+    assert difference[5, 6, 7] > 0
+    difference[3:8, 4:9, 5:10] = 0  # two convolutions of 3 x 3 x 3 reach two voxels far
+    assert difference.max() < 1e-6
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_lie_on_the_grid_of_the_patch(name: str) -> None:
     network, patch = build(name), load(name).patch

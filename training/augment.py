@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.blur import blur
 from training.chance import Chance
-from training.warp import Spacing, centred_places, random_places, rotation
+from training.warp import Spacing, random_places, rotation, turned_places
 
 AIR = -1024
 UNKNOWN = 255
@@ -72,8 +73,7 @@ def places(
         matrix = matrix * torch.tensor(
             [factor if axis in scale["axes"] else 1 for axis in (0, 1, 2)]
         )
-    regular = centred_places(shape, spacing, chance.device)
-    return regular @ matrix.to(chance.device) + centre.to(chance.device)
+    return turned_places(shape, spacing, matrix, centre, chance.device)
 
 
 def vary_hu(
@@ -150,16 +150,7 @@ def _noise(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
 
 
 def _blur(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
-    for axis in range(3):
-        sigma = chance.uniform(low, high)
-        reach = max(1, round(3 * sigma))
-        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-        kernel = (taps / taps.sum()).to(image.device)
-        shape = [-1 if i == axis else 1 for i in range(3)]
-        pad = [reach if i == axis else 0 for i in (2, 1, 0) for _ in range(2)]
-        padded = F.pad(image[None, None], pad, mode="replicate")
-        image = F.conv3d(padded, kernel.reshape(1, 1, *shape))[0, 0]
-    return image
+    return blur(image, [chance.uniform(low, high) for _ in range(3)])
 
 
 def _brightness(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:

@@ -24,7 +24,7 @@ from inference.organs import ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
 from training.augment import AIR
 from training.tissues import Tissue
-from training.warp import regular_places, sample_linear, sample_nearest, upsample
+from training.warp import NearestVoxels, regular_places, sample_linear, sample_nearest, upsample
 
 SPACING = 2.0
 """Isotropic spacing of the stored bodies in mm."""
@@ -184,10 +184,10 @@ def transfer(
         ValueError: the two share no organ, or the CT cannot be laid over the patient.
     """
     _, _, places = _aligned(organs, annotated, atlas)
-    ones = torch.ones(hu.shape, dtype=torch.uint8)
-    inside = sample_nearest(ones, places, spacing, 0).numpy() == 1
+    nearest = NearestVoxels(hu.shape, places, spacing)
     bent = sample_linear(torch.from_numpy(hu)[None], places, spacing)[0].numpy()
-    bent_labels = sample_nearest(torch.from_numpy(labels), places, spacing, 0).numpy()
+    bent_labels = nearest.values(torch.from_numpy(labels), 0).numpy()
+    inside = nearest.inside.numpy()
     part = _reached(inside)
     bent[~inside] = AIR
     return np.round(bent[part]).astype(np.int16), bent_labels[part]

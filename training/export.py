@@ -21,6 +21,7 @@ from torch import nn
 
 from inference.decode import winners
 from inference.errors import ModelError, UsageError
+from inference.int8 import centre_upsampling_inputs
 from inference.logits import floats
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
@@ -200,7 +201,7 @@ def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) 
         patches: normalised inputs (1, inputs, z, y, x) that calibrate the activations' ranges.
         spared: names of operations that stay in floating point.
     """
-    return nncf.quantize(
+    quantised = nncf.quantize(
         model,
         nncf.Dataset(patches),
         subset_size=len(patches),
@@ -208,6 +209,8 @@ def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) 
         fast_bias_correction=False,  # a third of the disagreement with fp32, seconds more
         ignored_scope=nncf.IgnoredScope(names=list(spared)),
     )
+    centre_upsampling_inputs(quantised)
+    return quantised
 
 
 def _quantise(
@@ -229,7 +232,7 @@ def _quantise(
             scores.append(float(np.mean(seen)) if seen else 1.0)
         return float(np.mean(scores)), scores
 
-    return nncf.quantize_with_accuracy_control(
+    quantised = nncf.quantize_with_accuracy_control(
         model,
         nncf.Dataset(patches),
         nncf.Dataset(list(range(len(patches)))),
@@ -241,6 +244,8 @@ def _quantise(
         subset_size=len(patches),
         ignored_scope=nncf.IgnoredScope(names=list(spared)),
     )
+    centre_upsampling_inputs(quantised)
+    return quantised
 
 
 def volumes_for_checks(prepared: Path, config: Config) -> list[Volume]:

@@ -67,6 +67,8 @@ class UNet(nn.Module):
             nnU-Net's have one).
         deep_supervision: whether each decoder stage has an output of its own, for training.
         classes: output channels, background included.
+        light_finest: whether the finest stage, half of all the work, has one convolution a side
+            instead of two, and adds its skip connection instead of concatenating it.
 
     Shape:
         (n, 1, z, y, x) to (n, classes, z, y, x); z, y, x are multiples of `multiple`. While
@@ -83,17 +85,20 @@ class UNet(nn.Module):
         bias: bool,
         deep_supervision: bool,
         classes: int,
+        light_finest: bool = False,
     ) -> None:
         super().__init__()
         if not len(features) == len(kernels) == len(strides) or any(s != 1 for s in strides[0]):
             raise ValueError("network: features, kernels and strides (first 1) are per stage")
         self.multiple = _total(strides)
-        shapes = list(zip(kernels, strides, strict=True))
+        self.light_finest = light_finest
         unstrided = (1, 1, 1)
 
-        def stage(before: int, after: int, kernel: Sequence[int], stride: Sequence[int]) -> Any:
+        def stage(level: int, before: int, stride: Sequence[int]) -> nn.Sequential:
             layers: list[nn.Module] = []
-            for channels, step in ((before, stride), (after, unstrided)):
+            kernel, after = kernels[level], features[level]
+            convolutions = ((before, stride), (after, unstrided))
+            for channels, step in convolutions[: 1 if light_finest and level == 0 else 2]:
                 z, y, x = kernel
                 padding = (z // 2, y // 2, x // 2)
                 layers += [
@@ -104,16 +109,16 @@ class UNet(nn.Module):
             return nn.Sequential(*layers)
 
         self.encoder = nn.ModuleList(
-            stage(before, after, *shape)
-            for (before, after), shape in zip(pairwise([1, *features]), shapes, strict=True)
+            stage(level, before, stride)
+            for level, (before, stride) in enumerate(zip([1, *features[:-1]], strides, strict=True))
         )
         self.upsample = nn.ModuleList(
             nn.ConvTranspose3d(coarse, fine, _triple(stride), _triple(stride))
             for (fine, coarse), stride in zip(pairwise(features), strides[1:], strict=True)
         )
         self.decoder = nn.ModuleList(
-            stage(2 * fine, fine, kernel, unstrided)
-            for fine, kernel in zip(features[:-1], kernels[:-1], strict=True)
+            stage(level, fine if light_finest and level == 0 else 2 * fine, unstrided)
+            for level, fine in enumerate(features[:-1])
         )
         self.head = nn.Conv3d(features[0], classes, kernel_size=1)
         self.deep_heads = nn.ModuleList(
@@ -129,7 +134,9 @@ class UNet(nn.Module):
         skips.pop()
         deep = []
         for level in reversed(range(len(self.decoder))):
-            x = self.decoder[level](torch.cat([self.upsample[level](x), skips[level]], dim=1))
+            x, skip = self.upsample[level](x), skips[level]
+            added = self.light_finest and level == 0
+            x = self.decoder[level](x + skip if added else torch.cat([x, skip], dim=1))
             if self.training and len(self.deep_heads) and level > 0:
                 deep.append(self.deep_heads[level - 1](x))
         logits: Tensor = self.head(x)

@@ -35,7 +35,7 @@ from training.chance import Chance
 from training.config import Config
 from training.synthesis import synthesise
 from training.tissues import organs_only
-from training.warp import centred_places, sample_linear, sample_nearest, triple
+from training.warp import NearestVoxels, sample_linear, sample_nearest, triple, turned_places
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -180,17 +180,16 @@ class Samples(Dataset[Patch]):
         extent = [n * step for n, step in zip(patch, spacing, strict=True)]
         shape = [max(_LEAST_DEPTH, math.ceil(length / fine)) for length in extent]
         where = self._places(body, shape, (fine,) * 3, chance)
-        whole_tissues, whole_hull = (body.arrays[k].to(self.device) for k in ("tissues", "hull"))
-        tissues = sample_nearest(whole_tissues, where, BODY_SPACING, 0)
-        hull = sample_nearest(whole_hull, where, BODY_SPACING, 127)
+        nearest = NearestVoxels(body.shape, where, BODY_SPACING)
+        tissues = nearest.values(body.arrays["tissues"].to(self.device), 0)
+        hull = nearest.values(body.arrays["hull"].to(self.device), 127)
         hu = synthesise(tissues, hull, fine, chance)
         labels = organs_only(tissues)
         # Where the source ends, so does the scan.
-        outside = sample_nearest(torch.zeros_like(whole_hull), where, BODY_SPACING, 1) == 1
-        hu[outside.all(dim=2).all(dim=1)] = AIR
+        hu[~nearest.inside.any(dim=2).any(dim=1)] = AIR
         if tuple(shape) != patch or any(step != fine for step in spacing):
-            grid = centred_places(patch, spacing, self.device)
-            grid = grid + torch.tensor(shape, device=self.device) * fine / 2
+            middle = torch.tensor(shape) * fine / 2
+            grid = turned_places(patch, spacing, torch.eye(3), middle, self.device)
             hu = sample_linear(hu[None], grid, fine)[0]
             labels = sample_nearest(labels, grid, fine, 0)
         return hu, labels
@@ -201,10 +200,10 @@ class Samples(Dataset[Patch]):
         """A part of a real CT: HU and labels (z, y, x)."""
         whole, labels = (case.arrays[k].to(self.device) for k in ("hu", "labels"))
         where = self._places(case, patch, spacing, chance)
-        inside = sample_nearest(torch.ones_like(labels), where, case.spacing, 0) == 1
+        nearest = NearestVoxels(case.shape, where, case.spacing)
         hu = sample_linear(whole[None], where, case.spacing)[0]
-        hu[~inside] = AIR
-        return hu, sample_nearest(labels, where, case.spacing, 0)
+        hu[~nearest.inside] = AIR
+        return hu, nearest.values(labels, 0)
 
     def _grid(self, source: _Source, index: int) -> tuple[Triple, Spacing]:
         """Voxels and spacing of a patch; along axes where no spacing is set, the image's."""

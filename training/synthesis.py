@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.organs import LABEL_OF
+from training.blur import blur
 from training.chance import Chance
 from training.tissues import TISSUES, Tissue
 
@@ -269,11 +270,11 @@ def _scanner(hu: Tensor, chance: Chance, spacing: float) -> Tensor:
     """Point spread, slice thickness, noise, a slight offset and a round field of view."""
     in_plane = chance.uniform(0.25, 0.7) if chance.happens(0.8) else chance.uniform(0.7, 1.3)
     thick = chance.uniform(0.2, 0.6) if chance.happens(0.55) else chance.uniform(0.6, 1.4)
-    hu = _blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
+    hu = blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
     sigma = min(60.0, 2.718 ** chance.normal(1.9, 0.7))
     noise = chance.noise(hu.shape)
     if chance.happens(0.5):
-        noise = _blur(noise, (thick, 0.6, 0.6))
+        noise = blur(noise, (thick, 0.6, 0.6))
         noise /= noise.std()
     if chance.happens(0.5):
         noise *= (1 + 0.4 * chance.field(hu.shape, 30)).clamp_(0.2, 2.5)
@@ -300,17 +301,3 @@ def _share_nearby(mask: Tensor, size: int) -> Tensor:
             total += count.narrow(axis, offset, n)
         count = total
     return count.float() / size**3
-
-
-def _blur(volume: Tensor, sigmas: tuple[float, float, float]) -> Tensor:
-    """Separable Gaussian blur; sigmas (z, y, x) in voxels."""
-    result = volume[None, None]
-    for axis, sigma in enumerate(sigmas):
-        reach = max(1, round(2.5 * sigma))
-        offsets = torch.arange(-reach, reach + 1, device=volume.device)
-        taps = torch.exp(-0.5 * (offsets / max(sigma, 1e-3)) ** 2)
-        taps = (taps / taps.sum()).reshape([-1 if i == axis else 1 for i in range(3)])
-        pad = [0, 0, 0, 0, 0, 0]
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = reach
-        result = F.conv3d(F.pad(result, pad, mode="replicate"), taps[None, None])
-    return result[0, 0]

@@ -73,23 +73,48 @@ def random_places(
     Returns:
         Places in the source volume, (z, y, x, 3) in mm, on the source of chance's device.
     """
-    places = centred_places(shape, spacing, chance.device)
     angles = chance.normals(3) * torch.tensor([8.0, 4.0, 4.0]) * strength
     scale = torch.exp(chance.normals(1) * 0.14 * strength) * torch.exp(
         chance.normals(3) * 0.06 * strength
     )
-    places = places @ (rotation(angles.tolist()) * scale).to(places.device)
+    places = turned_places(shape, spacing, rotation(angles.tolist()) * scale, centre, chance.device)
     for knots, millimetres in ((4, 14.0), (9, 4.0)):
         bend = chance.noise((3, knots, knots, knots))
         amplitude = chance.uniform(0, 1) * millimetres * strength
-        places += amplitude * upsample(bend, shape).permute(1, 2, 3, 0)
-    return places + centre.to(places.device)
+        places += upsample(amplitude * bend, shape).movedim(0, -1)
+    return places
 
 
-def centred_places(shape: Sequence[int], spacing: Spacing, device: torch.device | str) -> Tensor:
-    """The voxel centres of a grid whose middle is the origin, (z, y, x, 3) in mm."""
-    extent = torch.tensor([n * s for n, s in zip(shape, triple(spacing), strict=True)])
-    return regular_places(shape, spacing, device) - extent.to(device) / 2
+def turned_places(
+    shape: Sequence[int],
+    spacing: Spacing,
+    matrix: Tensor,
+    centre: Tensor,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The voxel centres of a grid, multiplied by a matrix about its middle, which is then moved.
+
+    Args:
+        shape: voxels (z, y, x).
+        spacing: of the grid.
+        matrix: (3, 3), multiplied from the right.
+        centre: place (3,) where the grid's middle falls.
+        device: where they are wanted.
+
+    Returns:
+        (z, y, x, 3) in mm. In memory each coordinate is a volume of its own.
+    """
+    axes = [
+        (torch.arange(n) + 0.5 - n / 2) * step
+        for n, step in zip(shape, triple(spacing), strict=True)
+    ]
+    # The coordinates' parts that depend on z, y and x are few numbers each, and only added up.
+    along_z, along_y, along_x = (
+        (row[:, None] * axis).to(device) for row, axis in zip(matrix, axes, strict=True)
+    )
+    along_z = along_z + centre.to(device)[:, None]
+    places = along_z[:, :, None, None] + along_y[:, None, :, None] + along_x[:, None, None, :]
+    return places.movedim(0, -1)
 
 
 def rotation(degrees: Sequence[float]) -> Tensor:
@@ -104,21 +129,41 @@ def rotation(degrees: Sequence[float]) -> Tensor:
     return matrix
 
 
-def sample_nearest(volume: Tensor, places: Tensor, spacing: Spacing, outside: int) -> Tensor:
-    """The nearest voxel's value at every place.
+class NearestVoxels:
+    """Which voxel of a volume lies nearest to each of many places, for volumes of one shape.
 
     Args:
-        volume: (z, y, x).
+        shape: (z, y, x) of the volumes.
         places: (..., 3) in mm.
-        spacing: of the volume.
-        outside: value beyond the volume.
+        spacing: of the volumes.
+
+    Attributes:
+        inside: bool (...), which places lie in the volumes.
     """
-    index = torch.floor(places / torch.tensor(triple(spacing), device=places.device)).long()
-    size = torch.tensor(volume.shape, device=places.device)
-    valid = ((index >= 0) & (index < size)).all(dim=-1)
-    index = torch.minimum(index.clamp_(min=0), size - 1)
-    values = volume[index[..., 0], index[..., 1], index[..., 2]]
-    return torch.where(valid, values, torch.full_like(values, outside))
+
+    def __init__(self, shape: Sequence[int], places: Tensor, spacing: Spacing) -> None:
+        self._index = torch.zeros((), dtype=torch.int64, device=places.device)
+        self.inside = torch.ones((), dtype=torch.bool, device=places.device)
+        for axis, (size, step) in enumerate(zip(shape, triple(spacing), strict=True)):
+            position = (places[..., axis] / step).floor_()
+            kept = position.clamp(0, size - 1)
+            self.inside = self.inside & (position == kept)
+            self._index = self._index * size + kept.long()
+
+    def values(self, volume: Tensor, outside: int) -> Tensor:
+        """A volume's values at the places.
+
+        Args:
+            volume: (z, y, x).
+            outside: value beyond the volume.
+        """
+        found = volume.flatten()[self._index]
+        return found.masked_fill_(~self.inside, outside)
+
+
+def sample_nearest(volume: Tensor, places: Tensor, spacing: Spacing, outside: int) -> Tensor:
+    """The nearest voxel's value at every place: see `NearestVoxels`."""
+    return NearestVoxels(volume.shape, places, spacing).values(volume, outside)
 
 
 def sample_linear(volume: Tensor, places: Tensor, spacing: Spacing) -> Tensor:
@@ -136,7 +181,7 @@ def sample_linear(volume: Tensor, places: Tensor, spacing: Spacing) -> Tensor:
     index = places / step
     # Of a large volume only the part around the places is turned into floats.
     size = torch.tensor(volume.shape[1:], device=places.device)
-    low, high = index.reshape(-1, 3).min(0).values, index.reshape(-1, 3).max(0).values
+    low, high = index.amin((0, 1, 2)), index.amax((0, 1, 2))
     first = torch.minimum((low.floor() - 2).clamp(min=0), size - 1).long()
     last = torch.minimum((high.ceil() + 2).clamp(min=1), size).long()
     last = torch.maximum(last, first + 1)
