@@ -87,13 +87,14 @@ def _network(config: Config, plan: Plan) -> str:
     features = "-".join(map(str, config.network["features"]))
     steps = zip(config.spacing, config.size, strict=True)
     grid = " x ".join(
-        f"{size} voxels" if size else f"{step:g} mm" if step else "as it is" for step, size in steps
+        f"{size} voxels" if size else f"{step:g} mm" if step else "the CT's own spacing"
+        for step, size in steps
     )
     passes = "one pass over the whole body" if plan.tiling == "whole" else "windows"
     return (
         f"A 3D U-Net (`{config.network['kind']}`, features {features}) with "
         f"{parameter_count(network):,} parameters and {work / 1e3:.1f} G multiply-adds per million "
-        f"voxels, at {grid} (z, y, x), in {passes}. Default precision: {plan.precision}."
+        f"voxels, on a grid of {grid} (z, y, x), in {passes}. Default precision: {plan.precision}."
         + (
             f" In int8, {len(config.not_int8)} of its convolutions stay in floating point "
             f"({', '.join(map(str, config.not_int8))} in their order)."

@@ -8,7 +8,8 @@ Where a patch lies is the configuration's ``placement``:
 - ``{rule: body}``: its middle is the body's, at the height of a random organ voxel in 85 of 100
   patches, else anywhere (for patches about as large as the body);
 - ``{rule: anywhere, foreground: p}``: with the probability p around a random voxel of a random
-  organ, else anywhere inside the image (nnU-Net's rule);
+  organ, else anywhere, moved so that little of it lies beside the body (nnU-Net moves it into
+  the image);
 - ``{rule: labelled_slices}``: around a random slice in which an organ is labelled.
 """
 
@@ -33,7 +34,7 @@ from training.augment import AIR, check, places, vary_hu, vary_intensities
 from training.bodies import SPACING as BODY_SPACING
 from training.chance import Chance
 from training.config import Config
-from training.synthesis import synthesise
+from training.synthesis import age_pancreas, synthesise
 from training.tissues import organs_only
 from training.warp import NearestVoxels, sample_linear, sample_nearest, triple, turned_places
 
@@ -69,7 +70,7 @@ class _Source:
         arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body.
         annotated: label values that the labels tell.
         spacing: mm per axis.
-        middle: voxel (y, x) in the middle of the body.
+        extent: first and last voxel (z, y, x) of the volume along z, of the body along y and x.
         voxels: organ to some of its voxels, (n, 3) on the CPU.
         heights: slices with an organ.
     """
@@ -77,9 +78,14 @@ class _Source:
     arrays: dict[str, Tensor]
     annotated: tuple[int, ...]
     spacing: tuple[float, float, float]
-    middle: tuple[float, float]
+    extent: tuple[tuple[int, int], ...]
     voxels: dict[int, Tensor]
     heights: Tensor
+
+    @property
+    def middle(self) -> tuple[float, ...]:
+        """The voxel (z, y, x) half-way along each extent."""
+        return tuple((first + last) / 2 for first, last in self.extent)
 
     @property
     def shape(self) -> torch.Size:
@@ -183,6 +189,7 @@ class Samples(Dataset[Patch]):
         nearest = NearestVoxels(body.shape, where, BODY_SPACING)
         tissues = nearest.values(body.arrays["tissues"].to(self.device), 0)
         hull = nearest.values(body.arrays["hull"].to(self.device), 127)
+        tissues = age_pancreas(tissues, fine, chance)
         hu = synthesise(tissues, hull, fine, chance)
         labels = organs_only(tissues)
         # Where the source ends, so does the scan.
@@ -228,21 +235,24 @@ class Samples(Dataset[Patch]):
             jitter = chance.normals(3) * torch.tensor([40.0, 12.0, 15.0])
             at_organ = chance.happens(0.85) and len(source.heights) > 0
             heights = source.heights if at_organ else torch.arange(size[0])
-            centre = [float(heights[chance.integer(len(heights))]), *source.middle]
+            centre = [float(heights[chance.integer(len(heights))]), *source.middle[1:]]
         elif rule == "labelled_slices":
             heights = source.heights if len(source.heights) else torch.arange(size[0])
             height = float(heights[chance.integer(len(heights))])
             centre = [height, (size[1] - 1) / 2, (size[2] - 1) / 2]
-        elif chance.happens(self.config.placement["foreground"]) and source.voxels:
-            organs = list(source.voxels)
-            voxels = source.voxels[organs[chance.integer(len(organs))]]
-            centre = voxels[chance.integer(len(voxels))].tolist()
         else:
-            # Anywhere that keeps the patch inside; in the middle where it is larger.
+            wanted = [chance.integer(n) for n in size]
+            if chance.happens(self.config.placement["foreground"]) and source.voxels:
+                organs = list(source.voxels)
+                voxels = source.voxels[organs[chance.integer(len(organs))]]
+                wanted = voxels[chance.integer(len(voxels))].tolist()
+            # Moved so far that it shows nothing beside the body, or as little as its size allows.
             half = [n * a / b / 2 for n, a, b in zip(shape, spacing, source.spacing, strict=True)]
             centre = [
-                chance.uniform(h, n - h) - 0.5 if n > 2 * h else (n - 1) / 2
-                for n, h in zip(size, half, strict=True)
+                min(max(float(at), first + h), last - h) if last - first > 2 * h else middle
+                for at, (first, last), middle, h in zip(
+                    wanted, source.extent, source.middle, half, strict=True
+                )
             ]
         place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing) + jitter
         return places(shape, spacing, place, self.config.augmentation, chance)
@@ -275,7 +285,11 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
         arrays={k: torch.from_numpy(content[k]).to(device) for k in _VOLUMES if k in content},
         annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
         spacing=triple(BODY_SPACING if is_body else content["spacing"].tolist()),
-        middle=(_middle(body.any(axis=(0, 2))), _middle(body.any(axis=(0, 1)))),
+        extent=(
+            (0, len(body) - 1),
+            _extent(body.any(axis=(0, 2))),
+            _extent(body.any(axis=(0, 1))),
+        ),
         voxels=voxels,
         heights=torch.from_numpy(np.flatnonzero(is_organ.any(axis=(1, 2)))),
     )
@@ -286,10 +300,10 @@ def _shows(stem: str, name: str) -> bool:
     return stem == name or stem.startswith(f"{name}__") or stem.endswith(f"__{name}")
 
 
-def _middle(marked: np.ndarray) -> float:
-    """Half-way between the first and the last marked place."""
+def _extent(marked: np.ndarray) -> tuple[int, int]:
+    """The first and the last marked place; of all places where none is marked."""
     there = np.flatnonzero(marked)
-    return float(there[0] + there[-1]) / 2 if len(there) else (len(marked) - 1) / 2
+    return (int(there[0]), int(there[-1])) if len(there) else (0, len(marked) - 1)
 
 
 def _is_labelled(path: Path) -> bool:

@@ -53,6 +53,28 @@ def synthesise(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) ->
     return _scanner(hu, chance, spacing)
 
 
+def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """A pancreas as it is in many old patients: thin, its lobes apart, with fat between them.
+
+    The label maps at hand are of few patients, so without this most of them have a full one.
+
+    Args:
+        tissues: integer (z, y, x), values of `training.tissues`.
+        spacing: isotropic spacing in mm.
+        chance: source of chance, on the tissues' device.
+
+    Returns:
+        The tissues; in two of five calls a pancreas among them has lost its outer layer.
+    """
+    pancreas = tissues == LABEL_OF["pancreas"]
+    if not chance.happens(0.4):
+        return tissues
+    depth = _share_nearby(pancreas, 2 * round(4 / spacing) + 1)
+    lobes = 0.08 * chance.field(tissues.shape, 7 / spacing)
+    lost = pancreas & (depth + lobes < chance.uniform(0.5, 0.85))
+    return tissues.masked_fill(lost, Tissue.NONE)
+
+
 def _phase(chance: Chance) -> tuple[float, float]:
     """Arterial and venous enhancement, each 0 to 1: plain, arterial, portal or late."""
     kind = chance.uniform(0, 1)
@@ -139,6 +161,11 @@ def _fill_body(
     threshold = float(torch.erfinv(torch.tensor(1 - 2 * share))) * 2**0.5
     packed = loose & (lumps > threshold)
     hu[packed] = chance.normal(30, 12)
+    # Loops of bowel enhance as the pancreas does, and lie beside it: they must be told apart by
+    # their shape and their folds.
+    loops = packed & (chance.field(shape, chance.uniform(10, 25) / spacing) > chance.normal(0, 1))
+    folds = chance.field(shape, 4 / spacing) * chance.uniform(0, 25)
+    hu[loops] = float(table[Tissue.SMALL_BOWEL]) + chance.normal(0, 8) + folds[loops]
     if chance.happens(0.06):  # ascites
         hu[loose & ~packed] = chance.normal(8, 5)
     strands = loose & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
