@@ -240,6 +240,29 @@ def test_patches_come_from_every_kind_by_its_share(kinds: Path) -> None:
     assert 10 < counts[70] < 40
 
 
+def test_patches_around_an_organ_show_nothing_beside_the_body(tmp_path: Path) -> None:
+    hu = np.full((24, 40, 40), -1000, np.int16)
+    hu[:, 8:30, 5:33] = 40
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[0, 29, 5] = 1  # at the edge of the body
+    labels[12, 15, 20] = 2
+    path = tmp_path / "images" / "P1.npz"
+    path.parent.mkdir()
+    np.savez(path, hu=hu, labels=labels, annotated=np.array([1, 2], np.uint8), spacing=[12.0] * 3)
+    placement = {"rule": "anywhere", "foreground": 1.0}
+    options = {"shares": {"labelled": 1.0}, "placement": placement, "augmentation": {}}
+    config = Config.load(configuration(tmp_path, patch=[8, 16, 32], clip=[-1000, 200], **options))
+    samples = Samples(tmp_path, config)
+    seen = set()
+    for i in range(30):
+        patch = samples[i]
+        shown = (patch.image[0] * config.divide + config.subtract).round()
+        assert (shown[..., 2:30] == 40).all()  # 28 wide, in the middle of 32
+        assert (shown[..., :2] == -1000).all() and (shown[..., 30:] == -1000).all()
+        seen |= set(patch.labels.unique().tolist()) - {0}
+    assert seen == {1, 2}
+
+
 def test_a_ct_without_organs_tells_that_they_are_absent_but_not_the_esophagus(kinds: Path) -> None:
     patches = [patch for hu, patch in drawn(kinds, shares={"empty": 1.0}) if hu == 70]
     assert len(patches) == 120

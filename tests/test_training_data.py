@@ -28,7 +28,7 @@ from training.config import Config
 from training.prepare import prepare
 from training.pseudolabel import judge
 from training.samples import Samples
-from training.synthesis import synthesise
+from training.synthesis import age_pancreas, synthesise
 from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
 from training.warp import (
     random_places,
@@ -266,6 +266,25 @@ def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray
     assert (corner < -700).all()
     livers = torch.stack([hu[liver].median() for hu in draws])
     assert livers.max() - livers.min() > 20
+
+
+def test_an_old_pancreas_has_lost_its_outer_layer_and_nothing_else_changes() -> None:
+    tissues = torch.full((20, 30, 40), int(Tissue.MUSCLE), dtype=torch.uint8)
+    tissues[4:16, 8:22, 10:34] = pancreas = LABEL_OF["pancreas"]
+    before = (tissues == pancreas).numpy()
+    depth = ndimage.distance_transform_edt(before)
+    shrunk = 0
+    for seed in range(60):
+        aged = age_pancreas(tissues, 2.0, Chance(seed))
+        after = (aged == pancreas).numpy()
+        lost = before & ~after
+        assert set(np.unique(aged.numpy()[lost])) <= {Tissue.NONE}
+        assert np.array_equal(aged.numpy()[~lost], tissues.numpy()[~lost])
+        if lost.any():
+            shrunk += 1
+            assert depth[lost].mean() < depth[after].mean()
+            assert after.sum() > 0.2 * before.sum()
+    assert 12 < shrunk < 36  # 24 are expected
 
 
 @pytest.fixture(scope="module")

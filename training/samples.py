@@ -249,10 +249,8 @@ class Samples(Dataset[Patch]):
             # Moved so far that it shows nothing beside the body, or as little as its size allows.
             half = [n * a / b / 2 for n, a, b in zip(shape, spacing, source.spacing, strict=True)]
             centre = [
-                min(max(float(at), first + h), last - h) if last - first > 2 * h else middle
-                for at, (first, last), middle, h in zip(
-                    wanted, source.extent, source.middle, half, strict=True
-                )
+                _inside(at, ends, h)
+                for at, ends, h in zip(wanted, source.extent, half, strict=True)
             ]
         place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing) + jitter
         return places(shape, spacing, place, self.config.augmentation, chance)
@@ -298,6 +296,12 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
 def _shows(stem: str, name: str) -> bool:
     """Whether a prepared file, ``CASE`` or ``CASE__ATLAS``, holds something of a case."""
     return stem == name or stem.startswith(f"{name}__") or stem.endswith(f"__{name}")
+
+
+def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:
+    """Where a patch of half a width has its middle: near a voxel, but between two others."""
+    low, high = ends[0] - 0.5 + half, ends[1] + 0.5 - half
+    return min(max(wanted, low), high) if low < high else sum(ends) / 2
 
 
 def _extent(marked: np.ndarray) -> tuple[int, int]:
