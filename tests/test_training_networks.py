@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
 
 
 def test_a_light_finest_stage_saves_most_of_its_work_and_nothing_of_the_others() -> None:
-    options = {"kind": "unet", "features": [2, 4], "kernels": [[3, 3, 3]] * 2}
+    options: dict[str, Any] = {"kind": "unet", "features": [2, 4], "kernels": [[3, 3, 3]] * 2}
     options |= {"strides": [[1, 1, 1], [2, 2, 2]], "norm": "batch", "activation": "relu"}
     options |= {"bias": False, "deep_supervision": False}
     network = make_network({**options, "light_finest": True}, classes=3)
@@ -111,7 +112,7 @@ def test_the_light_finest_stage_sees_fine_detail() -> None:
     options = dict(load("abdoseg").network)
     assert options["light_finest"]
     network = make_network({**options, "features": [4, 4, 4, 4, 4]}).eval()
-    for block in network.encoder[1:]:  # type: ignore[index, union-attr]
+    for block in network.encoder[1:]:  # type: ignore[index]
         torch.nn.init.zeros_(block[0].weight)
     image = torch.randn(1, 1, 16, 16, 16)
     changed = image.clone()
