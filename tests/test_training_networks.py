@@ -70,7 +70,7 @@ def test_plain_and_light_network_differ_in_nothing_but_their_blocks() -> None:
     light, plain = load("dsunet_eca"), load("unet_baseline")
     blocks = {"norm": "batch", "separable": False, "attention": False}
     same_but_blocks = replace(light, name=plain.name, network={**light.network, **blocks})
-    assert plain == replace(same_but_blocks, precision="int8")  # which depthwise ones gain nothing from
+    assert plain == replace(same_but_blocks, precision="int8")  # of no use to depthwise ones
     network = build("unet_baseline")
     assert parameter_count(network) == 5_472_526
     kinds = {type(module) for module in network.modules()}
