@@ -66,9 +66,9 @@ def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     Returns:
         The tissues; in two of five calls a pancreas among them has lost its outer layer.
     """
-    pancreas = tissues == LABEL_OF["pancreas"]
     if not chance.happens(0.4):
         return tissues
+    pancreas = tissues == LABEL_OF["pancreas"]
     depth = _share_nearby(pancreas, 2 * round(4 / spacing) + 1)
     lobes = 0.08 * chance.field(tissues.shape, 7 / spacing)
     lost = pancreas & (depth + lobes < chance.uniform(0.5, 0.85))
