@@ -80,10 +80,9 @@ def loss_at_all_depths(outputs: Tensor | list[Tensor], patch: Patch, loss: Loss)
         patch: a batch.
         loss: of one output.
     """
+    # Contiguous: with the classes outermost, a compiled loss takes half the time on a CPU.
     if isinstance(outputs, Tensor):
-        # Classes outermost: what runs along voxels takes half the time on a CPU.
-        logits = outputs.contiguous()
-        return loss(logits, patch.labels, patch.annotated, patch.weight)
+        return loss(outputs.contiguous(), patch.labels, patch.annotated, patch.weight)
     # The coarsest is multiplied by zero rather than left out: processes that train together wait
     # for a gradient of every parameter.
     weights = [0.5**i for i in range(len(outputs) - 1)] + [0.0]
@@ -93,7 +92,8 @@ def loss_at_all_depths(outputs: Tensor | list[Tensor], patch: Patch, loss: Loss)
             patch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact"
         )
         labels = coarse[:, 0].to(patch.labels.dtype)
-        total = total + weight / sum(weights) * loss(logits, labels, patch.annotated, patch.weight)
+        part = loss(logits.contiguous(), labels, patch.annotated, patch.weight)
+        total = total + weight / sum(weights) * part
     return total
 
 

@@ -299,7 +299,10 @@ def _shows(stem: str, name: str) -> bool:
 
 
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:
-    """Where a patch of half a width has its middle: near a voxel, but between two others."""
+    """The middle, nearest to the wanted voxel, of a patch that does not reach beyond two ends.
+
+    Half-way between them where it is wider. ``half`` is half of its width; all in voxels.
+    """
     low, high = ends[0] - 0.5 + half, ends[1] + 0.5 - half
     return min(max(wanted, low), high) if low < high else sum(ends) / 2
 
