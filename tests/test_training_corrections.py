@@ -1,4 +1,4 @@
-"""Corrections by hand: what is erased, cleared, grown, trusted and doubted, in a made volume."""
+"""Corrections by hand, each kind in a made volume: erased, cleared, grown, drawn, doubted, ..."""
 
 from __future__ import annotations
 
@@ -69,6 +69,35 @@ def test_erasing_and_clearing_stay_in_their_box(tmp_path: Path) -> None:
     assert (labels[3, 1, 1:11] == UNKNOWN).all() and (labels[3, 1, 11:] == 0).all()
 
 
+def test_what_is_drawn_keeps_to_outline_tissue_and_slices(tmp_path: Path) -> None:
+    tissue, liver = _ball((12, 30, 30), 20), _ball((12, 30, 12), 10)
+    hu = np.where(tissue | liver, 40, -100).astype(np.int16)
+    labels = np.where(liver, LIVER, UNKNOWN).astype(np.uint8)
+    labels[12, 45, 45] = KIDNEY  # drawing adds
+    triangle = "[[5, 30], [55, 30], [30, 55]]"
+    text = f"  - {{draw: [left_kidney], z: [10, 13], outline: {triangle}, hu: [0, 80]}}\n"
+    correct(labels, hu, SPACING, _corrections(tmp_path, text))
+    y, x = np.mgrid[:60, :60]
+    within = (y > 30) & (y < x + 25) & (y < 85 - x)  # corners are (x, y)
+    found = labels == KIDNEY
+    assert found[12, 45, 45] and not found[:10].any() and not found[13:].any()
+    found[12, 45, 45] = False
+    wanted = within & tissue[11] & ~liver[11]
+    assert 2 * (found[11] & wanted).sum() / (found[11].sum() + wanted.sum()) > 0.95
+    assert not (found[11] & (y < 30)).any() and not (found & liver).any()
+
+
+def test_doubt_of_a_box_is_of_that_box(tmp_path: Path) -> None:
+    labels = np.full((6, 10, 10), LIVER, np.uint8)
+    labels[:, 5:] = AORTA
+    text = "  - {doubt: [liver], z: [2, 4], x: [0, 5]}\n"
+    edits = _corrections(tmp_path, text)
+    assert of_kind(edits, "doubt") == ()
+    correct(labels, np.zeros(labels.shape, np.int16), SPACING, edits)
+    assert (labels[2:4, :5, :5] == UNKNOWN).all()
+    assert (labels == UNKNOWN).sum() == 2 * 5 * 5 and (labels[:, 5:] == AORTA).all()
+
+
 def test_trust_and_doubt_outdo_the_looks(tmp_path: Path) -> None:
     first = np.zeros((20, 40, 40), np.uint8)
     first[2:18, 5:25, 5:25] = LIVER
@@ -96,6 +125,9 @@ def test_trust_and_doubt_outdo_the_looks(tmp_path: Path) -> None:
         "  - {erase: [liver], z: [a, b]}\n",
         "  - {grow: [liver]}\n",
         "  - {erase: [liver], clear: all}\n",
+        "  - {draw: [liver], hu: [0, 1], outline: [[1, 2], [3, 4]]}\n",
+        "  - {draw: [liver, spleen], hu: [0, 1], outline: [[1, 2], [3, 4], [5, 9]]}\n",
+        "  - {draw: [liver], outline: [[1, 2], [3, 4], [5, 9]]}\n",
         "  - {erase: [liver], w: [1, 2]}\n",
         "  - liver\n",
         "  - {: [\n",

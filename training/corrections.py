@@ -1,10 +1,10 @@
 """Corrections of pseudo-labels by hand: what an eye sees in the pictures and no network agrees on.
 
-A YAML file holds a list per case. Its entries, done in their order, are of five kinds::
+A YAML file holds a list per case. Its entries, done in their order, are of six kinds::
 
     cort_liver:
       - trust: [pancreas, duodenum]    # as the first look drew them, whatever the others say
-      - doubt: [stomach]               # unknown, whatever the looks say
+      - doubt: [stomach]               # unknown, whatever the looks say; with a range: there
       - erase: [inferior_vena_cava]    # is not in this box
         z: [104, 168]
       - clear: all                     # no organ is in this box, or none but ...
@@ -15,6 +15,10 @@ A YAML file holds a list per case. Its entries, done in their order, are of five
         y: [80, 125]
         x: [120, 165]
         hu: [10, 90]
+      - draw: [pancreas]               # this too: what lies between these HU within an outline
+        z: [60, 62]                    # of corners (x, y), where no other organ is
+        outline: [[195, 210], [240, 200], [320, 245], [250, 250]]
+        hu: [30, 140]
 
 Ranges count voxels of the CT turned to LPS (z to the head, y to the back, x to the left), the
 second number not included; an axis without a range is taken whole. ``NAME_preview.png`` beside the
@@ -30,12 +34,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from matplotlib.path import Path as Outline
 from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from training.augment import UNKNOWN
 
-KINDS = ("trust", "doubt", "erase", "clear", "grow")
+KINDS = ("trust", "doubt", "erase", "clear", "grow", "draw")
 _AXES = ("z", "y", "x")
 _RIM = 10.0  # mm
 
@@ -48,13 +53,20 @@ class Edit:
         kind: one of `KINDS`.
         organs: label values.
         box: part of the array (z, y, x).
-        hu: lowest and highest Hounsfield units of what grows.
+        hu: lowest and highest Hounsfield units of what grows or is drawn.
+        outline: corners (x, y) of what is drawn.
     """
 
     kind: str
     organs: tuple[int, ...]
     box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None))
     hu: tuple[float, float] = (0.0, 0.0)
+    outline: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is said of the whole CT."""
+        return all(part == slice(None) for part in self.box)
 
 
 def load_corrections(path: Path) -> dict[str, list[Edit]]:
@@ -75,7 +87,7 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
 
 def _edit(entry: Mapping[str, Any]) -> Edit:
     kinds = [kind for kind in KINDS if kind in entry]
-    more = {"clear": {"but"}, "grow": {"hu"}}
+    more = {"clear": {"but"}, "grow": {"hu"}, "draw": {"hu", "outline"}}
     if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, *more.get(kinds[0], ())}:
         raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
     kind = kinds[0]
@@ -87,8 +99,11 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     else:
         organs = _organs(entry[kind])
     z, y, x = (_range(entry[axis]) if axis in entry else slice(None) for axis in _AXES)
-    low, high = entry["hu"] if kind == "grow" else (0, 0)
-    return Edit(kind, organs, (z, y, x), (float(low), float(high)))
+    low, high = entry["hu"] if kind in ("grow", "draw") else (0, 0)
+    outline = tuple((float(a), float(b)) for a, b in entry.get("outline", ()))
+    if kind == "draw" and (len(outline) < 3 or len(organs) != 1):
+        raise ValueError(f"{dict(entry)} does not outline one organ")
+    return Edit(kind, organs, (z, y, x), (float(low), float(high)), outline)
 
 
 def _organs(names: Any) -> tuple[int, ...]:
@@ -105,14 +120,15 @@ def _range(ends: Any) -> slice:
 
 
 def of_kind(edits: Sequence[Edit], kind: str) -> tuple[int, ...]:
-    """The organs of all edits of a kind."""
-    return tuple(organ for edit in edits if edit.kind == kind for organ in edit.organs)
+    """The organs of all edits of a kind; of doubts only those of the whole CT."""
+    said = [edit for edit in edits if edit.kind == kind and (kind != "doubt" or edit.whole)]
+    return tuple(organ for edit in said for organ in edit.organs)
 
 
 def correct(
     labels: np.ndarray, hu: np.ndarray, spacing: Sequence[float], edits: Sequence[Edit]
 ) -> None:
-    """Erase, clear and grow, in place.
+    """Doubt in boxes, erase, clear, grow and draw, in place.
 
     Args:
         labels: uint8 (z, y, x), 255 where unknown.
@@ -125,7 +141,9 @@ def correct(
     """
     for edit in edits:
         part = labels[edit.box]
-        if edit.kind == "erase":
+        if edit.kind == "doubt":
+            part[np.isin(part, edit.organs)] = UNKNOWN
+        elif edit.kind == "erase":
             part[np.isin(part, edit.organs)] = 0
         elif edit.kind == "clear":
             part[np.isin(part, edit.organs) | _unknown_but_near(part, edit.organs, spacing)] = 0
@@ -134,6 +152,10 @@ def correct(
                 labels[labels == organ] = 0
                 free = (part == 0) | (part == UNKNOWN)
                 part[_largest_piece(hu[edit.box], free, spacing, *edit.hu)] = organ
+        elif edit.kind == "draw":
+            free = (part == 0) | (part == UNKNOWN)
+            within = _tissue(hu[edit.box], spacing, *edit.hu) & _drawn(labels, edit)
+            part[free & within] = edit.organs[0]
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
@@ -160,10 +182,9 @@ def _largest_piece(
     hu: np.ndarray, free: np.ndarray, spacing: Sequence[float], low: float, high: float
 ) -> np.ndarray:
     """The largest piece of a tissue where no other organ is, without bridges to its neighbours."""
-    smooth = ndimage.gaussian_filter(hu.astype(np.float32), [1.5 / step for step in spacing])
     steps = np.indices((7, 7, 7)) - 3
     ball = sum((steps[i] * spacing[i] / 3.0) ** 2 for i in range(3)) <= 1.0
-    inside = free & (smooth >= low) & (smooth <= high)
+    inside = free & _tissue(hu, spacing, low, high)
     largest = largest_part(ndimage.binary_opening(inside, ball))
     if not largest.any():
         raise ValueError(f"nothing between {low:g} and {high:g} HU grows in its box")
@@ -171,3 +192,19 @@ def _largest_piece(
     whole = ndimage.binary_dilation(largest, ball) & inside
     filled: np.ndarray = free & ndimage.binary_fill_holes(whole)
     return filled
+
+
+def _tissue(hu: np.ndarray, spacing: Sequence[float], low: float, high: float) -> np.ndarray:
+    """Where a CT, smoothed by 1.5 mm against noise, lies between two Hounsfield units."""
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), [1.5 / step for step in spacing])
+    between: np.ndarray = (smooth >= low) & (smooth <= high)
+    return between
+
+
+def _drawn(labels: np.ndarray, edit: Edit) -> np.ndarray:
+    """The voxels (y, x) of the edit's box whose centres lie within its outline."""
+    rows, columns = (range(n)[part] for n, part in zip(labels.shape[1:], edit.box[1:], strict=True))
+    y, x = np.meshgrid(rows, columns, indexing="ij")
+    points = np.stack([x.ravel(), y.ravel()], axis=1)
+    inside: np.ndarray = Outline(edit.outline).contains_points(points).reshape(y.shape)
+    return inside

@@ -131,9 +131,11 @@ def pseudolabel(
         prepared = preprocess(hu, spacing, plan)
         edits = corrections.get(case.name, ())
         looks = look_at(networks, prepared.values, config)
-        trusted, doubted, grown = (of_kind(edits, kind) for kind in ("trust", "doubt", "grow"))
+        trusted, doubted, grown, drawn = (
+            of_kind(edits, kind) for kind in ("trust", "doubt", "grow", "draw")
+        )
         found = judge(looks, prepared.spacing, least, trusted, doubted)
-        found = replace(found, kept=tuple(sorted({*found.kept, *grown})))
+        found = replace(found, kept=tuple(sorted({*found.kept, *grown, *drawn})))
         if found.kept:
             labels = np.zeros(hu.shape, np.uint8)
             part = labels[prepared.box]
