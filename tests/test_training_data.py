@@ -28,7 +28,7 @@ from training.config import Config
 from training.prepare import prepare
 from training.pseudolabel import judge
 from training.samples import Samples
-from training.synthesis import age_pancreas, synthesise
+from training.synthesis import _hounsfield, _loose_colon, age_pancreas, synthesise
 from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
 from training.warp import (
     random_places,
@@ -285,6 +285,25 @@ def test_an_old_pancreas_has_lost_its_outer_layer_and_nothing_else_changes() -> 
             assert depth[lost].mean() < depth[after].mean()
             assert after.sum() > 0.2 * before.sum()
     assert 12 < shrunk < 36  # 24 are expected
+
+
+def test_colon_that_no_map_labels_keeps_to_its_place_and_its_gas_is_in_front() -> None:
+    loose = torch.zeros((40, 60, 80), dtype=torch.bool)
+    loose[5:35, 10:50, 10:70] = True
+    with_both = 0
+    for seed in range(20):
+        hu = torch.full(loose.shape, -100.0)
+        chance = Chance(seed)
+        _loose_colon(hu, loose, _hounsfield(chance, 0.5, 0.5), chance, 2.0)
+        assert (hu[~loose] == -100).all()
+        gas, colon = hu < -900, (hu != -100) & (hu >= -900)
+        assert 0 < int((gas | colon).sum()) < 0.6 * int(loose.sum())
+        values, counts = hu[colon].unique(return_counts=True)
+        stool = colon & (hu != values[counts.argmax()])  # the wall is of one value
+        if gas.any() and stool.any():
+            with_both += 1
+            assert torch.nonzero(gas)[:, 1].max() < torch.nonzero(stool)[:, 1].min()
+    assert with_both > 5
 
 
 @pytest.fixture(scope="module")

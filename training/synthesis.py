@@ -170,12 +170,26 @@ def _fill_body(
         hu[loose & ~packed] = chance.normal(8, 5)
     strands = loose & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
     hu[strands] = float(table[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
+    if chance.happens(0.6):
+        _loose_colon(hu, loose, table, chance, spacing)
     hu[unlabelled & (hull >= outer)] = fat + chance.normal(0, 4)
     hu[muscle] = float(table[Tissue.MUSCLE])
     marbling = muscle & (chance.field(shape, 10 / spacing) > chance.uniform(0.8, 3))
     hu[marbling] = fat
     hu[skin] = chance.uniform(-60, 40)
     hu[outside] = -1000
+
+
+def _loose_colon(hu: Tensor, loose: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
+    """Stool and gas behind a thin wall, anywhere: gas beside the stomach need not be its own."""
+    shape = loose.shape
+    depth = chance.field(shape, chance.uniform(18, 40) / spacing) - chance.uniform(0.8, 1.7)
+    wall, lumen = loose & (depth > 0), loose & (depth > chance.uniform(0.08, 0.25))
+    hu[wall] = float(table[Tissue.COLON]) + chance.normal(0, 8)
+    stool = chance.uniform(-60, 50) + 45 * chance.noise(shape)
+    hu[lumen] = stool[lumen]
+    front = torch.linspace(1, -1, shape[1], device=hu.device)[None, :, None]
+    hu[lumen & (front > chance.uniform(-0.8, 0.8))] = -950
 
 
 def _vessels_and_lesions(
