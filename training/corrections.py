@@ -5,6 +5,8 @@ A YAML file holds a list per case. Its entries, done in their order, are of six 
     cort_liver:
       - trust: [pancreas, duodenum]    # as the first look drew them, whatever the others say
       - doubt: [stomach]               # unknown, whatever the looks say; with a range: there
+      - doubt: all                     # what has no label here is unknown, not background
+        z: [50, 72]
       - erase: [inferior_vena_cava]    # is not in this box
         z: [104, 168]
       - clear: all                     # no organ is in this box, or none but ...
@@ -42,6 +44,7 @@ from training.augment import UNKNOWN
 
 KINDS = ("trust", "doubt", "erase", "clear", "grow", "draw")
 _AXES = ("z", "y", "x")
+_BACKGROUND = 0
 _RIM = 10.0  # mm
 
 
@@ -51,7 +54,7 @@ class Edit:
 
     Attributes:
         kind: one of `KINDS`.
-        organs: label values.
+        organs: label values; 0 where all that has no label is doubted.
         box: part of the array (z, y, x).
         hu: lowest and highest Hounsfield units of what grows or is drawn.
         outline: corners (x, y) of what is drawn.
@@ -91,7 +94,9 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, *more.get(kinds[0], ())}:
         raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
     kind = kinds[0]
-    if kind == "clear":
+    if kind == "doubt" and entry[kind] == "all":
+        organs = (_BACKGROUND,)
+    elif kind == "clear":
         if entry[kind] != "all":
             raise ValueError(f"clear: {entry[kind]}: only 'all' can be cleared, 'but' some organs")
         spared = _organs(entry.get("but", []))
@@ -122,7 +127,7 @@ def _range(ends: Any) -> slice:
 def of_kind(edits: Sequence[Edit], kind: str) -> tuple[int, ...]:
     """The organs of all edits of a kind; of doubts only those of the whole CT."""
     said = [edit for edit in edits if edit.kind == kind and (kind != "doubt" or edit.whole)]
-    return tuple(organ for edit in said for organ in edit.organs)
+    return tuple(organ for edit in said for organ in edit.organs if organ != _BACKGROUND)
 
 
 def correct(
