@@ -360,7 +360,7 @@ def test_checkpoints_with_pickled_code_are_refused_and_not_run(
         path.write_bytes(pickle.dumps(content))
     for use in (
         lambda: loop.train(config, prepared, path.parent),
-        lambda: loop.train(config, prepared, tmp_path / "other", initial=path),
+        lambda: loop.train(config, prepared, tmp_path / "other", initial=[path]),
         lambda: Teacher(config, path, config),
         lambda: checkpoint.load_average(path, config),
     ):
@@ -384,8 +384,25 @@ def test_a_checkpoint_of_another_network_is_one_line(
                 wider,
                 prepared,
                 options["run"],
-                initial=initial / "checkpoint.pt" if initial else None,
+                initial=[initial / "checkpoint.pt"] if initial else [],
             )
+
+
+def test_the_mean_of_checkpoints_is_that_of_their_weights(
+    trained: Path, tmp_path: Path, config: Config
+) -> None:
+    ours = trained / "checkpoint.pt"
+    state = torch.load(ours, weights_only=True)
+    for tensor in state["average"].values():
+        tensor += 2 if tensor.is_floating_point() else 0
+    torch.save(state, tmp_path / "shifted.pt")
+    one = checkpoint.load_average(ours, config).state_dict()
+    mean = checkpoint.load_mean([ours, tmp_path / "shifted.pt"], config).state_dict()
+    for name, tensor in one.items():
+        wanted = tensor + 1 if tensor.is_floating_point() else tensor
+        assert torch.allclose(mean[name], wanted, atol=1e-6), name
+    alone = checkpoint.load_mean([ours], config).state_dict()
+    assert all(torch.equal(alone[name], tensor) for name, tensor in one.items())
 
 
 def test_batches_come_in_order_from_a_thread_that_ends(prepared: Path, config: Config) -> None:

@@ -97,7 +97,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
     add("--workers", type=int, help="processes that prepare (default: one per CPU)")
     add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
-    add("--initial", type=Path, help="begin with the weights of this checkpoint")
+    add(
+        "--initial",
+        type=Path,
+        action="append",
+        default=[],
+        help="begin with the weights of this checkpoint, or with the mean of several",
+    )
     add(
         "--teacher",
         type=Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,30 @@ def load_average(path: Path, config: Config) -> nn.Module:
     network = make_network(dict(config.network))
     fill(network, load(path)["average"], path, config)
     return network.eval()
+
+
+def load_mean(paths: Sequence[Path], config: Config) -> nn.Module:
+    """The mean of several checkpoints' averages, ready to be used.
+
+    Checkpoints of one training, some thousand steps apart, are one after the other better at
+    this or at that; their mean is often better than each (stochastic weight averaging, Izmailov
+    et al. 2018).
+
+    Args:
+        paths: at least one.
+        config: of the network that all of them are of.
+
+    Raises:
+        FileNotFoundError: one does not exist.
+        ValueError: one is no checkpoint of this configuration's network.
+    """
+    first, *others = [load_average(path, config) for path in paths]
+    states = [network.state_dict() for network in others]
+    with torch.no_grad():
+        for name, weight in first.state_dict().items():
+            if weight.is_floating_point():  # not the count of batches
+                weight.copy_(torch.stack([weight, *(state[name] for state in states)]).mean(0))
+    return first
 
 
 def fill(network: nn.Module, weights: dict[str, Any], path: Path, config: Config) -> None:

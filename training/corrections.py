@@ -94,6 +94,7 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, *more.get(kinds[0], ())}:
         raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
     kind = kinds[0]
+    organs: tuple[int, ...]
     if kind == "doubt" and entry[kind] == "all":
         organs = (_BACKGROUND,)
     elif kind == "clear":

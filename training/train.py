@@ -6,7 +6,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import batches
-from training.checkpoint import fill, load, load_average, save
+from training.checkpoint import fill, load, load_mean, save
 from training.config import Config
 from training.evaluate import evaluate, multiple_of
 from training.losses import (
@@ -40,7 +40,7 @@ def train(
     holdout: tuple[str, ...] = (),
     compiled: bool | None = None,
     teacher: Teacher | None = None,
-    initial: Path | None = None,
+    initial: Sequence[Path] = (),
 ) -> Path:
     """Train a network, or go on with an interrupted training.
 
@@ -55,7 +55,8 @@ def train(
         compiled: whether to use ``torch.compile``: on a GPU for the network (the default
             there), on a CPU for the loss (worth it for more than some hundred steps).
         teacher: a larger network to learn from, besides the labels.
-        initial: a checkpoint of the same network whose average a new training begins with.
+        initial: checkpoints of the same network; a new training begins with the mean of their
+            averages.
 
     Returns:
         The checkpoint's path.
@@ -73,8 +74,8 @@ def train(
         torch.manual_seed(config.seed)
         network = make_network(dict(config.network)).to(device)
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        if initial is not None:
-            network.load_state_dict(load_average(initial, config).state_dict())
+        if initial:
+            network.load_state_dict(load_mean(initial, config).state_dict())
         average = copy.deepcopy(network).requires_grad_(False)
         optimiser = make_optimiser(network, config)
 
