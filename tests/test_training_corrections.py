@@ -97,12 +97,8 @@ def test_doubt_of_a_box_is_of_that_box(tmp_path: Path) -> None:
     assert (labels[2:4, :5, :5] == UNKNOWN).all()
     assert (labels == UNKNOWN).sum() == 2 * 5 * 5 and (labels[:, 5:] == AORTA).all()
     labels[:, 8:] = 0
-    correct(
-        labels,
-        np.zeros(labels.shape, np.int16),
-        SPACING,
-        _corrections(tmp_path, "  - {doubt: all, z: [0, 2]}\n"),
-    )
+    edits = _corrections(tmp_path, "  - {doubt: all, z: [0, 2]}\n")
+    correct(labels, np.zeros(labels.shape, np.int16), SPACING, edits)
     assert (labels[:2, 8:] == UNKNOWN).all() and (labels[2:, 8:] == 0).all()
     assert (labels[:, 5:8] == AORTA).all()
 

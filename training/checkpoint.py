@@ -72,9 +72,8 @@ def load_average(path: Path, config: Config) -> nn.Module:
 def load_mean(paths: Sequence[Path], config: Config) -> nn.Module:
     """The mean of several checkpoints' averages, ready to be used.
 
-    Checkpoints of one training, some thousand steps apart, are one after the other better at
-    this or at that; their mean is often better than each (stochastic weight averaging, Izmailov
-    et al. 2018).
+    Of checkpoints of one training, some thousand steps apart, the mean is often better than each
+    (stochastic weight averaging, Izmailov et al. 2018).
 
     Args:
         paths: at least one.

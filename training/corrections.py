@@ -125,9 +125,9 @@ def _range(ends: Any) -> slice:
     return slice(first, last)
 
 
-def of_kind(edits: Sequence[Edit], kind: str) -> tuple[int, ...]:
-    """The organs of all edits of a kind; of doubts only those of the whole CT."""
-    said = [edit for edit in edits if edit.kind == kind and (kind != "doubt" or edit.whole)]
+def of_kind(edits: Sequence[Edit], *kinds: str) -> tuple[int, ...]:
+    """The organs of all edits of these kinds; of doubts only those of the whole CT."""
+    said = [edit for edit in edits if edit.kind in kinds and (edit.kind != "doubt" or edit.whole)]
     return tuple(organ for edit in said for organ in edit.organs if organ != _BACKGROUND)
 
 
@@ -156,12 +156,10 @@ def correct(
         elif edit.kind == "grow":
             for organ in edit.organs:
                 labels[labels == organ] = 0
-                free = (part == 0) | (part == UNKNOWN)
-                part[_largest_piece(hu[edit.box], free, spacing, *edit.hu)] = organ
+                part[_largest_piece(hu[edit.box], _free(part), spacing, *edit.hu)] = organ
         elif edit.kind == "draw":
-            free = (part == 0) | (part == UNKNOWN)
             within = _tissue(hu[edit.box], spacing, *edit.hu) & _drawn(labels, edit)
-            part[free & within] = edit.organs[0]
+            part[_free(part) & within] = edit.organs[0]
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
@@ -198,6 +196,12 @@ def _largest_piece(
     whole = ndimage.binary_dilation(largest, ball) & inside
     filled: np.ndarray = free & ndimage.binary_fill_holes(whole)
     return filled
+
+
+def _free(labels: np.ndarray) -> np.ndarray:
+    """Where no organ is."""
+    free: np.ndarray = np.isin(labels, (_BACKGROUND, UNKNOWN))
+    return free
 
 
 def _tissue(hu: np.ndarray, spacing: Sequence[float], low: float, high: float) -> np.ndarray:

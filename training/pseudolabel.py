@@ -131,11 +131,9 @@ def pseudolabel(
         prepared = preprocess(hu, spacing, plan)
         edits = corrections.get(case.name, ())
         looks = look_at(networks, prepared.values, config)
-        trusted, doubted, grown, drawn = (
-            of_kind(edits, kind) for kind in ("trust", "doubt", "grow", "draw")
-        )
+        trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
         found = judge(looks, prepared.spacing, least, trusted, doubted)
-        found = replace(found, kept=tuple(sorted({*found.kept, *grown, *drawn})))
+        found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
         if found.kept:
             labels = np.zeros(hu.shape, np.uint8)
             part = labels[prepared.box]
