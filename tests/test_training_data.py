@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
-from training.augment import UNKNOWN
+from training.augment import UNKNOWN, vary_hu
 from training.blur import blur
 from training.bodies import Body, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
@@ -250,7 +250,7 @@ def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray
     arrays = torch.from_numpy(body.tissues), torch.from_numpy(body.hull)
 
     def draw(seed: int) -> torch.Tensor:
-        return synthesise(*arrays, 2.0, Chance(seed))
+        return synthesise(*arrays, 2.0, Chance(seed))[0]
 
     draws = [draw(seed) for seed in range(6)]
     assert torch.equal(draws[0], draw(0))
@@ -266,6 +266,30 @@ def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray
     assert (corner < -700).all()
     livers = torch.stack([hu[liver].median() for hu in draws])
     assert livers.max() - livers.min() > 20
+
+
+def test_a_scan_is_blank_beyond_its_field_of_view_and_nowhere_else(tissues: np.ndarray) -> None:
+    body = finish(tissues)
+    arrays = torch.from_numpy(body.tissues), torch.from_numpy(body.hull)
+    solid = arrays[0] == LABEL_OF["liver"]
+    round_ones = 0
+    for seed in range(40):
+        hu, seen = synthesise(*arrays, 2.0, Chance(seed))
+        assert (hu[~seen] == -1024).all()
+        assert hu[seen & solid].median() > -100
+        if not seen.all():
+            round_ones += 1
+            assert not seen[:, 0, 0].any() and seen[:, seen.shape[1] // 2, seen.shape[2] // 2].all()
+    assert 1 <= round_ones < 15  # 5 are expected
+
+
+def test_phases_leave_an_even_image_even() -> None:
+    for seed in range(20):  # sharper, softer, brighter, but not otherwise at its edges
+        noiseless = Chance(seed)
+        noiseless.noise = lambda shape: torch.zeros(shape)  # type: ignore[method-assign]
+        even, liver = torch.full((8, 8, 8), -100.0), torch.ones(8, 8, 8, dtype=torch.uint8)
+        hu, _ = vary_hu(even, liver, True, {"phase": {}}, noiseless)
+        assert hu.max() - hu.min() < 1e-3
 
 
 def test_an_old_pancreas_has_lost_its_outer_layer_and_nothing_else_changes() -> None:
@@ -412,6 +436,20 @@ def test_patches_say_what_was_annotated(prepared: Path, config: Config) -> None:
     assert image.min() >= low - 1e-5 and image.max() <= high + 1e-5
     drawn = Samples(prepared, replace(config, shares={"synthetic": 1.0}))
     assert drawn[0].annotated.all()
+
+
+def test_no_organ_is_labelled_beyond_a_synthetic_field_of_view(
+    prepared: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left_half(shape: torch.Size, chance: Chance) -> torch.Tensor:
+        return (torch.arange(shape[2]) < shape[2] // 2).expand(shape[1:])
+
+    monkeypatch.setattr("training.synthesis._field_of_view", left_half)
+    samples = Samples(prepared, replace(config, shares={"synthetic": 1.0}))
+    labels = torch.stack([samples[index].labels for index in range(8)])
+    middle = labels.shape[-1] // 2
+    assert (labels[..., : middle - 1] > 0).any()
+    assert not labels[..., middle + 1 :].any()
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:

@@ -109,16 +109,22 @@ def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
         table = chance.normals(256) * chance.uniform(0, 35)
         table[0] = table[UNKNOWN] = 0
         shift = table.to(hu.device)[labels.long()]
-        shift = F.avg_pool3d(shift[None, None], 3, stride=1, padding=1)[0, 0]
-        hu = hu + shift
+        hu = hu + _mean_nearby(shift, (3, 3, 3))
     hu = (hu - 40) * chance.uniform(0.8, 1.2) + 40 + chance.uniform(-15, 15)
     if chance.happens(0.3):
-        size = (3, 1, 1) if chance.happens(0.5) else (1, 3, 3)
-        padding = (size[0] // 2, size[1] // 2, size[2] // 2)
-        hu = F.avg_pool3d(hu[None, None], size, stride=1, padding=padding)[0, 0]
+        hu = _mean_nearby(hu, (3, 1, 1) if chance.happens(0.5) else (1, 3, 3))
     if chance.happens(0.5):
         hu = hu + chance.noise(hu.shape) * chance.uniform(0, 20)
     return hu
+
+
+def _mean_nearby(volume: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Mean of the box around each voxel, of what of it lies in the volume."""
+    padding = (size[0] // 2, size[1] // 2, size[2] // 2)
+    mean = F.avg_pool3d(
+        volume[None, None], size, stride=1, padding=padding, count_include_pad=False
+    )
+    return mean[0, 0]
 
 
 def vary_intensities(

@@ -190,8 +190,8 @@ class Samples(Dataset[Patch]):
         tissues = nearest.values(body.arrays["tissues"].to(self.device), 0)
         hull = nearest.values(body.arrays["hull"].to(self.device), 127)
         tissues = age_pancreas(tissues, fine, chance)
-        hu = synthesise(tissues, hull, fine, chance)
-        labels = organs_only(tissues)
+        hu, seen = synthesise(tissues, hull, fine, chance)
+        labels = organs_only(tissues).masked_fill(~seen, 0)
         # Where the source ends, so does the scan.
         hu[~nearest.inside.any(dim=2).any(dim=1)] = AIR
         if tuple(shape) != patch or any(step != fine for step in spacing):

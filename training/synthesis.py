@@ -18,7 +18,9 @@ from training.chance import Chance
 from training.tissues import TISSUES, Tissue
 
 
-def synthesise(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) -> Tensor:
+def synthesise(
+    tissues: Tensor, hull: Tensor, spacing: float, chance: Chance
+) -> tuple[Tensor, Tensor]:
     """Draw a CT for a tissue map.
 
     Args:
@@ -28,7 +30,8 @@ def synthesise(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) ->
         chance: source of chance, on the tissues' device.
 
     Returns:
-        float32 (z, y, x), Hounsfield units.
+        float32 (z, y, x), Hounsfield units; bool (z, y, x), what lies in the field of view: no
+        organ can be labelled beyond it.
     """
     shape = tissues.shape
     tissues = tissues.long()
@@ -50,7 +53,9 @@ def synthesise(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) ->
     _lungs(hu, tissues, table, chance, spacing)
     if chance.happens(0.5):
         _table(hu, hull, chance, spacing)
-    return _scanner(hu, chance, spacing)
+    hu = _scanner(hu, chance, spacing)
+    seen = _field_of_view(shape, chance).to(hu.device).expand(shape)
+    return hu.masked_fill(~seen, -1024), seen
 
 
 def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
@@ -308,7 +313,7 @@ def _table(hu: Tensor, hull: Tensor, chance: Chance, spacing: float) -> None:
 
 
 def _scanner(hu: Tensor, chance: Chance, spacing: float) -> Tensor:
-    """Point spread, slice thickness, noise, a slight offset and a round field of view."""
+    """Point spread, slice thickness, noise and a slight offset."""
     in_plane = chance.uniform(0.25, 0.7) if chance.happens(0.8) else chance.uniform(0.7, 1.3)
     thick = chance.uniform(0.2, 0.6) if chance.happens(0.55) else chance.uniform(0.6, 1.4)
     hu = blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
@@ -320,16 +325,19 @@ def _scanner(hu: Tensor, chance: Chance, spacing: float) -> Tensor:
     if chance.happens(0.5):
         noise *= (1 + 0.4 * chance.field(hu.shape, 30)).clamp_(0.2, 2.5)
     hu = hu + noise * sigma + chance.normal(0, 4)
-    if chance.happens(0.12):
-        y = (
-            torch.linspace(-1, 1, hu.shape[1], device=hu.device)[:, None]
-            * hu.shape[1]
-            / hu.shape[2]
-        )
-        x = torch.linspace(-1, 1, hu.shape[2], device=hu.device)[None, :]
-        radius = chance.uniform(0.7, 1.0)
-        hu[:, (y**2 + x**2) > radius**2] = -1024
     return hu.clamp_(-1024, 3071)
+
+
+def _field_of_view(shape: torch.Size, chance: Chance) -> Tensor:
+    """Whether a voxel (y, x) was reconstructed: seldom only within a circle."""
+    _, height, width = shape
+    if not chance.happens(0.12):
+        return torch.ones(height, width, dtype=torch.bool)
+    y = torch.linspace(-1, 1, height)[:, None] * height / width
+    x = torch.linspace(-1, 1, width)[None, :]
+    radius = chance.uniform(0.7, 1.0)
+    inside: Tensor = y**2 + x**2 <= radius**2
+    return inside
 
 
 def _share_nearby(mask: Tensor, size: int) -> Tensor:
