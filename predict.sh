@@ -25,15 +25,24 @@ sys.exit(not ((3, 10) <= sys.version_info < (3, 14) and all(map(find_spec, neede
 ' 2>/dev/null
 }
 
+ours() { # this script made .venv, maybe not to its end
+    [ -e "$home/.venv/made_by_predict.sh" ] || [ -e "$home/.venv/installed.lock" ]
+}
+
 supported() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null
 }
 
 make_venv() {
+    if [ -e "$home/.venv" ] && ! ours; then
+        die "$home/.venv is not mine and lacks a package of $lock; install that list there, or move it away"
+    fi
     for python in python3 python3.13 python3.12 python3.11 python3.10 python; do
         if supported "$python"; then
             echo "predict.sh: first run: installing the dependencies into $home/.venv" >&2
             rm -rf "$home/.venv"
+            mkdir "$home/.venv"
+            : >"$home/.venv/made_by_predict.sh"
             "$python" -m venv "$home/.venv" >&2 \
                 || die "'$python -m venv $home/.venv' failed (Debian and Ubuntu need the package python3-venv)"
             set -- --quiet --disable-pip-version-check --no-deps --requirement "$lock"
@@ -47,12 +56,14 @@ make_venv() {
     die "no Python 3.10 to 3.13 found"
 }
 
-# The image names its Python, which is complete. Elsewhere: an active environment or the
-# machine's own, if they are complete, else .venv.
+# The image names its Python, which is complete. Elsewhere: .venv, an active environment or the
+# machine's own, whichever is complete, else a new .venv.
 find_python() {
     if [ -n "${ABDOSEG_PYTHON:-}" ]; then
         python=$ABDOSEG_PYTHON
     elif cmp -s "$lock" "$home/.venv/installed.lock"; then
+        python=$home/.venv/bin/python
+    elif ! ours && complete "$home/.venv/bin/python"; then
         python=$home/.venv/bin/python
     elif complete python3; then
         python=python3
@@ -111,8 +122,8 @@ case ${1:-} in
     ;;
 esac
 
-for option; do # folders given as options: nothing to add
-    case $option in -i | --input | --input=*) run "$@" ;; esac
+for option; do # nothing to add where folders are given as options, or none are wanted
+    case $option in -i* | --input | --input=* | --demo | --demo=* | --version) run "$@" ;; esac
 done
 
 inputs='' outputs=''

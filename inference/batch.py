@@ -155,4 +155,6 @@ def _write_preview(
         write_preview(case.target.with_name(name), image, labels, offset)
     except OSError as error:
         entry.warnings.append(f"no preview could be written ({error.strerror or error})")
+    except MemoryError:
+        entry.warnings.append("no preview could be written (not enough memory)")
     entry.seconds["preview"] = time.perf_counter() - start

@@ -30,17 +30,21 @@ class Case:
     more: tuple[Path, ...] = ()
 
 
-def label_name(name: str) -> str:
+def label_name(name: str, keep_number: bool = False) -> str:
     """The name of the label file of a CT.
 
     ``X_0000.nii.gz`` and ``X.nii.gz`` both give ``X.nii.gz``. Other formats keep their ending,
     but ``.mhd``, which is a pair of files, gives the single file ``.mha``.
+
+    Args:
+        name: the CT's.
+        keep_number: whether ``_0000`` is no channel but the CT's own number.
     """
     suffix = ending(Path(name))
     if suffix is None:
         raise ValueError(f"{name} has none of the endings {', '.join(ENDINGS)}")
     stem = name[: -len(suffix)]
-    if stem.endswith(_CHANNEL) and stem != _CHANNEL:
+    if stem.endswith(_CHANNEL) and stem != _CHANNEL and not keep_number:
         stem = stem[: -len(_CHANNEL)]
     return stem + (".mha" if suffix == ".mhd" else suffix)
 
@@ -70,7 +74,9 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
             files = sorted(
                 path
                 for path in source.iterdir()
-                if path.is_file() and not path.name.startswith(".")
+                # A link that leads nowhere is a CT that is lost, and that must be said.
+                if (path.is_file() or (path.is_symlink() and not path.exists()))
+                and not path.name.startswith(".")
             )
         except OSError as error:
             raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
@@ -80,7 +86,7 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
             raise UsageError(
                 f"{source}: no CT here ({', '.join(ENDINGS)}), only {found}"
                 if files
-                else f"{source}: the folder is empty"
+                else f"{source}: no file is in this folder"
             )
     elif source.exists():
         if not ending(source):
@@ -94,7 +100,8 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
     if channels > 1:
         lacks = _first_channels(images, channels, whole_folder=source.is_dir())
         images = list(lacks)
-    targets = [folder / label_name(path.name) for path in images]
+    numbered = _numbered(images) if channels == 1 else set()
+    targets = [folder / label_name(path.name, keep_number=path in numbered) for path in images]
     for image, target in zip(images, targets, strict=True):
         if target.resolve() in sources:
             raise UsageError(
@@ -111,6 +118,16 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
         more = tuple(_channel(image, index) for index in range(1, channels))
         cases.append(Case(image, target, problem if rivals else lacks.get(image), more))
     return cases
+
+
+def _numbered(images: Sequence[Path]) -> set[Path]:
+    """Those ``X_0000`` beside which ``X_0001`` or another lies: 0000 is a number like theirs."""
+    groups: dict[str, list[Path]] = {}
+    for image in images:
+        stem = image.name[: -len(ending(image) or "")]
+        if match := re.fullmatch(r"(.+)_\d{4}", stem):
+            groups.setdefault(match[1], []).append(image)
+    return {image for group in groups.values() if len(group) > 1 for image in group}
 
 
 def _channel(first: Path, index: int) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inference.budget import Budget
 from inference.errors import ModelError
 from inference.machine import usable_threads
 from inference.plan import Plan
@@ -69,6 +70,7 @@ class Model:
         precision: the precision it runs in.
         threads: how many threads it uses.
         network: the network; compiled for the shape it ran last.
+        budget: grants it memory, case by case.
     """
 
     plan: Plan
@@ -76,6 +78,7 @@ class Model:
     precision: str
     threads: int
     network: Network
+    budget: Budget = field(default_factory=Budget)
 
     @staticmethod
     def load(

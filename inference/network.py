@@ -78,16 +78,21 @@ class Network:
         """What is not int8 is computed in: "f32" or "bf16"."""
         return "f32" if self._precision == "f32" or self._only_f32 else best_float()
 
+    def release(self) -> None:
+        """Let go of what is compiled, and of its memory; what is still being compiled follows."""
+        if self._task is not None:
+            self._task.cancel()
+        self._task = None
+        self._shape = ()
+
     def expect(self, shape: Sequence[int]) -> None:
         """Begin to compile for an input of this shape (z, y, x), if that is not done yet.
 
         Does not wait. `compile` says what went wrong.
         """
-        if self._task is not None:
-            if self._shape == tuple(shape):
-                return
-            self._task.cancel()
-        self._task = None  # frees the memory of the one before
+        if self._task is not None and self._shape == tuple(shape):
+            return
+        self.release()
         self._shape = tuple(shape)
         self._task = self._compiler.submit(self._compile, self._shape)
 

@@ -129,7 +129,7 @@ class Header:
             self.order == own
             and len(self.shape) == 3
             and slope in (0, 1)  # 0 stands for "not scaled"
-            and (intercept == 0 or slope == 0)
+            and intercept == 0
         )
 
     def for_labels(self) -> bytes:

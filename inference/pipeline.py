@@ -17,7 +17,6 @@ from inference.channels import check_channels, preprocess_channels
 from inference.errors import CaseError
 from inference.labels import write_labels
 from inference.locate import locate, look_shape
-from inference.machine import free_memory
 from inference.model import Model
 from inference.orientation import Turn, turn_to
 from inference.patches import Mirrored, predict_in_patches
@@ -29,8 +28,6 @@ from inference.windows import predict, window_for
 
 Progress = Callable[[str, float], None]
 """Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""
-
-_RESERVE = 0.85  # share of the free memory that the network is planned to use at most
 
 
 @dataclass(frozen=True)
@@ -116,16 +113,17 @@ def segment_in_stages(
     images = [image] if isinstance(image, sitk.Image) else list(image)
     image = images[0]
     with _simpleitk_threads(model.threads):
-        memory = int(free_memory() * _RESERVE)
+        memory = 0
+
+        def announce(shape: tuple[int, ...]) -> None:
+            nonlocal memory
+            labels = image.GetNumberOfPixels()  # a byte each
+            memory = model.budget.grant(shape, plan, model.network, labels)
+            first = look_shape(shape, plan) if plan.look else shape
+            model.network.expect(window_for(first, plan, memory))
+
         with _timed("preprocess", seconds, tell):
-            prepared, turn, intensities = prepare(
-                images,
-                plan,
-                model.threads,
-                lambda shape: model.network.expect(
-                    window_for(look_shape(shape, plan) if plan.look else shape, plan, memory)
-                ),
-            )
+            prepared, turn, intensities = prepare(images, plan, model.threads, announce)
         if plan.look:
             with _timed("look", seconds, tell):
                 prepared = _focus(image, prepared, turn, intensities, model, memory)
@@ -193,8 +191,8 @@ def prepare(
         images: the channels.
         plan: how the network wants them.
         threads: how many slices are worked on at once.
-        announce: is called with the shape of the network's input as soon as it is known, if that
-            is before it is made.
+        announce: is called with the shape (z, y, x) of the network's input as soon as it is
+            known.
 
     Raises:
         CaseError: they cannot be segmented.
@@ -207,7 +205,10 @@ def prepare(
     volumes = [turn.apply(sitk.GetArrayViewFromImage(image)) for image in images]
     if plan.channels:
         intensities = Intensities(0.0, check_channels(images, plan))
-        return preprocess_channels(volumes, (z, y, x), plan, threads), turn, intensities
+        prepared = preprocess_channels(volumes, (z, y, x), plan, threads)
+        if announce:
+            announce(prepared.values.shape[-3:])
+        return prepared, turn, intensities
     if len(images) != 1:
         raise CaseError(f"{len(images)} channels were given, the model wants one")
     intensities = check_intensities(sitk.GetArrayViewFromImage(first))

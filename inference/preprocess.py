@@ -5,6 +5,7 @@ Training prepares its CTs with the same function, so that both see the same thin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.body import Box, body_box, whole_box
+from inference.errors import CaseError
+from inference.machine import free_memory
 from inference.plan import Plan
 from inference.resample import Float32Array, resize, shape_at_spacing
 
@@ -54,6 +57,9 @@ def preprocess(
 
     Returns:
         The network's input and where it lies in the volume.
+
+    Raises:
+        CaseError: there is not enough memory for it.
     """
     if box is None:
         whole = plan.crop != "body"
@@ -63,6 +69,13 @@ def preprocess(
         fixed or shape_at_spacing([n], [size], [wanted or size])[0]
         for n, size, wanted, fixed in zip(part.shape, spacing, plan.spacing, plan.size, strict=True)
     )
+    if math.prod(shape) * np.dtype(np.float32).itemsize > free_memory():
+        metres = " x ".join(
+            f"{n * size / 1000:.3g}" for n, size in zip(part.shape, spacing, strict=True)
+        )
+        raise CaseError(
+            f"is too large for the memory there is: {metres} m (z, y, x); is its spacing right?"
+        )
     if announce:
         announce(shape)
     low, high = plan.clip

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import CaseError, last_line
+from inference.machine import free_memory
 from inference.nifti import Header, check_complete, check_possible, inflate
 
 Watch = Callable[[sitk.Image, int], None]
@@ -78,6 +79,8 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             a spacing that is not positive. The message does not name the file.
     """
     header = None
+    if path.is_symlink() and not path.exists():
+        raise CaseError(f"is a link to {path.readlink()}, which is not there")
     try:
         if ending(path) in (".nii", ".nii.gz"):
             header = Header.read(path)
@@ -100,6 +103,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         image = _inflated(path, header, reader, watch)
         whole = image is not None
         if image is None:
+            _check_room(reader)
             with without_noise() as noise:
                 image = reader.Execute()
     except OSError as error:
@@ -136,7 +140,7 @@ def _inflated(
         ``None`` for any other file: ITK has to read it.
 
     Raises:
-        CaseError: the file is truncated or damaged.
+        CaseError: the file is truncated or damaged, or too large for the memory there is.
         OSError: it cannot be read.
         RuntimeError: ITK has not enough memory.
     """
@@ -145,6 +149,7 @@ def _inflated(
     if header.shape != reader.GetSize():
         return None
     check_possible(path, header)
+    _check_room(reader)
     image = sitk.Image(reader.GetSize(), reader.GetPixelID())
     image.SetSpacing(reader.GetSpacing())
     image.SetOrigin(reader.GetOrigin())
@@ -187,9 +192,9 @@ def check_geometry(image: sitk.Image) -> None:
 def check_intensities(volume: NDArray[Any]) -> Intensities:
     """Find out whether voxel values are HU.
 
-    A CT without any value near that of air is either no CT in HU or was stored with 1024 added;
-    the latter is recognised by many voxels near 1024 (fat and soft tissue), where HU have few
-    (dense bone).
+    A CT that was stored with 1024 added is recognised by many voxels near 1024 (fat and soft
+    tissue), where HU have few (dense bone), and hardly any where HU have fat. Single voxels tell
+    nothing: padding and overshoot may lie anywhere.
 
     Args:
         volume: shape (z, y, x), any real type. It is looked at slice by slice.
@@ -205,14 +210,15 @@ def check_intensities(volume: NDArray[Any]) -> Intensities:
         lowest, highest = min(lowest, low), max(highest, high)
     if lowest == highest:
         raise CaseError(f"is constant: every voxel is {lowest:g}")
-    if lowest <= -200:
-        return Intensities()
     span = f"values from {lowest:g} to {highest:g}"
-    if lowest >= 0 and highest > 1100:
-        some = volume[:: max(1, volume.shape[0] // 32), ::4, ::4]
-        if ((some > 850) & (some < 1300)).mean() > 0.05:
-            return Intensities(-1024.0, (f"{span} look like HU + 1024: 1024 was taken off",))
-    return Intensities(0.0, (f"{span} do not look like HU: the labels may be useless",))
+    some = volume[:: max(1, volume.shape[0] // 32), ::4, ::4]
+    shifted = ((some > 900) & (some < 1130)).mean()
+    fat = ((some > -200) & (some < -30)).mean()
+    if shifted > 0.05 and shifted > fat:
+        return Intensities(-1024.0, (f"{span} look like HU + 1024: 1024 was taken off",))
+    if lowest > -200:
+        return Intensities(0.0, (f"{span} do not look like HU: the labels may be useless",))
+    return Intensities()
 
 
 def _check_kind(size: tuple[int, ...], components: int) -> None:
@@ -224,6 +230,13 @@ def _check_kind(size: tuple[int, ...], components: int) -> None:
         raise CaseError(f"is a {len(size)}D image ({text}), not a CT volume")
     if components != 1:
         raise CaseError(f"has {components} values per voxel (a colour or vector image), not one")
+
+
+def _check_room(reader: sitk.ImageFileReader) -> None:
+    """Raise CaseError where there is not enough memory for the image that a reader would read."""
+    voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).itemsize
+    if math.prod(reader.GetSize()) * voxel > free_memory():
+        raise CaseError("is too large for the memory there is")
 
 
 def _check_spacing(spacing: tuple[float, ...], shape: tuple[int, ...]) -> None:

@@ -79,7 +79,7 @@ def predict(
 
     if count == 1:
         return run(padded)[inside]
-    short = len(plan.label_values) * math.prod(grown) * 4 > memory // 2
+    short = _short(grown, plan, memory)
     if whole:
         return _faded(run, padded, window, starts, short)[inside]
     return _summed(run, padded, window, starts, short, len(plan.label_values))[inside]
@@ -203,24 +203,28 @@ def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]
     """
     if plan.tiling != "whole":
         return plan.patch
-    whole = tuple(math.ceil(n / step) * step for n, step in zip(shape, plan.multiple, strict=True))
-    each = plan.bytes_per_voxel
-    return largest_window(whole, plan, memory / each if each else math.inf)
+    return largest_window(rounded_up(shape, plan), plan, memory)
 
 
-def largest_window(whole: tuple[int, ...], plan: Plan, most: float) -> tuple[int, ...]:
-    """The whole volume if it is not too large, else a part of it.
+def rounded_up(shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
+    """The voxels (z, y, x) of a volume, made multiples of the network's."""
+    return tuple(math.ceil(n / step) * step for n, step in zip(shape, plan.multiple, strict=True))
+
+
+def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int, ...]:
+    """The whole volume if memory allows it, else a part of it.
 
     The axis along which a window is longest, in patches, is cut into one window more until it is
     small enough or a patch. Few large windows overlap less than many patches.
 
     Args:
         whole: voxels (z, y, x) of the volume, multiples of ``plan.multiple``.
-        plan: its patch, overlap and multiple.
-        most: how many voxels a window may have.
+        plan: its patch, overlap, multiple and bytes per voxel; with 0 of these, nothing is cut.
+        memory: bytes that a pass and the logits of the whole may use.
     """
     window, counts = list(whole), [1, 1, 1]
-    while math.prod(window) > most:
+    each = plan.bytes_per_voxel
+    while each and math.prod(window) * each + _gathered(whole, window, plan, memory) > memory:
         ratios = [n / size for n, size in zip(window, plan.patch, strict=True)]
         axis = ratios.index(max(ratios))
         if ratios[axis] <= 1:
@@ -231,6 +235,22 @@ def largest_window(whole: tuple[int, ...], plan: Plan, most: float) -> tuple[int
         part = math.ceil((whole[axis] + shared) / counts[axis] / step) * step
         window[axis] = max(plan.patch[axis], part)
     return tuple(window)
+
+
+def _gathered(whole: Sequence[int], window: Sequence[int], plan: Plan, memory: int) -> int:
+    """Bytes of the logits that `_faded` gathers beside a pass, strip by strip."""
+    voxels = 0
+    strip = list(whole)
+    for axis in range(3):
+        if window[axis] < whole[axis]:
+            voxels += math.prod(strip)
+        strip[axis] = window[axis]
+    return len(plan.label_values) * voxels * (2 if _short(whole, plan, memory) else 4)
+
+
+def _short(whole: Sequence[int], plan: Plan, memory: int) -> bool:
+    """Whether memory is so short that the logits of the whole are kept as float16."""
+    return len(plan.label_values) * math.prod(whole) * 4 > memory // 2
 
 
 def _overlap(plan: Plan, axis: int) -> int:

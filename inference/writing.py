@@ -15,6 +15,9 @@ from inference.errors import CaseError, UsageError
 from inference.nifti import Header, write_labels
 from inference.reading import Scan, ending, without_noise
 
+_RUN = f"{os.getpid()}.{os.urandom(4).hex()}"
+"""Keeps runs apart that write into one folder; in containers all have the same process number."""
+
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
@@ -29,8 +32,8 @@ def appearing(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path, with the same ending.
     """
-    # Hidden, so that nobody takes it for a result; the process's number keeps runs apart.
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    # Hidden, so that nobody takes it for a result.
+    temporary = path.with_name(f".{_RUN}.partial.{path.name}")
     try:
         yield temporary
         temporary.replace(path)
@@ -45,7 +48,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         UsageError: it is a file, cannot be made, or cannot be written.
     """
-    probe = folder / f".{os.getpid()}.partial"
+    probe = folder / f".{_RUN}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()

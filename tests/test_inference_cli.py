@@ -95,6 +95,22 @@ def test_names(name: str, labels: str) -> None:
     assert label_name(name).lower() == labels.lower()
 
 
+def test_0000_beside_0001_is_a_number(desk: Desk) -> None:
+    desk.put("img_0000.nii.gz", "img_0001.nii.gz", "FLARE_0007_0000.nii.gz", "FLARE_0008.nii.gz")
+    names = [case.target.name for case in find_cases(desk.inputs, desk.outputs)]
+    assert names == ["FLARE_0007.nii.gz", "FLARE_0008.nii.gz", "img_0000.nii.gz", "img_0001.nii.gz"]
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz")
+    (desk.inputs / "b.nii.gz").symlink_to(desk.inputs / "elsewhere" / "b.nii.gz")
+    assert desk.run() == 1
+    assert desk.there() == ["a.nii.gz"]
+    assert "b.nii.gz: is a link to" in capfd.readouterr().err
+
+
 def test_folder_of_every_format(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
     desk.put("a_0000.nii.gz", "b.nii", "c.mha", "d.mhd", "e.nrrd", ".hidden.nii.gz")
     (desk.inputs / "notes.txt").write_text("none of a CT's business")
@@ -207,7 +223,7 @@ def test_labels_never_replace_a_ct(desk: Desk) -> None:
     ("prepare", "reason"),
     [
         (lambda d: d.inputs.rmdir(), "no such file or folder"),
-        (lambda d: None, "the folder is empty"),
+        (lambda d: None, "no file is in this folder"),
         (lambda d: (d.inputs / "x.txt").write_text(""), "no CT here"),
         (lambda d: setattr(d, "model", "nothing"), "no model 'nothing'"),
         (lambda d: d.outputs.write_text("a file"), "is a file, not a folder"),

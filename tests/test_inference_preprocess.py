@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference.body import body_box, whole_box
+from inference.errors import CaseError
 from inference.model import Model
 from inference.preprocess import air, preprocess
 from inference.resample import resize, resize_labels
+
+
+def test_a_ct_of_impossible_size_is_refused_before_memory_is_taken(tiny: Model) -> None:
+    plan = replace(tiny.plan, spacing=(2.0, 2.0, 2.0), size=(None, None, None), crop="none")
+    tenfold = (50_000.0, 7_000.0, 7_000.0)  # mm: a grid of thousands of TiB
+    with pytest.raises(CaseError, match=r"500 x 70 x 70 m .* is its spacing right"):
+        preprocess(np.zeros((10, 10, 10), np.int16), tenfold, plan)
 
 
 @given(st.tuples(*[st.integers(1, 30)] * 3), st.tuples(*[st.integers(1, 30)] * 3))

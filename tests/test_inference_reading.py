@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from tiny_model import make_ct
 
 from inference.errors import CaseError
-from inference.reading import check_intensities, read
+from inference.reading import Intensities, check_intensities, read
 
 Spoil = Callable[[Path], object]
 
@@ -295,6 +295,38 @@ def test_hu_plus_1024_are_shifted() -> None:
     found = check_intensities(stored)
     assert found.offset == -1024
     assert "look like HU + 1024" in found.warnings[0]
+
+
+@pytest.mark.parametrize("outlier", [-1, -1024, -2000, 32767])
+def test_one_voxel_does_not_hide_that_hu_are_shifted(outlier: int) -> None:
+    stored = sitk.GetArrayFromImage(make_ct()).astype(np.int32) + 1024
+    stored[0, 0, 0] = outlier  # padding, overshoot of a spline, metal
+    assert check_intensities(stored).offset == -1024
+
+
+def test_dense_bone_does_not_make_hu_shifted() -> None:
+    hu = sitk.GetArrayFromImage(make_ct()).astype(np.int16)
+    rng = np.random.default_rng(0)
+    hu[...] = rng.choice([-1000, -100, 40, 1000], hu.shape, p=[0.5, 0.1, 0.33, 0.07])
+    assert check_intensities(hu) == Intensities()
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    link = tmp_path / "a.nii.gz"
+    link.symlink_to(tmp_path / "unmounted" / "a.nii.gz")
+    with pytest.raises(CaseError, match=r"is a link to .*unmounted/a.nii.gz, which is not there"):
+        read(link)
+
+
+def test_more_voxels_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(make_ct(), path)
+    need = sitk.GetArrayViewFromImage(make_ct()).nbytes
+    monkeypatch.setattr("inference.reading.free_memory", lambda: need)
+    read(path)
+    monkeypatch.setattr("inference.reading.free_memory", lambda: need - 1)
+    with pytest.raises(CaseError, match="too large for the memory"):
+        read(path)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 1), (-3, 8), (0, 1500)])

@@ -124,16 +124,31 @@ def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
 
 
 def test_window_is_as_large_as_it_may_be(tiny: Model) -> None:
-    plan = replace(tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), overlap=0.0)
+    each = 10000.0  # beside it, gathered logits are little
+    plan = replace(
+        tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), overlap=0.0, bytes_per_voxel=each
+    )
     whole = (100, 64, 36)
-    voxels = 100 * 64 * 36
-    assert largest_window(whole, plan, voxels) == whole
-    assert largest_window(whole, plan, voxels - 1) == (52, 64, 36)
-    assert largest_window(whole, plan, voxels // 4) == (28, 32, 36)
+    need = int(100 * 64 * 36 * each)
+    assert largest_window(whole, plan, need) == whole
+    assert largest_window(whole, plan, need - 1) == (52, 64, 36)
+    assert largest_window(whole, plan, need // 4) == (28, 32, 36)
     assert largest_window(whole, plan, 0) == (16, 32, 32)
     assert largest_window((8, 64, 12), plan, 0) == (8, 32, 12)
     # What two windows share counts too: 2 x 56 - 8 voxels cover 100, 2 x 52 - 8 would not.
-    assert largest_window(whole, replace(plan, overlap=0.5), voxels - 1) == (56, 64, 36)
+    assert largest_window(whole, replace(plan, overlap=0.5), need - 1) == (56, 64, 36)
+
+
+def test_logits_that_are_gathered_count_too(tiny: Model) -> None:
+    """A window must leave room for the logits of the whole, and of each strip of windows."""
+    plan = replace(
+        tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), overlap=0.0, bytes_per_voxel=100.0
+    )
+    whole, channels = (100, 64, 36), len(tiny.plan.label_values)
+    half, logits = 52 * 64 * 36 * 100, 100 * 64 * 36 * channels * 4
+    assert logits < (half + logits) // 2  # float32 then
+    assert largest_window(whole, plan, half + logits) == (52, 64, 36)
+    assert math.prod(largest_window(whole, plan, half + logits - 1)) < math.prod((52, 64, 36))
 
 
 def test_memory_limits_a_window(tiny: Model) -> None:

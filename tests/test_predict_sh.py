@@ -122,6 +122,41 @@ def test_code_comes_from_beside_the_script(folder: Path) -> None:
     assert "no such inputs" in result.stderr
 
 
+def test_options_that_need_no_folder(echo: Path, folder: Path) -> None:
+    assert asked(call(echo, folder, "--version")) == ["--version"]
+    assert asked(call(echo, folder, "--quiet", "--demo", "x")) == ["--quiet", "--demo", "x"]
+    assert asked(call(echo, folder, "-iin", "-oout")) == ["-iin", "-oout"]
+
+
+def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "inference").mkdir(parents=True)
+    shutil.copy(SCRIPT, checkout)
+    (checkout / "inference" / "requirements.lock").write_text("")
+    theirs = checkout / ".venv" / "bin" / "theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("work of a week")
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    for tool in ("dirname", "cmp", "rm", "mkdir", "sed", "cp"):
+        (python.parent / tool).symlink_to(str(shutil.which(tool)))
+    python.write_text('#!/bin/sh\ncase "$2" in *find_spec*) exit 1;; esac\nexit 0\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": str(python.parent)}
+    environment.pop("ABDOSEG_PYTHON", None)
+    result = subprocess.run(
+        [str(SHELL), str(checkout / "predict.sh"), "in", "out"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert ".venv is not mine" in result.stderr
+    assert theirs.read_text() == "work of a week"
+
+
 def test_incomplete_python_is_not_taken(tmp_path: Path, folder: Path) -> None:
     """Without the dependencies .venv is made; here that fails, in plain words."""
     checkout = tmp_path / "checkout"

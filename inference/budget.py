@@ -1,0 +1,46 @@
+"""How much memory the passes over a case may use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from inference.machine import free_memory
+from inference.plan import Plan
+from inference.windows import rounded_up
+
+if TYPE_CHECKING:
+    from inference.network import Network
+
+_SHARE = 0.85  # of the free memory that passes are planned to use at most
+
+
+class Budget:
+    """Grants memory to one case after the other.
+
+    The network that one case leaves compiled holds memory until it is used again or let go. If
+    that counted as used, the next case would be cut into smaller windows, and its labels would
+    depend on which case came before. So a case of the same size gets what the one before it got;
+    for any other size the network is let go before what is free is measured.
+    """
+
+    def __init__(self) -> None:
+        self._size: tuple[int, ...] = ()
+        self._granted = 0
+
+    def grant(self, shape: Sequence[int], plan: Plan, network: Network, reserved: int) -> int:
+        """Bytes that the passes over a volume may use.
+
+        Args:
+            shape: voxels (z, y, x) on the network's grid.
+            plan: its tiling and multiple.
+            network: what will run; it may be let go.
+            reserved: bytes that are needed beside the passes, while their logits are there.
+        """
+        size = rounded_up(shape, plan)
+        if size != self._size:
+            if plan.tiling == "whole":  # windows of one size stay compiled
+                network.release()
+            self._size = size
+            self._granted = max(0, int(free_memory() * _SHARE) - reserved)
+        return self._granted
