@@ -19,7 +19,10 @@ _LETTERS = ("LR", "PA", "SI")  # positive and negative sense of the patient's x,
 
 @dataclass(frozen=True)
 class Turn:
-    """A permutation of array axes and flips: a view, never a copy, and it can be undone.
+    """A permutation of array axes and flips: a view, never a copy.
+
+    What is written to the view lies in the stored array as it should: nothing has to be turned
+    back.
 
     Attributes:
         axes: ``axes[i]`` is the input array axis that becomes output axis ``i`` (z, y, x).
@@ -33,12 +36,6 @@ class Turn:
         """Turn an array of shape (z, y, x) as stored to the model's axes."""
         turned: NDArray[Any] = array.transpose(self.axes)[self._slices]
         return turned
-
-    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Turn an array on the model's axes back to how the image is stored."""
-        back = np.argsort(self.axes)
-        stored: NDArray[Any] = array[self._slices].transpose(tuple(int(axis) for axis in back))
-        return stored
 
     def reorder(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """Put one value per stored array axis (a spacing, say) in the model's axis order."""

@@ -81,7 +81,9 @@ def test_turning_agrees_with_simpleitk(stored: str, wanted: str) -> None:
     array = sitk.GetArrayFromImage(image)
     turned = sitk.DICOMOrient(image, wanted)
     assert np.array_equal(turn.apply(array), sitk.GetArrayFromImage(turned))
-    assert np.array_equal(turn.undo(turn.apply(array)), array)
+    empty = np.zeros_like(array)
+    turn.apply(empty)[...] = turn.apply(array)
+    assert np.array_equal(empty, array)
     assert turn.reorder(image.GetSpacing()[::-1]) == turned.GetSpacing()[::-1]
 
 
