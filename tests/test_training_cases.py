@@ -187,6 +187,23 @@ def test_a_fold_is_scored_on_and_not_trained_on(
     assert "there is no fold 2: folds are 0 to 1" in capfd.readouterr().err
 
 
+def test_a_teacher_is_named_on_the_command_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *a_patient())
+    config = str(configuration(tmp_path))
+    arguments = ["--config", config, "--data", str(data), "--work", str(tmp_path / "work")]
+    assert main(["prepare", *arguments, "--workers", "1"]) == 0
+    assert main(["train", *arguments]) == 0
+    taught = ["train", *arguments, "--run", "student", "--teacher", config]
+    assert main([*taught, str(tmp_path / "work" / "run" / "checkpoint.pt")]) == 0
+    assert (tmp_path / "work" / "student" / "checkpoint.pt").exists()
+    capfd.readouterr()
+    assert main([*taught, str(tmp_path / "nothing.pt")]) == 2
+    assert "nothing.pt" in capfd.readouterr().err
+
+
 @pytest.fixture
 def kinds(tmp_path: Path) -> Path:
     """A prepared folder in which every file is of one brightness, by which patches tell it."""

@@ -165,6 +165,7 @@ class _Run:
             print(f"refused: {line}", file=sys.stderr)
 
     def train(self) -> None:
+        from training.config import Config
         from training.teacher import Teacher
         from training.train import train
 
