@@ -29,6 +29,7 @@ from training.augment import UNKNOWN
 from training.cases import find_cases
 from training.config import Config
 from training.folds import fold_of
+from training.losses import partial_dice_cross_entropy
 from training.prepare import prepare
 from training.samples import Samples
 
@@ -151,6 +152,30 @@ def test_what_was_not_annotated_is_unknown_all_the_way(tmp_path: Path) -> None:
     assert told == {"P1": [0, 1, 3], "P2": [0, 1]}
     with np.load(tmp_path / "out" / "images" / "P1.npz") as content:
         assert (content["labels"] == UNKNOWN).sum() == 18
+
+
+def test_what_is_labelled_but_not_annotated_is_unknown(tmp_path: Path) -> None:
+    """A spleen that somebody drew roughly and did not vouch for: by hand and by a network."""
+    hu, labels = a_patient()
+    data = dataset(tmp_path / "data", annotated={"P1": ["liver"], "P2": ["liver"]})
+    add(data, "P1", hu, labels)
+    write(data / "imagesTr" / "P2_0000.nii.gz", hu)
+    write(data / "pseudolabelsTr" / "P2.nii.gz", labels)
+    shares = {"labelled": 0.5, "pseudo": 0.5}
+    config = Config.load(configuration(tmp_path, shares=shares))
+    assert prepare(find_cases(data), tmp_path / "out", config, 1) == []
+    for path in ("images/P1.npz", "pseudo/P2.npz"):
+        with np.load(tmp_path / "out" / path) as content:
+            assert (content["labels"] == 1).any()
+            assert set(np.unique(content["labels"])) == {0, 1, UNKNOWN}
+    samples = Samples(tmp_path / "out", config)
+    for number in range(8):
+        _, drawn_labels, annotated, weight = samples[number]
+        logits = torch.zeros(1, 1 + len(ORGANS), *drawn_labels.shape)
+        loss = partial_dice_cross_entropy(
+            logits, drawn_labels[None], annotated[None], weight[None]
+        )
+        assert loss < 10
 
 
 @settings(max_examples=30, deadline=None)

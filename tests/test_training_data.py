@@ -401,6 +401,8 @@ def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config
         assert case["spacing"].tolist() == [2.0, 2.0, 2.0]
         liver, air = case["labels"] == 1, case["hu"] < -500
         assert liver.any() and air.any()
+        # Its other organs have labels too, which nobody vouches for.
+        assert set(np.unique(case["labels"])) == {0, 1, 3, 5, UNKNOWN}
         # Only at an edge to air can interpolated values be nearer to air's.
         assert (liver & air).sum() < 0.02 * liver.sum()
     samples = Samples(prepared, replace(config, shares={"transferred": 1.0}))

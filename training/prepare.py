@@ -41,6 +41,7 @@ from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.writing import appearing
+from training.augment import UNKNOWN
 from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
 from training.cases import Case
 from training.config import Config
@@ -224,7 +225,7 @@ def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
     bent, bent_labels = transfer(stored, labels, spacing, atlas_tissues, organs, case.annotated)
     return {
         "hu": bent,
-        "labels": bent_labels,
+        "labels": _believed(bent_labels, atlas.annotated),
         "annotated": np.array(atlas.annotated, np.uint8),
         "spacing": np.full(3, SPACING, np.float32),
     }
@@ -240,12 +241,21 @@ def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
         if not labels.any():
             raise ValueError("nothing is labelled")
         _check_sides(labels, prepared.values)
+        labels = _believed(labels, case.annotated)
     return {
         "hu": np.round(prepared.values).astype(np.int16),
         "labels": labels,
         "annotated": np.array(ABSENT if empty else case.annotated, np.uint8),
         "spacing": np.array(prepared.spacing, np.float32),
     }
+
+
+def _believed(labels: np.ndarray, annotated: tuple[int, ...]) -> np.ndarray:
+    """Labels in which organs that do not count as annotated are unknown.
+
+    The loss has no class for them: it counts their probability as background's.
+    """
+    return np.where(np.isin(labels, (0, *annotated)), labels, UNKNOWN).astype(np.uint8)
 
 
 def _check_sides(labels: np.ndarray, hu: np.ndarray | None = None) -> None:
