@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,9 +173,7 @@ def test_what_is_labelled_but_not_annotated_is_unknown(tmp_path: Path) -> None:
     for number in range(8):
         _, drawn_labels, annotated, weight = samples[number]
         logits = torch.zeros(1, 1 + len(ORGANS), *drawn_labels.shape)
-        loss = partial_dice_cross_entropy(
-            logits, drawn_labels[None], annotated[None], weight[None]
-        )
+        loss = partial_dice_cross_entropy(logits, drawn_labels[None], annotated[None], weight[None])
         assert loss < 10
 
 
@@ -365,6 +364,98 @@ def test_changed_labels_are_prepared_anew(tmp_path: Path) -> None:
     prepare(find_cases(data), out, config, 1)
     with np.load(out / "images" / "P1.npz") as content:
         assert set(np.unique(content["labels"])) == {0, 1}
+
+
+def stored(path: Path, name: str) -> list[int]:
+    """The values of an array of a prepared file."""
+    with np.load(path) as content:
+        return [int(value) for value in np.unique(content[name])]
+
+
+def test_edited_descriptions_are_prepared_anew(tmp_path: Path) -> None:
+    """Only what they concern: other names for the labels, organs that are not annotated."""
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *a_patient())
+    add(data, "P2", *a_patient())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    p1, p2 = (out / "images" / f"{name}.npz" for name in ("P1", "P2"))
+    before = p2.stat().st_mtime_ns
+    dataset(data, annotated={"P1": ["liver"]})
+    prepare(find_cases(data), out, config, 1)
+    assert stored(p1, "annotated") == [1] and stored(p1, "labels") == [0, 1, UNKNOWN]
+    assert p2.stat().st_mtime_ns == before
+    names = {"labels": {"background": 0, "liver": 1, "pancreas": 3}}
+    (data / "dataset.json").write_text(json.dumps(names))
+    prepare(find_cases(data), out, config, 1)
+    assert stored(p2, "annotated") == stored(p2, "labels")[1:] == [1, 4]
+
+
+def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(tmp_path: Path) -> None:
+    hu, labels = a_patient()
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", hu, labels)
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    replaced = data / "labelsTr" / "P1.nii.gz"
+    write(replaced, np.where(labels == 3, 0, labels).astype(np.uint8))
+    os.utime(replaced, (1e9, 1e9))
+    prepare(find_cases(data), out, config, 1)
+    assert stored(out / "images" / "P1.npz", "labels") == [0, 1]
+
+
+def test_nothing_stays_of_cases_that_are_gone_or_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hu, labels = a_patient()
+    fine = np.kron(labels, np.ones((2, 2, 2), np.uint8))
+    for name in ("atlas", "gone", "spoilt", "stays"):
+        write(tmp_path / "data" / "labelmaps" / name / "labels.nii.gz", fine)
+    atlas = tmp_path / "data" / "labelmaps" / "atlas"
+    write(atlas / "full_labels.nii.gz", fine)
+    (atlas / "full_labels_names.json").write_text('{"1": "liver", "3": "spleen"}')
+    for name in ("C1", "C2"):
+        write(tmp_path / "data" / "cases" / name / "ct.nii.gz", hu)
+        write(tmp_path / "data" / "cases" / name / "labels.nii.gz", labels)
+    out = tmp_path / "out"
+    config = Config.load(configuration(tmp_path, shares={"synthetic": 0.5, "labelled": 0.5}))
+    assert prepare(find_cases(tmp_path / "data"), out, config, 2) == []
+    (out / "bodies" / ".1.partial.P.npz").touch()  # another process is writing it
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    shutil.rmtree(tmp_path / "data" / "labelmaps" / "gone")
+    shutil.rmtree(tmp_path / "data" / "cases" / "C1")
+    write(tmp_path / "data" / "labelmaps" / "spoilt" / "labels.nii.gz", fine[:, :, ::-1])
+    assert len(prepare(find_cases(tmp_path / "data"), out, config, 2)) == 1
+    assert "removed 3 prepared file(s)" in capfd.readouterr().err  # C1 was a patient as well
+    left = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    names = ("images/C1", "bodies/C1__atlas", "bodies/gone__atlas", "bodies/spoilt__atlas")
+    lost = {out / f"{name}.npz" for name in names}
+    assert left == {path: made for path, made in before.items() if path not in lost}
+
+    # Another configuration does not need the bodies: they stay for the next one.
+    for other in ({"shares": {"labelled": 1.0}}, {"holdout": ["atlas", "C2"]}):
+        changed = Config.load(configuration(tmp_path, **other))
+        prepare(find_cases(tmp_path / "data"), out, changed, 2)
+        assert left.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*.npz")}.items()
+
+
+def test_files_that_do_not_tell_what_they_were_made_of_are_kept(tmp_path: Path) -> None:
+    """They were prepared by an earlier version; only newer sources make them anew."""
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *a_patient())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    path = out / "images" / "P1.npz"
+    with np.load(path) as content:
+        arrays = {name: content[name] for name in content.files if name != "made_of"}
+    np.savez(path, **arrays)
+    before = path.stat().st_mtime_ns
+    prepare(find_cases(data), out, config, 1)
+    assert path.stat().st_mtime_ns == before
+    later = time.time() + 5
+    os.utime(data / "labelsTr" / "P1.nii.gz", (later, later))
+    prepare(find_cases(data), out, config, 1)
+    assert path.stat().st_mtime_ns != before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -451,11 +451,13 @@ def test_a_stopped_training_ends_with_all_its_processes(
     content.update({k: list(v) if isinstance(v, tuple) else v for k, v in endless.items()})
     config = tmp_path / "endless.yaml"
     config.write_text(yaml.safe_dump(content))
-    data = tmp_path / "data" / "unlabelled" / "P1"
-    data.mkdir(parents=True)
-    image = sitk.GetImageFromArray(a_patient()[0])
-    image.SetSpacing((SPACING,) * 3)
-    sitk.WriteImage(image, str(data / "ct.nii.gz"))
+    for name in ("seen", "kept"):
+        data = tmp_path / "data" / "cases" / name
+        data.mkdir(parents=True)
+        for array, file in zip(a_patient(), ("ct", "labels"), strict=True):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing((SPACING,) * 3)
+            sitk.WriteImage(image, str(data / f"{file}.nii.gz"))
     work = tmp_path / "work"
     (work / "prepared" / "images").mkdir(parents=True)
     settings = {k: content[k] for k in ("spacing", "size", "crop", "stored")}
