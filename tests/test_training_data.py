@@ -21,7 +21,7 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training.augment import UNKNOWN, vary_hu
 from training.blur import blur
-from training.bodies import Body, anchored, complete, finish, isotropic, transfer
+from training.bodies import anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
@@ -485,10 +485,3 @@ def test_looks_that_differ_leave_the_organ_unknown() -> None:
 def test_mirrored_and_tiny_organs_are_not_believed() -> None:
     assert judge([look[:, :, ::-1] for look in _looks()], (5.0, 5.0, 5.0), 0.85).kept == ()
     assert judge(_looks(), (1.0, 1.0, 1.0), 0.85).kept == ()
-
-
-def test_bodies_survive_storage(tmp_path: Path, tissues: np.ndarray) -> None:
-    body = finish(tissues)
-    body.save(tmp_path / "a.npz")
-    again = Body.load(tmp_path / "a.npz")
-    assert (again.tissues == body.tissues).all() and (again.hull == body.hull).all()

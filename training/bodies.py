@@ -10,7 +10,6 @@ squared difference of the blurred masks, bending penalised).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,16 +46,6 @@ class Body:
 
     tissues: NDArray[np.uint8]
     hull: NDArray[np.int8]
-
-    def save(self, path: Path) -> None:
-        """Write as a compressed .npz."""
-        np.savez_compressed(path, tissues=self.tissues, hull=self.hull)
-
-    @staticmethod
-    def load(path: Path) -> Body:
-        """Read what `save` wrote."""
-        with np.load(path) as content:
-            return Body(content["tissues"], content["hull"])
 
 
 def isotropic(labels: NDArray[np.uint8], spacing: tuple[float, float, float]) -> NDArray[np.uint8]:
