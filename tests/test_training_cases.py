@@ -458,6 +458,25 @@ def test_files_that_do_not_tell_what_they_were_made_of_are_kept(tmp_path: Path) 
     assert path.stat().st_mtime_ns != before
 
 
+def test_label_maps_without_a_body_are_refused_and_the_others_prepared(tmp_path: Path) -> None:
+    _, labels = a_patient()
+    point = np.zeros_like(labels)
+    point[5, 10, 10] = 1
+    slice_alone = np.where(np.arange(12)[:, None, None] == 5, labels, 0).astype(np.uint8)
+    maps = {"bare": labels * 0, "good": labels, "point": point, "slice": slice_alone}
+    for name, array in maps.items():
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((4.0, 4.0, 1.0 if name == "slice" else 4.0))
+        path = tmp_path / "data" / "labelmaps" / name / "labels.nii.gz"
+        path.parent.mkdir(parents=True)
+        sitk.WriteImage(image, str(path))
+    config = Config.load(configuration(tmp_path, shares={"synthetic": 1.0}))
+    refused = prepare(find_cases(tmp_path / "data"), tmp_path / "out", config, 1)
+    assert refused[0] == "bare: nothing is labelled"
+    assert [line.split(": ")[0] for line in refused] == ["bare", "point", "slice"]
+    assert [path.stem for path in (tmp_path / "out" / "bodies").iterdir()] == ["good"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_preparation_ends_and_leaves_whole_files(
     tmp_path: Path, number: signal.Signals

@@ -87,7 +87,11 @@ def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def finish(tissues: NDArray[np.uint8]) -> Body:
-    """Pad a whole-body tissue map for fat and skin and measure the distance to its hull."""
+    """Pad a whole-body tissue map for fat and skin and measure the distance to its hull.
+
+    Raises:
+        ValueError: nothing is labelled, or too little for a hull.
+    """
     pad = round(_SKIN / SPACING)
     tissues = np.pad(tissues, ((0, 0), (pad, pad), (pad, pad)))
     inside = np.zeros(tissues.shape, bool)
@@ -110,6 +114,8 @@ def finish(tissues: NDArray[np.uint8]) -> Body:
     distance = ndimage.gaussian_filter1d(distance.astype(np.float32), 4.0, axis=0)
     columns = np.flatnonzero((distance < _SKIN).any(axis=(0, 1)))
     rows = np.flatnonzero((distance < _SKIN).any(axis=(0, 2)))
+    if not len(rows):
+        raise ValueError(f"{'too little' if tissues.any() else 'nothing'} is labelled")
     box = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return Body(
         np.ascontiguousarray(tissues[box]),
