@@ -41,6 +41,7 @@ from training.warp import (
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
+ADRENAL = "left_adrenal_gland"
 
 
 def test_names_of_both_label_vocabularies_map_to_tissues() -> None:
@@ -189,6 +190,23 @@ def test_completion_keeps_the_patients_organs_and_adds_the_atlas_tissues(
     middle = np.argwhere(whole == LABEL_OF["aorta"])[:, 1:].mean(0) - offset[1:]
     assert np.abs(middle - np.argwhere(truth)[:, 1:].mean(0)).max() < 6  # voxels of 2 mm
     assert anchored(whole)
+
+
+def test_completion_believes_what_is_annotated_whatever_the_atlas_has(
+    tissues: np.ndarray,
+) -> None:
+    """A patient without gallbladder, with a stomach that the atlas has lost and a tiny adrenal."""
+    stomach, gallbladder, adrenal = (LABEL_OF[n] for n in ("stomach", "gallbladder", ADRENAL))
+    atlas = np.where(tissues == stomach, 0, tissues).astype(np.uint8)
+    assert gallbladder in atlas and adrenal in atlas
+    shown = (1, 2, 3, 13, stomach)
+    patient = np.where(np.isin(tissues, shown), tissues, 0).astype(np.uint8)
+    patient[tuple(np.argwhere(tissues == adrenal)[0])] = adrenal
+    whole = complete(patient, (*shown, gallbladder, adrenal), atlas)
+    assert gallbladder not in whole
+    for organ in (*shown, adrenal):
+        assert (whole == organ).sum() == (patient == organ).sum(), ORGANS[organ]
+    assert LABEL_OF["aorta"] in whole  # not annotated: the atlas's
 
 
 @pytest.fixture(scope="module")

@@ -134,22 +134,24 @@ def complete(
         atlas: tissue map (z, y, x) of another patient's whole body at `SPACING`.
 
     Returns:
-        Tissue map (z, y, x) at `SPACING`: the patient's own organs, exactly, in a body that
-        reaches as far as the atlas does within 100 mm above and 150 mm below the organs.
+        Tissue map (z, y, x) at `SPACING`: the patient's annotated organs, exactly, in a body that
+        reaches as far as the atlas does within 100 mm above and 150 mm below the organs. What is
+        annotated and absent stays absent.
 
     Raises:
         ValueError: the two share no organ, or the atlas cannot be laid over the patient.
     """
-    shared, grown, places = _aligned(organs, annotated, atlas)
+    grown, places = _aligned(organs, annotated, atlas)
     warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
     part = _reached(warped != 255)
     warped[warped == 255] = Tissue.NONE
 
-    # The atlas's own shared organs give way to what surrounds them.
-    foreign = np.isin(warped, shared)
+    # What the patient's map tells, absence included, is not the atlas's to tell: its copies give
+    # way to what surrounds them.
+    foreign = np.isin(warped, annotated)
     nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
     merged = warped[tuple(nearest)]
-    own = np.isin(grown, shared)
+    own = np.isin(grown, annotated)
     merged[own] = grown[own]
     return merged[part]
 
@@ -178,7 +180,7 @@ def transfer(
     Raises:
         ValueError: the two share no organ, or the CT cannot be laid over the patient.
     """
-    _, _, places = _aligned(organs, annotated, atlas)
+    _, places = _aligned(organs, annotated, atlas)
     nearest = NearestVoxels(hu.shape, places, spacing)
     bent = sample_linear(torch.from_numpy(hu)[None], places, spacing)[0].numpy()
     bent_labels = nearest.values(torch.from_numpy(labels), 0).numpy()
@@ -190,17 +192,17 @@ def transfer(
 
 def _aligned(
     organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8]
-) -> tuple[list[int], NDArray[np.uint8], Tensor]:
-    """The organs that both have; the patient's with room around; the atlas's places there."""
+) -> tuple[NDArray[np.uint8], Tensor]:
+    """The patient's organs with room around, and the atlas's places there."""
     shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
     if not shared:
         raise ValueError("no organ is labelled in it that the whole-body map has too")
-    z = np.flatnonzero((np.isin(organs, shared)).any(axis=(1, 2)))
+    z = np.flatnonzero(np.isin(organs, annotated).any(axis=(1, 2)))
     above, below, side = (round(mm / SPACING) for mm in (100, 150, 40))
     # Array axis 0 runs towards the head: what lies below the organs comes first.
     padded = np.pad(organs, ((below, above), (side, side), (side, side)))
     grown = padded[z[0] : z[-1] + 1 + below + above]
-    return shared, grown, _register(grown, atlas, shared)
+    return grown, _register(grown, atlas, shared)
 
 
 def _reached(inside: NDArray[np.bool_]) -> slice:
