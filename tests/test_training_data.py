@@ -21,7 +21,7 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training.augment import UNKNOWN, vary_hu
 from training.blur import blur
-from training.bodies import anchored, complete, finish, isotropic, transfer
+from training.bodies import _register, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
@@ -207,6 +207,18 @@ def test_completion_believes_what_is_annotated_whatever_the_atlas_has(
     for organ in (*shown, adrenal):
         assert (whole == organ).sum() == (patient == organ).sum(), ORGANS[organ]
     assert LABEL_OF["aorta"] in whole  # not annotated: the atlas's
+
+
+@pytest.mark.parametrize("voxels", [(61, 78, 90), (64, 80, 88)])
+def test_a_body_laid_over_itself_is_where_it_was(voxels: tuple[int, ...]) -> None:
+    """Whether or not the coarse grid divides its size: bones far from any organ tell."""
+    atlas = np.zeros(voxels, np.uint8)
+    atlas[20:40, 20:45, 10:40] = 1
+    atlas[25:40, 25:45, 60:80] = 3
+    atlas[22:30, 50:62, 40:50] = 5
+    places = _register(atlas, atlas, [1, 3, 5])
+    distance = (places - regular_places(atlas.shape, 2.0)).norm(dim=-1)
+    assert distance[4:-4, 4:-4, 4:-4].max() < 1.0  # mm
 
 
 @pytest.fixture(scope="module")

@@ -215,8 +215,8 @@ def _reached(inside: NDArray[np.bool_]) -> slice:
 
 def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]) -> Tensor:
     """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid."""
-    fixed, fixed_points = _masks(target, labels)
-    moving, moving_points = _masks(atlas, labels)
+    fixed, fixed_points, fixed_spacing = _masks(target, labels)
+    moving, moving_points, moving_spacing = _masks(atlas, labels)
 
     # Affine by regularised least squares: few organs must not shear the body.
     centre_f, centre_m = fixed_points.mean(0), moving_points.mean(0)
@@ -226,7 +226,7 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
     matrix = torch.linalg.solve(f.T @ f + ridge, f.T @ m + scale * ridge)
 
     shape = fixed.shape[1:]
-    affine = (regular_places(shape, _COARSE) - centre_f) @ matrix + centre_m
+    affine = (regular_places(shape, fixed_spacing) - centre_f) @ matrix + centre_m
 
     control = [max(4, round(n * _COARSE / _CONTROL)) for n in shape]
     shift = torch.zeros(3, *control, requires_grad=True)
@@ -235,7 +235,7 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / _STEPS)
         places = affine + upsample(shift, shape).permute(1, 2, 3, 0)
-        warped = sample_linear(moving, places, _COARSE)
+        warped = sample_linear(moving, places, moving_spacing)
         difference = (weight * (warped - fixed) ** 2).mean()
         bending = torch.stack([shift.diff(n=2, dim=axis).pow(2).mean() for axis in (1, 2, 3)])
         loss = difference * 100 + 0.002 * bending.sum()
@@ -248,17 +248,24 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
         return fine.permute(1, 2, 3, 0)
 
 
-def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor]:
-    """Blurred masks (n, z, y, x) at the coarse spacing and centroids (n, 3) in mm."""
-    depth, height, width = (max(1, round(n * SPACING / _COARSE)) for n in labels.shape)
+def _masks(
+    labels: NDArray[np.uint8], values: list[int]
+) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+    """Blurred masks (n, z, y, x), centroids (n, 3) in mm, and the masks' spacing (z, y, x).
+
+    A whole number of voxels covers the map's extent, so they are of the coarse spacing nearly.
+    """
+    shape = shape_at_spacing(labels.shape, (SPACING,) * 3, (_COARSE,) * 3)
+    depth, height, width = shape
+    spacing = tuple(n * SPACING / m for n, m in zip(labels.shape, shape, strict=True))
     masks, points = [], []
     for value in values:
         mask = torch.from_numpy((labels == value).astype(np.float32))[None, None]
         small = F.adaptive_avg_pool3d(mask, (depth, height, width))[0, 0].numpy()
         masks.append(torch.from_numpy(ndimage.gaussian_filter(small, 1.0)))
-        middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * _COARSE
+        middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * spacing
         points.append(torch.tensor(middle, dtype=torch.float32))
-    return torch.stack(masks), torch.stack(points)
+    return torch.stack(masks), torch.stack(points), spacing
 
 
 def anchored(tissues: NDArray[np.uint8]) -> bool:
