@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from training.__main__ import main
 from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
-from training.evaluate import evaluate, logits_of
+from training.evaluate import Evaluated, evaluate, logits_of
 from training.losses import partial_dice_cross_entropy
 from training.network import make_network
 from training.pseudolabel import pseudolabel
+from training.records import read_rows
 from training.samples import Patch, Samples
 from training.teacher import Teacher
 
@@ -220,6 +221,31 @@ def test_interrupted_training_goes_on_to_the_same_curve(
     for number, state in a["optimiser"]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, b["optimiser"]["state"][number][key])
+
+
+def test_an_evaluation_that_was_cut_short_is_done_again(
+    prepared: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the first of two held-out cases."""
+    folder = tmp_path / "prepared" / "images"
+    folder.mkdir(parents=True)
+    for name in ("seen", "kept", "kept2"):
+        source = prepared / "images" / ("seen.npz" if name == "seen" else "kept.npz")
+        (folder / f"{name}.npz").write_bytes(source.read_bytes())
+    config = replace(config, iterations=1, holdout=("kept", "kept2"))
+
+    def power_cut(*arguments: Any) -> Iterator[Evaluated]:
+        yield next(evaluate(*arguments))
+        raise SystemError
+
+    monkeypatch.setattr(loop, "evaluate", power_cut)
+    with pytest.raises(SystemError):
+        loop.train(config, folder.parent, tmp_path / "run")
+    monkeypatch.undo()
+    for _ in range(2):  # once more changes nothing
+        loop.train(config, folder.parent, tmp_path / "run")
+        rows = read_rows(tmp_path / "run" / "scores.csv")
+        assert [(row["iteration"], row["case"]) for row in rows] == [("1", "kept"), ("1", "kept2")]
 
 
 def test_training_overfits_a_small_volume(trained: Path) -> None:
