@@ -543,3 +543,44 @@ def test_a_wrong_configuration_is_one_line(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "unknown keys colour" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"augmentation": None}, "nothing is given for augmentation"),
+        ({"placement": None, "empty": None}, "nothing is given for empty, placement"),
+        ({"augmentation": {"warp": None}}, "augmentation: warp: no names and values"),
+        ({"augmentation": ["warp"]}, "augmentation has no names and values"),
+        ({"placement": "body"}, "placement has no names and values"),
+        ({"shares": {"labelled": None}}, "shares are not numbers"),
+        ({"augmentation": {"warp": {}}}, "warp needs strength"),
+        ({"augmentation": {"noise": {"range": [0, 1]}}}, "noise needs probability"),
+        ({"augmentation": {"noise": {"probability": 1}}}, "noise needs its lowest and highest"),
+        ({"augmentation": {"turn": {"probability": 1, "degrees": 15}}}, "about three axes"),
+        ({"augmentation": {"slab": {}}}, "slab needs probability"),
+        ({"augmentation": {"blurr": {}}}, "there is no blurr"),
+        ({"placement": {"rule": "everywhere"}}, "there is no rule 'everywhere'"),
+    ],
+)
+def test_every_mistake_in_a_configuration_is_one_line(
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: dict[str, Any],
+    said: str,
+) -> None:
+    data = tmp_path / "data" / "unlabelled" / "kept"
+    data.mkdir(parents=True)
+    content = yaml.safe_load(CONFIG.read_text())
+    content.update({k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.items()})
+    content.update(wrong)
+    config = tmp_path / "wrong.yaml"
+    config.write_text(yaml.safe_dump(content))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "prepared").symlink_to(prepared)
+    arguments = ["train", "--config", str(config), "--data", str(data.parents[1])]
+    assert main([*arguments, "--work", str(work)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
