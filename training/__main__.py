@@ -190,10 +190,17 @@ class _Run:
         from training.model_card import write_model_card
 
         agreements = export(
-            self.checkpoints[0], self.config, self.prepared, self.out, self.options.accuracy_aware
+            self.checkpoints[0],
+            self.config,
+            self.prepared,
+            self.out,
+            self.options.accuracy_aware,
+            holdout=self.holdout,
         )
         for agreement in agreements:
             print(agreement, flush=True)
+        if {a.case for a in agreements} & {*self.config.holdout, *self.holdout}:
+            print("int8 was calibrated on held-out cases: no others are prepared", flush=True)
         write_model_card(
             self.out,
             self.config,
