@@ -228,6 +228,26 @@ def test_a_teacher_is_named_on_the_command_line(
     assert "nothing.pt" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("step", ["prepare", "train"])
+def test_names_that_no_case_has_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], step: str
+) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *a_patient())
+    add(data, "head", a_patient()[0], None)
+    arguments = ["--data", str(data), "--work", str(tmp_path / "work"), "--workers", "1"]
+    for wrong in ({"holdout": ["P1", "P_2"]}, {"empty": ["head", "haed"]}, {"holdout": [7]}):
+        config = configuration(tmp_path, **wrong)
+        assert main([step, "--config", str(config), *arguments]) == 2
+        error = capfd.readouterr().err
+        ((key, names),) = wrong.items()
+        assert f"{key}: {data} has no case {names[-1]}" in error and len(error.splitlines()) == 1
+    # Our own configuration names the empty CTs of our data.
+    ours = configuration(tmp_path, empty=["acrin", "s0521"])
+    assert main(["prepare", "--config", str(ours), *arguments]) == 0
+    assert f"empty: {data} has none of acrin, s0521" in capfd.readouterr().err
+
+
 @pytest.fixture
 def kinds(tmp_path: Path) -> Path:
     """A prepared folder in which every file is of one brightness, by which patches tell it."""

@@ -150,6 +150,7 @@ class _Run:
         self.pseudolabels: Path = options.pseudolabels or self.work / "pseudolabels"
         self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
         self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
+        _check_names(config, {case.name for case in self.cases}, options.data)
         self.holdout: tuple[str, ...] = ()
         if options.fold is not None:
             labelled = [case.name for case in self.cases if case.kind == "labelled"]
@@ -160,6 +161,9 @@ class _Run:
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
+        if self.config.empty and not {*self.config.empty} & {case.name for case in self.cases}:
+            names = ", ".join(self.config.empty)
+            print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
         refused = prepare(self.cases, self.prepared, self.config, self.options.workers)
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)
@@ -234,6 +238,19 @@ class _Run:
         for name, found in judged.items():
             kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
             print(f"{name}: kept {kept}")
+
+
+def _check_names(config: Config, names: set[str], data: Path) -> None:
+    """Refuse cases to hold out that there are not: mistyped, they would be trained on.
+
+    Likewise empty ones; but a list of which none is there is that of other data.
+    """
+    for key, wanted in (("holdout", config.holdout), ("empty", config.empty)):
+        missing = [str(name) for name in wanted if name not in names]
+        if missing and (key == "holdout" or len(missing) < len(wanted)):
+            raise ValueError(
+                f"configuration {config.name!r}: {key}: {data} has no case {', '.join(missing)}"
+            )
 
 
 def _in_processes_of_their_own(arguments: list[str]) -> int:
