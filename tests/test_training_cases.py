@@ -228,6 +228,48 @@ def test_a_teacher_is_named_on_the_command_line(
     assert "nothing.pt" in capfd.readouterr().err
 
 
+def test_no_fold_learns_from_the_pseudo_labels_of_another(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hu, labels = a_patient()
+    data, work = dataset(tmp_path / "data"), tmp_path / "work"
+    for number in range(4):
+        add(data, f"P{number}", hu, labels)
+    add(data, "bare", hu, None)
+    shares = {"labelled": 0.5, "pseudo": 0.5}
+    config = str(configuration(tmp_path, folds=2, shares=shares))
+    arguments = ["--config", config, "--data", str(data), "--work", str(work), "--workers", "1"]
+
+    def done(step: str, *options: str) -> str:
+        """What a step says."""
+        code = main([step, *arguments, *options])
+        out, error = capfd.readouterr()
+        assert code == (2 if "training: " in error else 0)
+        return str(out + error)
+
+    done("prepare")
+    assert "training on 2 labelled" in done("train", "--fold", "0")  # no pseudo-labels: as before
+    done("pseudolabel", "--fold", "0")
+    assert [path.name for path in work.glob("pseudo*")] == ["pseudolabels_fold0"]
+    for name in ("pseudolabels", "pseudolabels_fold0"):  # as if they had been sure of the liver
+        made = np.where(labels == 1, 1, UNKNOWN if name == "pseudolabels" else 0)
+        write(work / name / "bare.nii.gz", made.astype(np.uint8))
+        (work / name / "annotated.json").write_text('{"bare": ["liver"]}')
+
+    pseudo = work / "prepared" / "pseudo" / "bare.npz"
+    done("prepare", "--fold", "0")
+    assert stored(pseudo, "labels") == [0, 1]
+    assert "2 labelled, 1 pseudo" in done("train", "--fold", "0", "--run", "second")
+    assert "run 'prepare --fold 1' first" in done("train", "--fold", "1")
+    assert "4 labelled, 1 pseudo" in done("train")  # scored on neither fold
+    done("prepare", "--fold", "1")
+    assert not pseudo.exists()
+    assert "training on 2 labelled\n" in done("train", "--fold", "1")
+    done("prepare")
+    assert stored(pseudo, "labels") == [1, UNKNOWN]
+    assert "has pseudo-labels for no fold" in done("train", "--fold", "0", "--run", "third")
+
+
 @pytest.mark.parametrize("step", ["prepare", "train"])
 def test_names_that_no_case_has_are_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], step: str
