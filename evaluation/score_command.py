@@ -110,6 +110,8 @@ def _write_summary(
         state: sum(score.status == state for score in scores)
         for state in ("scored", "missing", "error", "extra")
     }
+    # The reference is unreadable or the scoring was killed: not what the prediction did.
+    unknown = sum(score.status == "error" and not score.values for score in scores)
     text = [
         f"{states['scored']} cases scored, {states['missing']} predictions missing, "
         f"{states['error']} pairs that cannot be scored, {states['extra']} predictions without "
@@ -117,7 +119,12 @@ def _write_summary(
         + (
             "Strict mode: only scored cases are counted.\n\n"
             if strict
-            else "Missing predictions and pairs that cannot be scored count as zero.\n\n"
+            else "Missing predictions and those that cannot be scored count as zero"
+            + (
+                f"; pairs left out, since nothing is known of them: {unknown}.\n\n"
+                if unknown
+                else ".\n\n"
+            )
         )
     ]
     by_organ: dict[str, list[str]] = {}

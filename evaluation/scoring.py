@@ -13,13 +13,16 @@ another size                                                    there); reported
 same size, other spacing or   a row of zeros, counted           scored as stored with the
 position                                                        reference's zooms; reported
 values that are no labels     a row of zeros, counted           cast to uint8
+reference unreadable, or the  no row; reported                  no row; reported
+scoring was killed
 ============================  ================================  ================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -231,19 +234,43 @@ def _score_in_processes(
     workers: int,
     bar: tqdm[NoReturn],
 ) -> list[CaseScore]:
-    """Score pairs in several processes; a process that dies costs its cases, not the others'."""
+    """Score pairs in several processes; a process that dies costs its case, not the others'.
+
+    Its death ends every case that waits or runs in the same pool, and nobody says whose it was. So
+    those are scored again one by one, each death then being that of the case alone.
+    """
     results: dict[str, CaseScore] = {}
+    arguments = (strict, tuple(labels))
     # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
-    with ProcessPoolExecutor(min(workers, len(pairs)), get_context("spawn")) as pool:
-        jobs = {pool.submit(score_case, *pair, strict, tuple(labels)): pair[0] for pair in pairs}
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(pairs)), context) as pool:
+        jobs: dict[Future[CaseScore], str] = {}
+        with suppress(BrokenExecutor):
+            for pair in pairs:
+                jobs[pool.submit(score_case, *pair, *arguments)] = pair[0]
         for job in as_completed(jobs):
-            name = jobs[job]
-            try:
-                results[name] = job.result()
-            except (MemoryError, OSError, BrokenExecutor) as error:
-                killed = not isinstance(error, OSError)
-                reason = "a process was killed or ran out of memory" if killed else str(error)
-                note = f"{name}: cannot be scored ({reason}); fewer --workers need less memory"
-                results[name] = CaseScore(name, "error", notes=(note,))
-            bar.update()
+            if not isinstance(job.exception(), BrokenExecutor):
+                results[jobs[job]] = _result(job, jobs[job])
+                bar.update()
+    left = [pair for pair in pairs if pair[0] not in results]
+    while left:
+        with ProcessPoolExecutor(1, context) as pool:
+            while left:
+                name = left[0][0]
+                job = pool.submit(score_case, *left.pop(0), *arguments)
+                results[name] = _result(job, name)
+                bar.update()
+                if isinstance(job.exception(), BrokenExecutor):
+                    break
     return [results[name] for name, *_ in pairs]
+
+
+def _result(job: Future[CaseScore], name: str) -> CaseScore:
+    """A case's score, or why there is none."""
+    try:
+        return job.result()
+    except (MemoryError, OSError, BrokenExecutor) as error:
+        killed = not isinstance(error, OSError)
+        reason = "a process was killed or ran out of memory" if killed else str(error)
+        note = f"{name}: cannot be scored ({reason}); fewer --workers need less memory"
+        return CaseScore(name, "error", notes=(note,))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ surface_distance = pytest.importorskip("surface_distance", reason="needs the ext
 
 from evaluation.cli import main  # noqa: E402
 from evaluation.metrics import surface_dice  # noqa: E402
-from evaluation.scoring import CaseScore, score_folders, score_labels  # noqa: E402
+from evaluation.scoring import CaseScore, score_case, score_folders, score_labels  # noqa: E402
 from evaluation.summary import summarise  # noqa: E402
 
 NAMES = [
@@ -343,6 +345,54 @@ def test_spoilt_predictions(
     assert set(good.values.values()) == {1.0}
     strict, _ = score_folders(tmp_path / "r", tmp_path / "p", strict=True, quiet=True)
     assert bool(strict.values) == scored_in_strict
+
+
+def _dies(name: str, *arguments: Any) -> CaseScore:
+    """Score a case; the process dies of the case that is too large for it."""
+    if name.startswith("large"):
+        os._exit(137)
+    return score_case(name, *arguments)
+
+
+def test_a_process_that_dies_costs_its_own_case_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a", "b", "large1", "large2", "y", "z")
+    for name in names:
+        truth, guess = random_pair(1)
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+        save(guess, (1, 1, 1), tmp_path / "p" / f"{name}.nii.gz")
+    monkeypatch.setattr("evaluation.scoring.score_case", _dies)
+    scores = score_folders(tmp_path / "r", tmp_path / "p", workers=2, quiet=True)
+    assert [score.name.split(".")[0] for score in scores] == list(names)
+    for score in scores:
+        assert score.status == ("error" if score.name.startswith("large") else "scored")
+        assert bool(score.values) == (score.status == "scored")
+    assert "a process was killed or ran out of memory" in scores[2].notes[0]
+
+
+def test_the_summary_says_what_its_means_leave_out(tmp_path: Path) -> None:
+    """An unreadable reference says nothing about the prediction; a missing prediction does."""
+    truth = np.ones((6, 6, 6), np.uint8)
+    for name in ("good", "missing", "unknown"):
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+        save(truth, (1, 1, 1), tmp_path / "p" / f"{name}.nii.gz")
+    (tmp_path / "p" / "missing.nii.gz").unlink()
+    arguments = ["score", "--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
+    arguments += ["--out", tmp_path / "o", "--organs", "Liver", "--workers", "1", "--quiet"]
+
+    def said() -> str:
+        assert main([str(word) for word in arguments]) == 1
+        (liver,) = {
+            r["Mean"] for r in read(tmp_path / "o" / "summary.csv") if r["Organ"] == "Liver"
+        }
+        text = (tmp_path / "o" / "summary.md").read_text().split("\n\n")[0]
+        return f"{liver}: {text}"
+
+    assert said().startswith("0.6667") and said().endswith("count as zero.")
+    (tmp_path / "r" / "unknown.nii.gz").write_text("not a volume")
+    assert said().startswith("0.5000: 1 cases scored, 1 predictions missing, 1 pairs that cannot")
+    assert said().endswith("count as zero; pairs left out, since nothing is known of them: 1.")
 
 
 def test_summary_numbers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from training.augment import UNKNOWN
 from training.cases import find_cases
 from training.config import Config
 from training.folds import fold_of
+from training.losses import partial_dice_cross_entropy
 from training.prepare import prepare
 from training.samples import Samples
 
@@ -153,6 +155,28 @@ def test_what_was_not_annotated_is_unknown_all_the_way(tmp_path: Path) -> None:
         assert (content["labels"] == UNKNOWN).sum() == 18
 
 
+def test_what_is_labelled_but_not_annotated_is_unknown(tmp_path: Path) -> None:
+    """A spleen that somebody drew roughly and did not vouch for: by hand and by a network."""
+    hu, labels = a_patient()
+    data = dataset(tmp_path / "data", annotated={"P1": ["liver"], "P2": ["liver"]})
+    add(data, "P1", hu, labels)
+    write(data / "imagesTr" / "P2_0000.nii.gz", hu)
+    write(data / "pseudolabelsTr" / "P2.nii.gz", labels)
+    shares = {"labelled": 0.5, "pseudo": 0.5}
+    config = Config.load(configuration(tmp_path, shares=shares))
+    assert prepare(find_cases(data), tmp_path / "out", config, 1) == []
+    for path in ("images/P1.npz", "pseudo/P2.npz"):
+        with np.load(tmp_path / "out" / path) as content:
+            assert (content["labels"] == 1).any()
+            assert set(np.unique(content["labels"])) == {0, 1, UNKNOWN}
+    samples = Samples(tmp_path / "out", config)
+    for number in range(8):
+        _, drawn_labels, annotated, weight = samples[number]
+        logits = torch.zeros(1, 1 + len(ORGANS), *drawn_labels.shape)
+        loss = partial_dice_cross_entropy(logits, drawn_labels[None], annotated[None], weight[None])
+        assert loss < 10
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     names=st.sets(st.text("abc_019", min_size=1, max_size=6), max_size=30),
@@ -185,6 +209,85 @@ def test_a_fold_is_scored_on_and_not_trained_on(
     assert not scored["0"] & scored["1"]
     assert main(["train", *arguments, "--fold", "2"]) == 2
     assert "there is no fold 2: folds are 0 to 1" in capfd.readouterr().err
+
+
+def test_a_teacher_is_named_on_the_command_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *a_patient())
+    config = str(configuration(tmp_path))
+    arguments = ["--config", config, "--data", str(data), "--work", str(tmp_path / "work")]
+    assert main(["prepare", *arguments, "--workers", "1"]) == 0
+    assert main(["train", *arguments]) == 0
+    taught = ["train", *arguments, "--run", "student", "--teacher", config]
+    assert main([*taught, str(tmp_path / "work" / "run" / "checkpoint.pt")]) == 0
+    assert (tmp_path / "work" / "student" / "checkpoint.pt").exists()
+    capfd.readouterr()
+    assert main([*taught, str(tmp_path / "nothing.pt")]) == 2
+    assert "nothing.pt" in capfd.readouterr().err
+
+
+def test_no_fold_learns_from_the_pseudo_labels_of_another(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hu, labels = a_patient()
+    data, work = dataset(tmp_path / "data"), tmp_path / "work"
+    for number in range(4):
+        add(data, f"P{number}", hu, labels)
+    add(data, "bare", hu, None)
+    shares = {"labelled": 0.5, "pseudo": 0.5}
+    config = str(configuration(tmp_path, folds=2, shares=shares))
+    arguments = ["--config", config, "--data", str(data), "--work", str(work), "--workers", "1"]
+
+    def done(step: str, *options: str) -> str:
+        """What a step says."""
+        code = main([step, *arguments, *options])
+        out, error = capfd.readouterr()
+        assert code == (2 if "training: " in error else 0)
+        return str(out + error)
+
+    done("prepare")
+    assert "training on 2 labelled" in done("train", "--fold", "0")  # no pseudo-labels: as before
+    done("pseudolabel", "--fold", "0")
+    assert [path.name for path in work.glob("pseudo*")] == ["pseudolabels_fold0"]
+    for name in ("pseudolabels", "pseudolabels_fold0"):  # as if they had been sure of the liver
+        made = np.where(labels == 1, 1, UNKNOWN if name == "pseudolabels" else 0)
+        write(work / name / "bare.nii.gz", made.astype(np.uint8))
+        (work / name / "annotated.json").write_text('{"bare": ["liver"]}')
+
+    pseudo = work / "prepared" / "pseudo" / "bare.npz"
+    done("prepare", "--fold", "0")
+    assert stored(pseudo, "labels") == [0, 1]
+    assert "2 labelled, 1 pseudo" in done("train", "--fold", "0", "--run", "second")
+    assert "run 'prepare --fold 1' first" in done("train", "--fold", "1")
+    assert "4 labelled, 1 pseudo" in done("train")  # scored on neither fold
+    done("prepare", "--fold", "1")
+    assert not pseudo.exists()
+    assert "training on 2 labelled\n" in done("train", "--fold", "1")
+    done("prepare")
+    assert stored(pseudo, "labels") == [1, UNKNOWN]
+    assert "has pseudo-labels for no fold" in done("train", "--fold", "0", "--run", "third")
+
+
+@pytest.mark.parametrize("step", ["prepare", "train"])
+def test_names_that_no_case_has_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], step: str
+) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *a_patient())
+    add(data, "head", a_patient()[0], None)
+    arguments = ["--data", str(data), "--work", str(tmp_path / "work"), "--workers", "1"]
+    for wrong in ({"holdout": ["P1", "P_2"]}, {"empty": ["head", "haed"]}, {"holdout": [7]}):
+        config = configuration(tmp_path, **wrong)
+        assert main([step, "--config", str(config), *arguments]) == 2
+        error = capfd.readouterr().err
+        ((key, names),) = wrong.items()
+        assert f"{key}: {data} has no case {names[-1]}" in error and len(error.splitlines()) == 1
+    # Our own configuration names the empty CTs of our data.
+    ours = configuration(tmp_path, empty=["acrin", "s0521"])
+    assert main(["prepare", "--config", str(ours), *arguments]) == 0
+    assert f"empty: {data} has none of acrin, s0521" in capfd.readouterr().err
 
 
 @pytest.fixture
@@ -323,6 +426,117 @@ def test_changed_labels_are_prepared_anew(tmp_path: Path) -> None:
     prepare(find_cases(data), out, config, 1)
     with np.load(out / "images" / "P1.npz") as content:
         assert set(np.unique(content["labels"])) == {0, 1}
+
+
+def stored(path: Path, name: str) -> list[int]:
+    """The values of an array of a prepared file."""
+    with np.load(path) as content:
+        return [int(value) for value in np.unique(content[name])]
+
+
+def test_edited_descriptions_are_prepared_anew(tmp_path: Path) -> None:
+    """Only what they concern: other names for the labels, organs that are not annotated."""
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *a_patient())
+    add(data, "P2", *a_patient())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    p1, p2 = (out / "images" / f"{name}.npz" for name in ("P1", "P2"))
+    before = p2.stat().st_mtime_ns
+    dataset(data, annotated={"P1": ["liver"]})
+    prepare(find_cases(data), out, config, 1)
+    assert stored(p1, "annotated") == [1] and stored(p1, "labels") == [0, 1, UNKNOWN]
+    assert p2.stat().st_mtime_ns == before
+    names = {"labels": {"background": 0, "liver": 1, "pancreas": 3}}
+    (data / "dataset.json").write_text(json.dumps(names))
+    prepare(find_cases(data), out, config, 1)
+    assert stored(p2, "annotated") == stored(p2, "labels")[1:] == [1, 4]
+
+
+def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(tmp_path: Path) -> None:
+    hu, labels = a_patient()
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", hu, labels)
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    replaced = data / "labelsTr" / "P1.nii.gz"
+    write(replaced, np.where(labels == 3, 0, labels).astype(np.uint8))
+    os.utime(replaced, (1e9, 1e9))
+    prepare(find_cases(data), out, config, 1)
+    assert stored(out / "images" / "P1.npz", "labels") == [0, 1]
+
+
+def test_nothing_stays_of_cases_that_are_gone_or_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hu, labels = a_patient()
+    fine = np.kron(labels, np.ones((2, 2, 2), np.uint8))
+    for name in ("atlas", "gone", "spoilt", "stays"):
+        write(tmp_path / "data" / "labelmaps" / name / "labels.nii.gz", fine)
+    atlas = tmp_path / "data" / "labelmaps" / "atlas"
+    write(atlas / "full_labels.nii.gz", fine)
+    (atlas / "full_labels_names.json").write_text('{"1": "liver", "3": "spleen"}')
+    for name in ("C1", "C2"):
+        write(tmp_path / "data" / "cases" / name / "ct.nii.gz", hu)
+        write(tmp_path / "data" / "cases" / name / "labels.nii.gz", labels)
+    out = tmp_path / "out"
+    config = Config.load(configuration(tmp_path, shares={"synthetic": 0.5, "labelled": 0.5}))
+    assert prepare(find_cases(tmp_path / "data"), out, config, 2) == []
+    (out / "bodies" / ".1.partial.P.npz").touch()  # another process is writing it
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    shutil.rmtree(tmp_path / "data" / "labelmaps" / "gone")
+    shutil.rmtree(tmp_path / "data" / "cases" / "C1")
+    write(tmp_path / "data" / "labelmaps" / "spoilt" / "labels.nii.gz", fine[:, :, ::-1])
+    assert len(prepare(find_cases(tmp_path / "data"), out, config, 2)) == 1
+    assert "removed 3 prepared file(s)" in capfd.readouterr().err  # C1 was a patient as well
+    left = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    names = ("images/C1", "bodies/C1__atlas", "bodies/gone__atlas", "bodies/spoilt__atlas")
+    lost = {out / f"{name}.npz" for name in names}
+    assert left == {path: made for path, made in before.items() if path not in lost}
+
+    # Another configuration does not need the bodies: they stay for the next one.
+    for other in ({"shares": {"labelled": 1.0}}, {"holdout": ["atlas", "C2"]}):
+        changed = Config.load(configuration(tmp_path, **other))
+        prepare(find_cases(tmp_path / "data"), out, changed, 2)
+        assert left.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*.npz")}.items()
+
+
+def test_files_that_do_not_tell_what_they_were_made_of_are_kept(tmp_path: Path) -> None:
+    """They were prepared by an earlier version; only newer sources make them anew."""
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *a_patient())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    path = out / "images" / "P1.npz"
+    with np.load(path) as content:
+        arrays = {name: content[name] for name in content.files if name != "made_of"}
+    np.savez(path, **arrays)
+    before = path.stat().st_mtime_ns
+    prepare(find_cases(data), out, config, 1)
+    assert path.stat().st_mtime_ns == before
+    later = time.time() + 5
+    os.utime(data / "labelsTr" / "P1.nii.gz", (later, later))
+    prepare(find_cases(data), out, config, 1)
+    assert path.stat().st_mtime_ns != before
+
+
+def test_label_maps_without_a_body_are_refused_and_the_others_prepared(tmp_path: Path) -> None:
+    _, labels = a_patient()
+    point = np.zeros_like(labels)
+    point[5, 10, 10] = 1
+    slice_alone = np.where(np.arange(12)[:, None, None] == 5, labels, 0).astype(np.uint8)
+    maps = {"bare": labels * 0, "good": labels, "point": point, "slice": slice_alone}
+    for name, array in maps.items():
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((4.0, 4.0, 1.0 if name == "slice" else 4.0))
+        path = tmp_path / "data" / "labelmaps" / name / "labels.nii.gz"
+        path.parent.mkdir(parents=True)
+        sitk.WriteImage(image, str(path))
+    config = Config.load(configuration(tmp_path, shares={"synthetic": 1.0}))
+    refused = prepare(find_cases(tmp_path / "data"), tmp_path / "out", config, 1)
+    assert refused[0] == "bare: nothing is labelled"
+    assert [line.split(": ")[0] for line in refused] == ["bare", "point", "slice"]
+    assert [path.stem for path in (tmp_path / "out" / "bodies").iterdir()] == ["good"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

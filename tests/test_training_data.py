@@ -21,7 +21,7 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training.augment import UNKNOWN, vary_hu
 from training.blur import blur
-from training.bodies import Body, anchored, complete, finish, isotropic, transfer
+from training.bodies import _register, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
@@ -41,6 +41,7 @@ from training.warp import (
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
+ADRENAL = "left_adrenal_gland"
 
 
 def test_names_of_both_label_vocabularies_map_to_tissues() -> None:
@@ -189,6 +190,35 @@ def test_completion_keeps_the_patients_organs_and_adds_the_atlas_tissues(
     middle = np.argwhere(whole == LABEL_OF["aorta"])[:, 1:].mean(0) - offset[1:]
     assert np.abs(middle - np.argwhere(truth)[:, 1:].mean(0)).max() < 6  # voxels of 2 mm
     assert anchored(whole)
+
+
+def test_completion_believes_what_is_annotated_whatever_the_atlas_has(
+    tissues: np.ndarray,
+) -> None:
+    """A patient without gallbladder, with a stomach that the atlas has lost and a tiny adrenal."""
+    stomach, gallbladder, adrenal = (LABEL_OF[n] for n in ("stomach", "gallbladder", ADRENAL))
+    atlas = np.where(tissues == stomach, 0, tissues).astype(np.uint8)
+    assert gallbladder in atlas and adrenal in atlas
+    shown = (1, 2, 3, 13, stomach)
+    patient = np.where(np.isin(tissues, shown), tissues, 0).astype(np.uint8)
+    patient[tuple(np.argwhere(tissues == adrenal)[0])] = adrenal
+    whole = complete(patient, (*shown, gallbladder, adrenal), atlas)
+    assert gallbladder not in whole
+    for organ in (*shown, adrenal):
+        assert (whole == organ).sum() == (patient == organ).sum(), ORGANS[organ]
+    assert LABEL_OF["aorta"] in whole  # not annotated: the atlas's
+
+
+@pytest.mark.parametrize("voxels", [(61, 78, 90), (64, 80, 88)])
+def test_a_body_laid_over_itself_is_where_it_was(voxels: tuple[int, ...]) -> None:
+    """Whether or not the coarse grid divides its size: bones far from any organ tell."""
+    atlas = np.zeros(voxels, np.uint8)
+    atlas[20:40, 20:45, 10:40] = 1
+    atlas[25:40, 25:45, 60:80] = 3
+    atlas[22:30, 50:62, 40:50] = 5
+    places = _register(atlas, atlas, [1, 3, 5])
+    distance = (places - regular_places(atlas.shape, 2.0)).norm(dim=-1)
+    assert distance[4:-4, 4:-4, 4:-4].max() < 1.0  # mm
 
 
 @pytest.fixture(scope="module")
@@ -401,6 +431,8 @@ def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config
         assert case["spacing"].tolist() == [2.0, 2.0, 2.0]
         liver, air = case["labels"] == 1, case["hu"] < -500
         assert liver.any() and air.any()
+        # Its other organs have labels too, which nobody vouches for.
+        assert set(np.unique(case["labels"])) == {0, 1, 3, 5, UNKNOWN}
         # Only at an edge to air can interpolated values be nearer to air's.
         assert (liver & air).sum() < 0.02 * liver.sum()
     samples = Samples(prepared, replace(config, shares={"transferred": 1.0}))
@@ -483,10 +515,3 @@ def test_looks_that_differ_leave_the_organ_unknown() -> None:
 def test_mirrored_and_tiny_organs_are_not_believed() -> None:
     assert judge([look[:, :, ::-1] for look in _looks()], (5.0, 5.0, 5.0), 0.85).kept == ()
     assert judge(_looks(), (1.0, 1.0, 1.0), 0.85).kept == ()
-
-
-def test_bodies_survive_storage(tmp_path: Path, tissues: np.ndarray) -> None:
-    body = finish(tissues)
-    body.save(tmp_path / "a.npz")
-    again = Body.load(tmp_path / "a.npz")
-    assert (again.tissues == body.tissues).all() and (again.hull == body.hull).all()

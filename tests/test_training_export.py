@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="the training extra is not installed")
@@ -17,7 +18,7 @@ pytest.importorskip("nncf", reason="the training extra is not installed")
 from inference.plan import Plan
 from training.cases import Case
 from training.config import Config
-from training.export import Agreement
+from training.export import Agreement, volumes_for_checks
 from training.model_card import write_model_card
 
 REPOSITORY = Path(__file__).parents[1]
@@ -156,6 +157,24 @@ def test_upsampling_behind_a_leaky_relu_runs_in_int8() -> None:
     assert result["error"] < 0.03
 
 
+def test_held_out_cases_calibrate_only_where_there_are_no_others(tmp_path: Path) -> None:
+    config = Config.load(REPOSITORY / "training/configs/abdoseg.yaml")
+    config = replace(config, holdout=("kept",))
+    labels = np.zeros((4, 4, 4), np.uint8)
+    for name in ("images/fold", "images/kept", "images/bare", "pseudo/made"):
+        path = tmp_path / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, hu=labels.astype(np.int16), labels=labels + (path.stem != "bare"))
+
+    def names() -> list[str]:
+        return [volume.name for volume in volumes_for_checks(tmp_path, config, ("fold",))]
+
+    assert names() == ["made", "bare"]
+    (tmp_path / "images" / "bare.npz").unlink()
+    (tmp_path / "pseudo" / "made.npz").unlink()
+    assert names() == ["fold", "kept"]
+
+
 def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None:
     config = Config.load(REPOSITORY / "training/configs/abdoseg.yaml")
     config = replace(
@@ -193,3 +212,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     ):
         assert words in card, words
     assert "Pseudo-labelled" not in card
+    assert "calibrated on the held-out" not in card
+    held_out = [replace(agreement, case="kept")]
+    write_model_card(tmp_path, config, cases, run, (), held_out, "a machine")
+    assert "int8 was calibrated on the held-out cases" in (tmp_path / "README.md").read_text()

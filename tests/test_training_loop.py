@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from training.__main__ import main
 from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
-from training.evaluate import evaluate, logits_of
+from training.evaluate import Evaluated, evaluate, logits_of
 from training.losses import partial_dice_cross_entropy
 from training.network import make_network
 from training.pseudolabel import pseudolabel
+from training.records import read_rows
 from training.samples import Patch, Samples
 from training.teacher import Teacher
 
@@ -220,6 +221,31 @@ def test_interrupted_training_goes_on_to_the_same_curve(
     for number, state in a["optimiser"]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, b["optimiser"]["state"][number][key])
+
+
+def test_an_evaluation_that_was_cut_short_is_done_again(
+    prepared: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the first of two held-out cases."""
+    folder = tmp_path / "prepared" / "images"
+    folder.mkdir(parents=True)
+    for name in ("seen", "kept", "kept2"):
+        source = prepared / "images" / ("seen.npz" if name == "seen" else "kept.npz")
+        (folder / f"{name}.npz").write_bytes(source.read_bytes())
+    config = replace(config, iterations=1, holdout=("kept", "kept2"))
+
+    def power_cut(*arguments: Any) -> Iterator[Evaluated]:
+        yield next(evaluate(*arguments))
+        raise SystemError
+
+    monkeypatch.setattr(loop, "evaluate", power_cut)
+    with pytest.raises(SystemError):
+        loop.train(config, folder.parent, tmp_path / "run")
+    monkeypatch.undo()
+    for _ in range(2):  # once more changes nothing
+        loop.train(config, folder.parent, tmp_path / "run")
+        rows = read_rows(tmp_path / "run" / "scores.csv")
+        assert [(row["iteration"], row["case"]) for row in rows] == [("1", "kept"), ("1", "kept2")]
 
 
 def test_training_overfits_a_small_volume(trained: Path) -> None:
@@ -451,11 +477,13 @@ def test_a_stopped_training_ends_with_all_its_processes(
     content.update({k: list(v) if isinstance(v, tuple) else v for k, v in endless.items()})
     config = tmp_path / "endless.yaml"
     config.write_text(yaml.safe_dump(content))
-    data = tmp_path / "data" / "unlabelled" / "P1"
-    data.mkdir(parents=True)
-    image = sitk.GetImageFromArray(a_patient()[0])
-    image.SetSpacing((SPACING,) * 3)
-    sitk.WriteImage(image, str(data / "ct.nii.gz"))
+    for name in ("seen", "kept"):
+        data = tmp_path / "data" / "cases" / name
+        data.mkdir(parents=True)
+        for array, file in zip(a_patient(), ("ct", "labels"), strict=True):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing((SPACING,) * 3)
+            sitk.WriteImage(image, str(data / f"{file}.nii.gz"))
     work = tmp_path / "work"
     (work / "prepared" / "images").mkdir(parents=True)
     settings = {k: content[k] for k in ("spacing", "size", "crop", "stored")}
@@ -515,3 +543,44 @@ def test_a_wrong_configuration_is_one_line(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "unknown keys colour" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"augmentation": None}, "nothing is given for augmentation"),
+        ({"placement": None, "empty": None}, "nothing is given for empty, placement"),
+        ({"augmentation": {"warp": None}}, "augmentation: warp: no names and values"),
+        ({"augmentation": ["warp"]}, "augmentation has no names and values"),
+        ({"placement": "body"}, "placement has no names and values"),
+        ({"shares": {"labelled": None}}, "shares are not numbers"),
+        ({"augmentation": {"warp": {}}}, "warp needs strength"),
+        ({"augmentation": {"noise": {"range": [0, 1]}}}, "noise needs probability"),
+        ({"augmentation": {"noise": {"probability": 1}}}, "noise needs its lowest and highest"),
+        ({"augmentation": {"turn": {"probability": 1, "degrees": 15}}}, "about three axes"),
+        ({"augmentation": {"slab": {}}}, "slab needs probability"),
+        ({"augmentation": {"blurr": {}}}, "there is no blurr"),
+        ({"placement": {"rule": "everywhere"}}, "there is no rule 'everywhere'"),
+    ],
+)
+def test_every_mistake_in_a_configuration_is_one_line(
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: dict[str, Any],
+    said: str,
+) -> None:
+    data = tmp_path / "data" / "unlabelled" / "kept"
+    data.mkdir(parents=True)
+    content = yaml.safe_load(CONFIG.read_text())
+    content.update({k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.items()})
+    content.update(wrong)
+    config = tmp_path / "wrong.yaml"
+    config.write_text(yaml.safe_dump(content))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "prepared").symlink_to(prepared)
+    arguments = ["train", "--config", str(config), "--data", str(data.parents[1])]
+    assert main([*arguments, "--work", str(work)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1

@@ -115,7 +115,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--pseudolabels",
         type=Path,
-        help="folder that 'pseudolabel' writes and 'prepare' reads (default: WORK/pseudolabels)",
+        help="folder that 'pseudolabel' writes and 'prepare' reads (default: WORK/pseudolabels, "
+        "with --fold N WORK/pseudolabels_foldN)",
     )
     add(
         "--checkpoint",
@@ -147,9 +148,11 @@ class _Run:
         fold = "" if options.fold is None else f"_fold{options.fold}"
         self.folder = self.work / (options.run + fold)
         self.prepared = self.work / "prepared"
-        self.pseudolabels: Path = options.pseudolabels or self.work / "pseudolabels"
+        # A fold's own: no network that was trained on its held-out cases must teach it.
+        self.pseudolabels: Path = options.pseudolabels or self.work / f"pseudolabels{fold}"
         self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
         self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
+        _check_names(config, {case.name for case in self.cases}, options.data)
         self.holdout: tuple[str, ...] = ()
         if options.fold is not None:
             labelled = [case.name for case in self.cases if case.kind == "labelled"]
@@ -160,14 +163,52 @@ class _Run:
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
+        if self.config.empty and not {*self.config.empty} & {case.name for case in self.cases}:
+            names = ", ".join(self.config.empty)
+            print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
+        ours = [
+            case.name
+            for case in self.cases
+            if case.label_file and case.label_file.parent == self.pseudolabels
+        ]
+        if ours:
+            self._claim(ours)
         refused = prepare(self.cases, self.prepared, self.config, self.options.workers)
+        if not ours:
+            self._pseudolabelled_for.unlink(missing_ok=True)
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)
 
+    def _claim(self, names: list[str]) -> None:
+        """Note for which fold these pseudo-labels are prepared; no other one's stay."""
+        note = self._pseudolabelled_for
+        before = note.read_text() if note.exists() else "no fold"
+        if before != self._fold_in_words:
+            for name in names:
+                (self.prepared / "pseudo" / f"{name}.npz").unlink(missing_ok=True)
+        self.prepared.mkdir(parents=True, exist_ok=True)
+        note.write_text(self._fold_in_words)
+
+    @property
+    def _pseudolabelled_for(self) -> Path:
+        """Which fold's networks made the pseudo-labels that are prepared, where ours made some."""
+        return self.prepared / "pseudolabelled_for.txt"
+
+    @property
+    def _fold_in_words(self) -> str:
+        return "no fold" if self.options.fold is None else f"fold {self.options.fold}"
+
     def train(self) -> None:
+        from training.config import Config
         from training.teacher import Teacher
         from training.train import train
 
+        note, fold = self._pseudolabelled_for, self._fold_in_words
+        if self.options.fold is not None and note.exists() and note.read_text() != fold:
+            raise ValueError(
+                f"{self.prepared}: has pseudo-labels for {note.read_text()}, by networks that may "
+                f"have seen what {fold} holds out; run 'prepare --fold {self.options.fold}' first"
+            )
         teacher = None
         if self.options.teacher:
             path, checkpoint = self.options.teacher
@@ -189,10 +230,17 @@ class _Run:
         from training.model_card import write_model_card
 
         agreements = export(
-            self.checkpoints[0], self.config, self.prepared, self.out, self.options.accuracy_aware
+            self.checkpoints[0],
+            self.config,
+            self.prepared,
+            self.out,
+            self.options.accuracy_aware,
+            holdout=self.holdout,
         )
         for agreement in agreements:
             print(agreement, flush=True)
+        if {a.case for a in agreements} & {*self.config.holdout, *self.holdout}:
+            print("int8 was calibrated on held-out cases: no others are prepared", flush=True)
         write_model_card(
             self.out,
             self.config,
@@ -226,6 +274,19 @@ class _Run:
         for name, found in judged.items():
             kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
             print(f"{name}: kept {kept}")
+
+
+def _check_names(config: Config, names: set[str], data: Path) -> None:
+    """Refuse cases to hold out that there are not: mistyped, they would be trained on.
+
+    Likewise empty ones; but a list of which none is there is that of other data.
+    """
+    for key, wanted in (("holdout", config.holdout), ("empty", config.empty)):
+        missing = [str(name) for name in wanted if name not in names]
+        if missing and (key == "holdout" or len(missing) < len(wanted)):
+            raise ValueError(
+                f"configuration {config.name!r}: {key}: {data} has no case {', '.join(missing)}"
+            )
 
 
 def _in_processes_of_their_own(arguments: list[str]) -> int:

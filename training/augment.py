@@ -30,17 +30,36 @@ AIR = -1024
 UNKNOWN = 255
 """Label of voxels that nothing is learnt from."""
 
-_GEOMETRY = ("warp", "turn", "scale")
-_HU = ("phase", "slab")
-
 
 def check(augmentation: Mapping[str, Any]) -> None:
-    """Raise ValueError for an entry that is not known."""
-    known = {*_GEOMETRY, *_HU, *_INTENSITIES, "mirror"}
-    if wrong := sorted(set(augmentation) - known):
+    """Raise ValueError for an entry that is not known, or that lacks something."""
+    needed: dict[str, set[str]] = {
+        "warp": {"strength"},
+        "turn": {"probability", "degrees"},
+        "scale": {"probability", "range", "axes"},
+        "phase": set(),
+        "slab": {"probability"},
+        "mirror": {"axes"},
+        **{name: {"probability"} for name in _INTENSITIES},
+    }
+    if wrong := sorted(set(augmentation) - set(needed)):
         raise ValueError(f"augmentation: there is no {', '.join(wrong)}")
-    if "strength" not in augmentation.get("warp", {"strength": 0}):
-        raise ValueError("augmentation: warp needs a strength")
+    for name, options in augmentation.items():
+        if missing := sorted(needed[name] - set(options)):
+            raise ValueError(f"augmentation: {name} needs {' and '.join(missing)}")
+        if name in _INTENSITIES:
+            amounts = [value for key, value in options.items() if key != "probability"]
+            if len(amounts) != 1 or len(_listed(amounts[0])) != 2:
+                raise ValueError(f"augmentation: {name} needs its lowest and highest amount")
+    if "turn" in augmentation and len(_listed(augmentation["turn"]["degrees"])) != 3:
+        raise ValueError("augmentation: turn needs degrees about three axes")
+    if "scale" in augmentation and len(_listed(augmentation["scale"]["range"])) != 2:
+        raise ValueError("augmentation: scale needs a range of two numbers")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    """A list as it is; of anything else, none."""
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def places(

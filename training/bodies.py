@@ -10,7 +10,6 @@ squared difference of the blurred masks, bending penalised).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,16 +46,6 @@ class Body:
 
     tissues: NDArray[np.uint8]
     hull: NDArray[np.int8]
-
-    def save(self, path: Path) -> None:
-        """Write as a compressed .npz."""
-        np.savez_compressed(path, tissues=self.tissues, hull=self.hull)
-
-    @staticmethod
-    def load(path: Path) -> Body:
-        """Read what `save` wrote."""
-        with np.load(path) as content:
-            return Body(content["tissues"], content["hull"])
 
 
 def isotropic(labels: NDArray[np.uint8], spacing: tuple[float, float, float]) -> NDArray[np.uint8]:
@@ -98,7 +87,11 @@ def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def finish(tissues: NDArray[np.uint8]) -> Body:
-    """Pad a whole-body tissue map for fat and skin and measure the distance to its hull."""
+    """Pad a whole-body tissue map for fat and skin and measure the distance to its hull.
+
+    Raises:
+        ValueError: nothing is labelled, or too little for a hull.
+    """
     pad = round(_SKIN / SPACING)
     tissues = np.pad(tissues, ((0, 0), (pad, pad), (pad, pad)))
     inside = np.zeros(tissues.shape, bool)
@@ -121,6 +114,8 @@ def finish(tissues: NDArray[np.uint8]) -> Body:
     distance = ndimage.gaussian_filter1d(distance.astype(np.float32), 4.0, axis=0)
     columns = np.flatnonzero((distance < _SKIN).any(axis=(0, 1)))
     rows = np.flatnonzero((distance < _SKIN).any(axis=(0, 2)))
+    if not len(rows):
+        raise ValueError(f"{'too little' if tissues.any() else 'nothing'} is labelled")
     box = np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return Body(
         np.ascontiguousarray(tissues[box]),
@@ -139,22 +134,24 @@ def complete(
         atlas: tissue map (z, y, x) of another patient's whole body at `SPACING`.
 
     Returns:
-        Tissue map (z, y, x) at `SPACING`: the patient's own organs, exactly, in a body that
-        reaches as far as the atlas does within 100 mm above and 150 mm below the organs.
+        Tissue map (z, y, x) at `SPACING`: the patient's annotated organs, exactly, in a body that
+        reaches as far as the atlas does within 100 mm above and 150 mm below the organs. What is
+        annotated and absent stays absent.
 
     Raises:
         ValueError: the two share no organ, or the atlas cannot be laid over the patient.
     """
-    shared, grown, places = _aligned(organs, annotated, atlas)
+    grown, places = _aligned(organs, annotated, atlas)
     warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
     part = _reached(warped != 255)
     warped[warped == 255] = Tissue.NONE
 
-    # The atlas's own shared organs give way to what surrounds them.
-    foreign = np.isin(warped, shared)
+    # What the patient's map tells, absence included, is not the atlas's to tell: its copies give
+    # way to what surrounds them.
+    foreign = np.isin(warped, annotated)
     nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
     merged = warped[tuple(nearest)]
-    own = np.isin(grown, shared)
+    own = np.isin(grown, annotated)
     merged[own] = grown[own]
     return merged[part]
 
@@ -183,7 +180,7 @@ def transfer(
     Raises:
         ValueError: the two share no organ, or the CT cannot be laid over the patient.
     """
-    _, _, places = _aligned(organs, annotated, atlas)
+    _, places = _aligned(organs, annotated, atlas)
     nearest = NearestVoxels(hu.shape, places, spacing)
     bent = sample_linear(torch.from_numpy(hu)[None], places, spacing)[0].numpy()
     bent_labels = nearest.values(torch.from_numpy(labels), 0).numpy()
@@ -195,17 +192,17 @@ def transfer(
 
 def _aligned(
     organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8]
-) -> tuple[list[int], NDArray[np.uint8], Tensor]:
-    """The organs that both have; the patient's with room around; the atlas's places there."""
+) -> tuple[NDArray[np.uint8], Tensor]:
+    """The patient's organs with room around, and the atlas's places there."""
     shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
     if not shared:
         raise ValueError("no organ is labelled in it that the whole-body map has too")
-    z = np.flatnonzero((np.isin(organs, shared)).any(axis=(1, 2)))
+    z = np.flatnonzero(np.isin(organs, annotated).any(axis=(1, 2)))
     above, below, side = (round(mm / SPACING) for mm in (100, 150, 40))
     # Array axis 0 runs towards the head: what lies below the organs comes first.
     padded = np.pad(organs, ((below, above), (side, side), (side, side)))
     grown = padded[z[0] : z[-1] + 1 + below + above]
-    return shared, grown, _register(grown, atlas, shared)
+    return grown, _register(grown, atlas, shared)
 
 
 def _reached(inside: NDArray[np.bool_]) -> slice:
@@ -218,8 +215,8 @@ def _reached(inside: NDArray[np.bool_]) -> slice:
 
 def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]) -> Tensor:
     """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid."""
-    fixed, fixed_points = _masks(target, labels)
-    moving, moving_points = _masks(atlas, labels)
+    fixed, fixed_points, fixed_spacing = _masks(target, labels)
+    moving, moving_points, moving_spacing = _masks(atlas, labels)
 
     # Affine by regularised least squares: few organs must not shear the body.
     centre_f, centre_m = fixed_points.mean(0), moving_points.mean(0)
@@ -229,7 +226,7 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
     matrix = torch.linalg.solve(f.T @ f + ridge, f.T @ m + scale * ridge)
 
     shape = fixed.shape[1:]
-    affine = (regular_places(shape, _COARSE) - centre_f) @ matrix + centre_m
+    affine = (regular_places(shape, fixed_spacing) - centre_f) @ matrix + centre_m
 
     control = [max(4, round(n * _COARSE / _CONTROL)) for n in shape]
     shift = torch.zeros(3, *control, requires_grad=True)
@@ -238,7 +235,7 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / _STEPS)
         places = affine + upsample(shift, shape).permute(1, 2, 3, 0)
-        warped = sample_linear(moving, places, _COARSE)
+        warped = sample_linear(moving, places, moving_spacing)
         difference = (weight * (warped - fixed) ** 2).mean()
         bending = torch.stack([shift.diff(n=2, dim=axis).pow(2).mean() for axis in (1, 2, 3)])
         loss = difference * 100 + 0.002 * bending.sum()
@@ -251,17 +248,24 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
         return fine.permute(1, 2, 3, 0)
 
 
-def _masks(labels: NDArray[np.uint8], values: list[int]) -> tuple[Tensor, Tensor]:
-    """Blurred masks (n, z, y, x) at the coarse spacing and centroids (n, 3) in mm."""
-    depth, height, width = (max(1, round(n * SPACING / _COARSE)) for n in labels.shape)
+def _masks(
+    labels: NDArray[np.uint8], values: list[int]
+) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+    """Blurred masks (n, z, y, x), centroids (n, 3) in mm, and the masks' spacing (z, y, x).
+
+    A whole number of voxels covers the map's extent, so they are of the coarse spacing nearly.
+    """
+    shape = shape_at_spacing(labels.shape, (SPACING,) * 3, (_COARSE,) * 3)
+    depth, height, width = shape
+    spacing = tuple(n * SPACING / m for n, m in zip(labels.shape, shape, strict=True))
     masks, points = [], []
     for value in values:
         mask = torch.from_numpy((labels == value).astype(np.float32))[None, None]
         small = F.adaptive_avg_pool3d(mask, (depth, height, width))[0, 0].numpy()
         masks.append(torch.from_numpy(ndimage.gaussian_filter(small, 1.0)))
-        middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * _COARSE
+        middle = (np.array(ndimage.center_of_mass(small)) + 0.5) * spacing
         points.append(torch.tensor(middle, dtype=torch.float32))
-    return torch.stack(masks), torch.stack(points)
+    return torch.stack(masks), torch.stack(points), spacing
 
 
 def anchored(tissues: NDArray[np.uint8]) -> bool:

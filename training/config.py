@@ -104,6 +104,13 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = []
+        for name in ("network", "placement", "augmentation", "shares", "coarse_first"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"configuration {self.name!r}: {name} has no names and values")
+        if wrong := [k for k, v in self.augmentation.items() if not isinstance(v, Mapping)]:
+            problems.append(f"augmentation: {', '.join(wrong)}: no names and values; {{}} for none")
+        if any(not isinstance(share, (int, float)) for share in self.shares.values()):
+            raise ValueError(f"configuration {self.name!r}: shares are not numbers")
         if isinstance(self.holdout, str) or isinstance(self.empty, str):
             problems.append("holdout and empty are lists of names")
         for name in ("clip", "stored", "patch", "spacing", "size"):
@@ -113,8 +120,8 @@ class Config:
             problems.append(f"optimiser {self.optimiser!r} is neither 'adamw' nor 'sgd'")
         if self.schedule not in ("cosine", "polynomial"):
             problems.append(f"schedule {self.schedule!r} is neither 'cosine' nor 'polynomial'")
-        if wrong := set(self.shares) - set(KINDS):
-            problems.append(f"shares of unknown kinds: {', '.join(sorted(wrong))}")
+        if unknown := set(self.shares) - set(KINDS):
+            problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
         if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
             problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")
         for kind in ("batch", "iterations", "evaluate_every", "checkpoint_every"):
@@ -189,6 +196,8 @@ class Config:
             raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
         if missing := sorted(known - set(content)):
             raise ValueError(f"{path}: missing keys {', '.join(missing)}")
+        if empty := sorted(name for name, value in content.items() if value is None):
+            raise ValueError(f"{path}: nothing is given for {', '.join(empty)}")
         try:
             values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in content.items()

@@ -88,6 +88,7 @@ def export(
     out: Path,
     accuracy_aware: bool = False,
     most_loss: float = 0.005,
+    holdout: tuple[str, ...] = (),
 ) -> list[Agreement]:
     """Write a model folder (IR in fp16 storage and in int8, and the plan).
 
@@ -102,6 +103,7 @@ def export(
         accuracy_aware: keep those layers in higher precision whose quantisation costs most,
             until the loss of accuracy is at most ``most_loss``. Takes many times longer.
         most_loss: mean DSC per organ between int8's labels and fp32's that may be lost.
+        holdout: cases that were kept aside, besides the configuration's.
 
     Returns:
         The agreement of every exported precision with PyTorch, per checked volume.
@@ -111,7 +113,7 @@ def export(
         UsageError: ``out`` exists and is no model folder.
     """
     network = load_average(checkpoint, config)
-    volumes = volumes_for_checks(prepared, config)
+    volumes = volumes_for_checks(prepared, config, holdout)
     patches = [patch_of(volume, config) for volume in volumes]
 
     model = to_openvino(network, config.patch)
@@ -248,19 +250,25 @@ def _quantise(
     return quantised
 
 
-def volumes_for_checks(prepared: Path, config: Config) -> list[Volume]:
+def volumes_for_checks(
+    prepared: Path, config: Config, holdout: tuple[str, ...] = ()
+) -> list[Volume]:
     """Prepared volumes: labelled ones first, then unlabelled and pseudo-labelled ones.
 
-    Where there is no real image, synthetic patches stand in; their names say so.
+    Held-out cases, whose scores shall say how good the network is on others, only where there is
+    nothing else. Where there is no real image, synthetic patches stand in; their names say so.
 
     Raises:
         FileNotFoundError: nothing is prepared.
     """
+    aside = {*config.holdout, *holdout}
     found = []
     for path in sorted((*prepared.glob("images/*.npz"), *prepared.glob("pseudo/*.npz"))):
         if not path.name.startswith("."):
             with np.load(path) as content:
                 found.append((not content["labels"].any(), path))
+    if others := [(empty, path) for empty, path in found if path.stem not in aside]:
+        found = others
     real: dict[str, Volume] = {}
     for _, path in sorted(found):
         if path.stem not in real and len(real) < _CALIBRATED_WITH:
@@ -268,7 +276,7 @@ def volumes_for_checks(prepared: Path, config: Config) -> list[Volume]:
                 real[path.stem] = Volume(path.stem, content["hu"], content["labels"])
     if real:
         return list(real.values())
-    samples = Samples(prepared, config)
+    samples = Samples(prepared, config, holdout)
     drawn = []
     for number in range(8):
         patch = samples[number]

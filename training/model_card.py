@@ -69,6 +69,7 @@ def write_model_card(
         "Agreement of the OpenVINO networks with PyTorch in fp32, mean over "
         f"{len({a.case for a in agreements})} {_what(agreements)}:",
         _agreement(agreements),
+        *_calibrated_on_held_out(agreements, (*config.holdout, *holdout)),
         "## Known failures",
         _known_failures(config),
     ]
@@ -198,6 +199,16 @@ def _accuracy(rows: list[dict[str, str]], holdout: tuple[str, ...]) -> str:
 def _what(agreements: list[Agreement]) -> str:
     synthetic = any(a.case.startswith("synthetic_") for a in agreements)
     return "synthetic patches (there was no real CT)" if synthetic else "whole real CT(s)"
+
+
+def _calibrated_on_held_out(agreements: list[Agreement], holdout: tuple[str, ...]) -> list[str]:
+    """What is checked is also what int8 is calibrated on: held-out cases if there are no others."""
+    if not {a.case for a in agreements} & set(holdout):
+        return []
+    return [
+        "int8 was calibrated on the held-out cases, since there were no others: its scores on "
+        "them are not those of new cases."
+    ]
 
 
 def _agreement(agreements: list[Agreement]) -> str:

@@ -13,8 +13,9 @@ Output, all in LPS orientation with arrays (z, y, x):
   (as ``images``, at the bodies' spacing);
 - ``refused.txt``: which cases were refused, and why.
 
-What exists already is kept, unless what it was made of is newer: an interrupted preparation goes
-on where it was.
+What exists already is kept: an interrupted preparation goes on where it was. Each file says what
+it was made of (``made_of``); when that is no longer what the data has, it is made anew. Files of
+cases that are gone or refused are removed, since the training draws from all that it finds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import json
 import os
 import signal
 import sys
+import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -41,11 +43,14 @@ from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.writing import appearing
+from training.augment import UNKNOWN
 from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
 from training.cases import Case
 from training.config import Config
 
 KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
+
+_MADE_OF = "made_of"
 
 ABSENT = tuple(v for v in ORGANS if v != LABEL_OF["esophagus"])
 """What a CT without abdomen is known not to show: its upper esophagus may be there."""
@@ -84,16 +89,8 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     plan = replace(
         config.plan((1, 1, 1), {"f32": ""}), clip=config.stored, subtract=0.0, divide=1.0
     )
-    jobs = []
-    for case in cases:
-        if case.image is not None:
-            kind = "pseudo" if case.kind == "pseudo" else "images"
-            if case.name in config.empty:
-                kind = "empty"
-            for other in {"images", "pseudo", "empty"} - {kind}:  # what it was counted as before
-                (out / other / f"{case.name}.npz").unlink(missing_ok=True)
-            jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
-    jobs += _bodies(cases, out, config, plan)
+    jobs = _images(cases, out, config, plan) + _bodies(cases, out, config, plan)
+    _remove_others(jobs, cases, out, config, plan)
     jobs = [job for job in jobs if not _is_done(job)]
     refused = []
     others = active_children()
@@ -102,7 +99,9 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
         try:
             for future in tqdm(as_completed(running), total=len(jobs), desc="prepare", unit="file"):
                 if problem := future.result():
-                    refused.append(f"{running[future].target.stem}: {problem}")
+                    target = running[future].target
+                    target.unlink(missing_ok=True)  # made when the case was another one
+                    refused.append(f"{target.stem}: {problem}")
         except BrokenProcessPool:
             raise ValueError(
                 "a process that prepared cases was killed; if memory is short, --workers 1 needs "
@@ -118,13 +117,72 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
 
 
 def _is_done(job: _Job) -> bool:
-    """Whether the output is there, and newer than all that it is made of."""
+    """Whether the output is there, and made of what the data has now."""
     if not job.target.exists():
         return False
+    try:
+        with np.load(job.target) as content:
+            told = str(content[_MADE_OF]) if _MADE_OF in content else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged
+        return False
+    if told is not None:
+        return told == _made_of(job)
+    # Written before files told it: done if nothing that it is made of is newer.
     made = job.target.stat().st_mtime
-    cases = [job.case, *([job.atlas] if job.atlas else [])]
-    sources = [path for c in cases for path in (c.image, c.label_file, c.tissue_file) if path]
+    sources = [path for case in _cases_of(job) for path in _files_of(case)]
     return all(path.exists() and path.stat().st_mtime <= made for path in sources)
+
+
+def _made_of(job: _Job) -> str:
+    """All that an output depends on beside the settings, to be compared."""
+    parts = []
+    for case in _cases_of(job):
+        files: list[tuple[str, int, int] | None] = []
+        for path in _files_of(case):
+            state = path.stat() if path.exists() else None
+            files.append((path.name, state.st_size, state.st_mtime_ns) if state else None)
+        values = sorted(case.values.items()) if case.values is not None else None
+        parts.append([files, case.annotated, values, sorted(case.tissue_names.items())])
+    return json.dumps(parts)
+
+
+def _cases_of(job: _Job) -> list[Case]:
+    return [job.case, *([job.atlas] if job.atlas else [])]
+
+
+def _files_of(case: Case) -> list[Path]:
+    return [path for path in (case.image, case.label_file, case.tissue_file) if path]
+
+
+def _remove_others(
+    jobs: list[_Job], cases: list[Case], out: Path, config: Config, plan: Plan
+) -> None:
+    """Remove prepared files that no case makes any more.
+
+    Bodies that are only not drawn, or held out, stay: the training passes over them, and the
+    next configuration may want them.
+    """
+    drawn = {"synthetic": 1.0, "transferred": 1.0}
+    possible = _bodies(cases, out, replace(config, holdout=(), shares=drawn), plan)
+    kept = {job.target for job in (*jobs, *possible)}
+    found = [path for kind in KINDS_OF_FILES for path in (out / kind).glob("[!.]*.npz")]
+    removed = [path for path in found if path not in kept]
+    for path in removed:
+        path.unlink()
+    if removed:
+        print(f"removed {len(removed)} prepared file(s) that no case makes now", file=sys.stderr)
+
+
+def _images(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
+    """Every case with a CT, as what it counts."""
+    jobs = []
+    for case in cases:
+        if case.image is not None:
+            kind = "pseudo" if case.kind == "pseudo" else "images"
+            if case.name in config.empty:
+                kind = "empty"
+            jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
+    return jobs
 
 
 def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
@@ -188,6 +246,7 @@ def _run(job: _Job) -> str | None:
 
 
 def _try(job: _Job) -> str | None:
+    made_of = _made_of(job)  # before it is read: what changes meanwhile is then noticed
     try:
         if job.target.parent.name == "bodies":
             arrays = _body(job.case, job.atlas)
@@ -200,7 +259,7 @@ def _try(job: _Job) -> str | None:
     except (AbdosegError, ValueError, RuntimeError) as error:
         return last_line(error)  # SimpleITK writes several
     with appearing(job.target) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **arrays, **{_MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
     return None
 
 
@@ -224,7 +283,7 @@ def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
     bent, bent_labels = transfer(stored, labels, spacing, atlas_tissues, organs, case.annotated)
     return {
         "hu": bent,
-        "labels": bent_labels,
+        "labels": _believed(bent_labels, atlas.annotated),
         "annotated": np.array(atlas.annotated, np.uint8),
         "spacing": np.full(3, SPACING, np.float32),
     }
@@ -240,12 +299,21 @@ def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
         if not labels.any():
             raise ValueError("nothing is labelled")
         _check_sides(labels, prepared.values)
+        labels = _believed(labels, case.annotated)
     return {
         "hu": np.round(prepared.values).astype(np.int16),
         "labels": labels,
         "annotated": np.array(ABSENT if empty else case.annotated, np.uint8),
         "spacing": np.array(prepared.spacing, np.float32),
     }
+
+
+def _believed(labels: np.ndarray, annotated: tuple[int, ...]) -> np.ndarray:
+    """Labels in which organs that do not count as annotated are unknown.
+
+    The loss has no class for them: it counts their probability as background's.
+    """
+    return np.where(np.isin(labels, (0, *annotated)), labels, UNKNOWN).astype(np.uint8)
 
 
 def _check_sides(labels: np.ndarray, hu: np.ndarray | None = None) -> None:

@@ -43,9 +43,10 @@ class Records:
                 writer.writeheader()
                 writer.writerows(rows)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self._scores: list[list[object]] = []
 
     def has_scores(self, done: int) -> bool:
-        """Whether there are scores of this iteration."""
+        """Whether there are scores of this iteration: of all held-out cases, or of none."""
         return any(int(row["iteration"]) == done for row in read_rows(self.run / "scores.csv"))
 
     def add_losses(self, done: int, losses: list[float], seconds: float, waited: float) -> None:
@@ -69,7 +70,7 @@ class Records:
         )
 
     def add_case(self, done: int, case: Evaluated) -> None:
-        """Note the scores of a held-out case and draw its labels.
+        """Note the scores of a held-out case, until `end_evaluation`, and draw its labels.
 
         Args:
             done: steps in all.
@@ -85,7 +86,7 @@ class Records:
         known = np.where(case.labels == UNKNOWN, 0, case.labels).astype(np.uint8)
         write_preview(folder / f"{case.name}_truth.png", image, known)
         cells = ["" if score is None else f"{score:.4f}" for score in case.dice]
-        self._append("scores.csv", [done, case.name, *cells])
+        self._scores.append([done, case.name, *cells])
         named = {n: s for n, s in zip(ORGANS.values(), case.dice, strict=True) if s is not None}
         mean = float(np.mean(list(named.values())))
         for organ, score in named.items():
@@ -93,8 +94,18 @@ class Records:
         self._board.add_scalar(f"dice_{case.name}/mean", mean, done)
         print(f"{case.name}: mean DSC {mean:.4f}; {','.join(cells)}", flush=True)
 
-    def draw(self) -> None:
-        """Draw the curves anew."""
+    def end_evaluation(self) -> None:
+        """Write the scores of all held-out cases, in one step, and draw the curves anew.
+
+        A training that is stopped among them scores all of them when it goes on.
+        """
+        path = self.run / "scores.csv"
+        before = path.read_bytes()
+        with appearing(path) as temporary:
+            temporary.write_bytes(before)
+            with temporary.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(self._scores)
+        self._scores = []
         draw_curves(self.run)
         self._board.flush()
 

@@ -121,7 +121,7 @@ def train(
             if records and due and not records.has_scores(done):
                 for case in evaluate(average, prepared, config, holdout):
                     records.add_case(done, case)
-                records.draw()
+                records.end_evaluation()
 
         if start:  # it may have been stopped between a checkpoint and its scores
             score(start)
