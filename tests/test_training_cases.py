@@ -466,6 +466,26 @@ def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(tmp_path: Path
     assert stored(out / "images" / "P1.npz", "labels") == [0, 1]
 
 
+def test_copied_data_is_the_same_data_and_other_data_is_refused(tmp_path: Path) -> None:
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *a_patient())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    path = out / "images" / "P1.npz"
+    before = path.stat().st_mtime_ns
+    copy = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy)  # times are now
+    for file in copy.rglob("*.nii.gz"):
+        os.utime(file, (2e9, 2e9))
+    prepare(find_cases(copy), out, config, 1)
+    assert path.stat().st_mtime_ns == before
+
+    other = dataset(tmp_path / "other")
+    add(other, "Q1", *a_patient())
+    with pytest.raises(ValueError, match="prepared from other data"):
+        prepare(find_cases(other), out, config, 1)
+    assert path.stat().st_mtime_ns == before
+
+
 def test_nothing_stays_of_cases_that_are_gone_or_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ cases that are gone or refused are removed, since the training draws from all th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -126,7 +127,7 @@ def _is_done(job: _Job) -> bool:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged
         return False
     if told is not None:
-        return told == _made_of(job)
+        return _is_still_made_of(job, told)
     # Written before files told it: done if nothing that it is made of is newer.
     made = job.target.stat().st_mtime
     sources = [path for case in _cases_of(job) for path in _files_of(case)]
@@ -134,16 +135,44 @@ def _is_done(job: _Job) -> bool:
 
 
 def _made_of(job: _Job) -> str:
-    """All that an output depends on beside the settings, to be compared."""
+    """All that an output depends on beside the settings: files, and what their labels mean."""
     parts = []
     for case in _cases_of(job):
-        files: list[tuple[str, int, int] | None] = []
+        files = []
         for path in _files_of(case):
-            state = path.stat() if path.exists() else None
-            files.append((path.name, state.st_size, state.st_mtime_ns) if state else None)
-        values = sorted(case.values.items()) if case.values is not None else None
-        parts.append([files, case.annotated, values, sorted(case.tissue_names.items())])
+            state = path.stat()
+            files.append([path.name, state.st_size, state.st_mtime_ns, _digest(path)])
+        parts.append([files, _meaning(case)])
     return json.dumps(parts)
+
+
+def _is_still_made_of(job: _Job, told: str) -> bool:
+    """Whether `_made_of` would say so again; files are read only where their times differ.
+
+    Copied data has other times, and the same content.
+    """
+    before, cases = json.loads(told), _cases_of(job)
+    if len(before) != len(cases):
+        return False
+    for (files, meaning), case in zip(before, cases, strict=True):
+        paths = _files_of(case)
+        if meaning != _meaning(case) or [name for name, *_ in files] != [p.name for p in paths]:
+            return False
+        for (_, size, time, digest), path in zip(files, paths, strict=True):
+            if not path.exists() or path.stat().st_size != size:
+                return False
+            if path.stat().st_mtime_ns != time and _digest(path) != digest:
+                return False
+    return True
+
+
+def _meaning(case: Case) -> str:
+    values = sorted(case.values.items()) if case.values is not None else None
+    return json.dumps([case.annotated, values, sorted(case.tissue_names.items())])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _cases_of(job: _Job) -> list[Case]:
@@ -161,12 +190,17 @@ def _remove_others(
 
     Bodies that are only not drawn, or held out, stay: the training passes over them, and the
     next configuration may want them.
+
+    Raises:
+        ValueError: that would be all of them: the folder is of other data.
     """
     drawn = {"synthetic": 1.0, "transferred": 1.0}
     possible = _bodies(cases, out, replace(config, holdout=(), shares=drawn), plan)
     kept = {job.target for job in (*jobs, *possible)}
     found = [path for kind in KINDS_OF_FILES for path in (out / kind).glob("[!.]*.npz")]
     removed = [path for path in found if path not in kept]
+    if removed and len(removed) == len(found):
+        raise ValueError(f"{out}: was prepared from other data; name another --work, or remove it")
     for path in removed:
         path.unlink()
     if removed:
