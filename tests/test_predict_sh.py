@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -128,23 +127,29 @@ def test_options_that_need_no_folder(echo: Path, folder: Path) -> None:
     assert asked(call(echo, folder, "-iin", "-oout")) == ["-iin", "-oout"]
 
 
-def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) -> None:
-    checkout = tmp_path / "checkout"
+def without_dependencies(
+    tmp_path: Path, folder: Path, python: str
+) -> subprocess.CompletedProcess[str]:
+    """Call a copy of the script where the only Python is a stand-in that has no packages.
+
+    Args:
+        tmp_path: where the copy goes, into "checkout".
+        folder: where it is called.
+        python: what the stand-in does, asked for anything but its packages.
+    """
+    checkout, bin_ = tmp_path / "checkout", tmp_path / "bin"
     (checkout / "inference").mkdir(parents=True)
     shutil.copy(SCRIPT, checkout)
     (checkout / "inference" / "requirements.lock").write_text("")
-    theirs = checkout / ".venv" / "bin" / "theirs"
-    theirs.parent.mkdir(parents=True)
-    theirs.write_text("work of a week")
-    python = tmp_path / "bin" / "python3"
-    python.parent.mkdir()
+    bin_.mkdir()
     for tool in ("dirname", "cmp", "rm", "mkdir", "sed", "cp"):
-        (python.parent / tool).symlink_to(str(shutil.which(tool)))
-    python.write_text('#!/bin/sh\ncase "$2" in *find_spec*) exit 1;; esac\nexit 0\n')
-    python.chmod(0o755)
-    environment = {**os.environ, "PATH": str(python.parent)}
+        (bin_ / tool).symlink_to(str(shutil.which(tool)))
+    stand_in = bin_ / "python3"
+    stand_in.write_text(f'#!/bin/sh\ncase "$2" in *find_spec*) exit 1;; {python} esac\nexit 0\n')
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": str(bin_)}
     environment.pop("ABDOSEG_PYTHON", None)
-    result = subprocess.run(
+    return subprocess.run(
         [str(SHELL), str(checkout / "predict.sh"), "in", "out"],
         cwd=folder,
         env=environment,
@@ -152,6 +157,13 @@ def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) ->
         text=True,
         check=False,
     )
+
+
+def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) -> None:
+    theirs = tmp_path / "checkout" / ".venv" / "bin" / "theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("work of a week")
+    result = without_dependencies(tmp_path, folder, "")
     assert result.returncode == 2
     assert ".venv is not mine" in result.stderr
     assert theirs.read_text() == "work of a week"
@@ -159,28 +171,8 @@ def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) ->
 
 def test_incomplete_python_is_not_taken(tmp_path: Path, folder: Path) -> None:
     """Without the dependencies .venv is made; here that fails, in plain words."""
-    checkout = tmp_path / "checkout"
-    (checkout / "inference").mkdir(parents=True)
-    shutil.copy(SCRIPT, checkout)
-    (checkout / "inference" / "requirements.lock").write_text("")
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    for tool in ("dirname", "cmp", "rm", "mkdir", "sed", "cp"):
-        (bin_ / tool).symlink_to(str(shutil.which(tool)))
     # Supported by its version, but nothing is installed and "-m venv" fails.
-    python = bin_ / "python3"
-    python.write_text('#!/bin/sh\ncase "$2" in *find_spec*) exit 1;; venv) exit 1;; esac\nexit 0\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    environment = {**os.environ, "PATH": str(bin_)}
-    environment.pop("ABDOSEG_PYTHON", None)
-    result = subprocess.run(
-        [str(SHELL), str(checkout / "predict.sh"), "in", "out"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = without_dependencies(tmp_path, folder, "venv) exit 1;;")
     assert result.returncode == 2
     assert "installing the dependencies" in result.stderr
     assert "python3-venv" in result.stderr
