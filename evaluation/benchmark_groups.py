@@ -12,5 +12,9 @@ GROUPS = {
 }
 """Groups of rows, in the order of the table, and what they are."""
 
-ISA_LEVELS = ("AVX2", "AVX512_CORE")
-"""Values of ``ONEDNN_MAX_CPU_ISA``: a laptop without VNNI, a Xeon W-2133 (Skylake)."""
+ISA_LEVELS = {
+    "AVX2": "avx2",  # a laptop without VNNI
+    "AVX512_CORE": "avx512f",  # a Xeon W-2133 (Skylake)
+    "AVX512_CORE_BF16": "avx512_bf16",  # VNNI and bf16, no AMX
+}
+"""Values of ``ONEDNN_MAX_CPU_ISA``, and the flag of processors that have them."""

@@ -282,7 +282,7 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     _add_choice(
         parser,
         "--isa",
-        ISA_LEVELS,
+        tuple(ISA_LEVELS),
         f"repeat with the instructions limited so (default {','.join(ISA_LEVELS)}; '' for none)",
     )
     parser.add_argument("--small-patch", action="store_true", help="16 x 64 x 64, to try with")
