@@ -56,19 +56,19 @@ make_venv() {
     die "no Python 3.10 to 3.13 found"
 }
 
-# The image names its Python, which is complete. Elsewhere: .venv, an active environment or the
-# machine's own, whichever is complete, else a new .venv.
+# The image names its Python, which is complete. Elsewhere: our .venv, an active environment, the
+# machine's own, another's .venv, whichever is complete, else a new .venv.
 find_python() {
     if [ -n "${ABDOSEG_PYTHON:-}" ]; then
         python=$ABDOSEG_PYTHON
     elif cmp -s "$lock" "$home/.venv/installed.lock"; then
         python=$home/.venv/bin/python
-    elif ! ours && complete "$home/.venv/bin/python"; then
-        python=$home/.venv/bin/python
     elif complete python3; then
         python=python3
     elif complete python; then
         python=python
+    elif ! ours && complete "$home/.venv/bin/python"; then
+        python=$home/.venv/bin/python
     else
         make_venv
         python=$home/.venv/bin/python

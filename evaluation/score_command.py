@@ -112,6 +112,7 @@ def _write_summary(
     }
     # The reference is unreadable or the scoring was killed: not what the prediction did.
     unknown = sum(score.status == "error" and not score.values for score in scores)
+    left_out = f"; pairs left out, since nothing is known of them: {unknown}" if unknown else ""
     text = [
         f"{states['scored']} cases scored, {states['missing']} predictions missing, "
         f"{states['error']} pairs that cannot be scored, {states['extra']} predictions without "
@@ -119,12 +120,7 @@ def _write_summary(
         + (
             "Strict mode: only scored cases are counted.\n\n"
             if strict
-            else "Missing predictions and those that cannot be scored count as zero"
-            + (
-                f"; pairs left out, since nothing is known of them: {unknown}.\n\n"
-                if unknown
-                else ".\n\n"
-            )
+            else f"Missing predictions and those that cannot be scored count as zero{left_out}.\n\n"
         )
     ]
     by_organ: dict[str, list[str]] = {}

