@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 
 from training.config import Config
+from training.depthwise import DepthwiseConv3d
 from training.evaluate import multiple_of
 from training.losses import distillation, loss_at_all_depths
 from training.network import (
@@ -163,6 +164,32 @@ def test_attention_weighs_channels_by_the_means_of_their_neighbours() -> None:
     weight = torch.sigmoid(torch.stack([kernel[i] * means[:, i : i + 64] for i in range(3)]).sum(0))
     assert torch.allclose(attention(x), x * weight[:, :, None, None, None], atol=1e-6)
     assert len(ChannelAttention(256).convolution.weight.flatten()) == 5
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 9, 7), (1, 1, 1, 4, 5), (3, 8, 2, 6, 6)])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_depthwise_convolutions_and_their_gradients_are_torchs_own(
+    shape: tuple[int, ...], bf16: bool
+) -> None:
+    """In full precision under autocast too."""
+    torch.manual_seed(1)
+    channels = shape[1]
+    ours = DepthwiseConv3d(channels)
+    theirs = torch.nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    here, there = (torch.randn(shape, generator=torch.manual_seed(2)) for _ in range(2))
+    here.requires_grad_()
+    there.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        answer = ours(here)
+    weights = torch.randn(shape)
+    (answer * weights).sum().backward()
+    (theirs(there) * weights).sum().backward()
+    torch.testing.assert_close(answer, theirs(there))
+    torch.testing.assert_close(here.grad, there.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(here), theirs(here))
 
 
 def test_rates_fall_as_configured() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.organs import ORGANS
+from training.depthwise import DepthwiseConv3d
 
 Triple = tuple[int, int, int]
 
@@ -181,7 +182,7 @@ class LightUNet(nn.Module):
             for channels in (before, after):
                 if separable:
                     layers += [
-                        nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False),
+                        DepthwiseConv3d(channels),
                         nn.Conv3d(channels, after, 1, bias=False),
                     ]
                 else:
