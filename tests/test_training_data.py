@@ -389,6 +389,7 @@ def _config(**changes: Any) -> Config:
         "patch": (32, 32, 48),
         "spacing": (6.0, 6.0, 6.0),
         "synthesis_spacing": 6.0,
+        "drawn_at_once": 1,
         "coarse_first": {},
         "holdout": (),
         "empty": (),
@@ -482,6 +483,40 @@ def test_no_organ_is_labelled_beyond_a_synthetic_field_of_view(
     middle = labels.shape[-1] // 2
     assert (labels[..., : middle - 1] > 0).any()
     assert not labels[..., middle + 1 :].any()
+
+
+def test_patches_drawn_at_once_are_one_larger_patch(prepared: Path, config: Config) -> None:
+    """In any order, and whichever kind of data they come from."""
+    whole = replace(config, patch=(32, 32, 48), shares={"labelled": 0.5, "synthetic": 0.5})
+    large = Samples(prepared, whole)
+    parts = Samples(prepared, replace(whole, patch=(8, 32, 48), drawn_at_once=4, batch=4))
+    for number in (2, 0, 1):
+        pieces = [parts[4 * number + part] for part in (0, 1, 2, 3)]
+        assert torch.equal(torch.cat([p.image for p in pieces], dim=1), large[number].image)
+        assert torch.equal(torch.cat([p.labels for p in pieces]), large[number].labels)
+        assert all(torch.equal(p.annotated, large[number].annotated) for p in pieces)
+
+
+def test_synthetic_scans_have_the_spacing_of_some_scanner(prepared: Path, config: Config) -> None:
+    def liver(slice_: float, pixel: float) -> float:
+        scan = {"slice": [slice_, slice_], "pixel": [pixel, pixel]}
+        samples = Samples(
+            prepared,
+            replace(
+                config,
+                spacing=(None, None, None),
+                augmentation={"scan": scan},
+                placement={"rule": "body"},
+                shares={"synthetic": 1.0},
+            ),
+        )
+        counts = [int((samples[i].labels == LABEL_OF["liver"]).sum()) for i in range(6)]
+        return float(np.mean(counts))
+
+    usual = liver(8.0, 8.0)
+    assert usual > 200
+    assert liver(16.0, 8.0) == pytest.approx(usual / 2, rel=0.3)
+    assert liver(8.0, 16.0) == pytest.approx(usual / 4, rel=0.3)
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:

@@ -3,7 +3,8 @@
 Three kinds, by when they act:
 
 - geometry (`places`): ``warp`` (turned, scaled and bent, all axes at once: ours), ``turn`` and
-  ``scale`` (nnU-Net's), before anything is sampled;
+  ``scale`` (nnU-Net's), before anything is sampled; ``scan``, lowest and highest mm of a synthetic
+  CT's ``slice`` thickness and ``pixel`` size, for networks that see CTs at their own spacing;
 - Hounsfield units (`vary_hu`): ``phase`` and ``slab``, before clipping;
 - intensities (`vary_intensities`): nnU-Net's noise, blur, brightness, contrast, low resolution
   and gamma (Isensee et al. 2021, as in batchgeneratorsv2), and ``mirror``, in their order.
@@ -39,6 +40,7 @@ def check(augmentation: Mapping[str, Any]) -> None:
         "scale": {"probability", "range", "axes"},
         "phase": set(),
         "slab": {"probability"},
+        "scan": {"slice", "pixel"},
         "mirror": {"axes"},
         **{name: {"probability"} for name in _INTENSITIES},
     }
@@ -53,6 +55,9 @@ def check(augmentation: Mapping[str, Any]) -> None:
                 raise ValueError(f"augmentation: {name} needs its lowest and highest amount")
     if "turn" in augmentation and len(_listed(augmentation["turn"]["degrees"])) != 3:
         raise ValueError("augmentation: turn needs degrees about three axes")
+    for name, range_ in augmentation.get("scan", {}).items():
+        if len(_listed(range_)) != 2 or range_[0] <= 0:
+            raise ValueError(f"augmentation: scan's {name} needs its lowest and highest mm")
     if "scale" in augmentation and len(_listed(augmentation["scale"]["range"])) != 2:
         raise ValueError("augmentation: scale needs a range of two numbers")
 

@@ -31,6 +31,8 @@ class Config:
         stored: HU range of the prepared images: that of ``clip``, or wider where an augmentation
             changes HU before they are clipped.
         synthesis_spacing: isotropic spacing at which synthetic CT is drawn for a patch.
+        drawn_at_once: patches, above each other, that are drawn as one and follow each other:
+            drawing one of few slices can cost more than a step of a small network.
         batch: patches per step, over all GPUs together.
         iterations: optimiser steps in all.
         optimiser: "adamw" or "sgd" (with Nesterov momentum 0.99).
@@ -78,6 +80,7 @@ class Config:
     postprocessing: tuple[Mapping[str, Any], ...]
     stored: tuple[float, float]
     synthesis_spacing: float
+    drawn_at_once: int
     batch: int
     iterations: int
     optimiser: str
@@ -124,9 +127,11 @@ class Config:
             problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
         if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
             problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")
-        for kind in ("batch", "iterations", "evaluate_every", "checkpoint_every"):
+        for kind in ("batch", "drawn_at_once", "iterations", "evaluate_every", "checkpoint_every"):
             if getattr(self, kind) < 1:
                 problems.append(f"{kind} is less than 1")
+        if not problems and self.batch % self.drawn_at_once and self.drawn_at_once % self.batch:
+            problems.append("neither of batch and drawn_at_once is a multiple of the other")
         if self.class_weights and len(self.class_weights) != 1 + len(LABEL_OF):
             problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
         if self.coarse_first and set(self.coarse_first) != {"share", "spacing", "patch"}:

@@ -1,7 +1,8 @@
 """Training patches: drawn, warped and varied, one per index.
 
 Sample ``i`` of a seed is always the same patch, so an interrupted training goes on with exactly
-the patches that it would have seen.
+the patches that it would have seen. Where patches are of few slices, several that lie above each
+other are drawn as one (the configuration's ``drawn_at_once``).
 
 Where a patch lies is the configuration's ``placement``:
 
@@ -128,6 +129,7 @@ class Samples(Dataset[Patch]):
         self.device = torch.device(device)
         self._room = room
         self._lock = Lock()
+        self._drawn: tuple[int, list[Patch]] = (-1, [])
         kept_aside = {*config.holdout, *holdout}
         everything = {
             "synthetic": _arrays(folder / "bodies"),
@@ -151,13 +153,22 @@ class Samples(Dataset[Patch]):
 
     def __getitem__(self, index: int) -> Patch:
         """Patch number ``index``."""
-        chance = Chance(self.config.seed * 1_000_003 + index, self.device)
+        number, part = divmod(index, self.config.drawn_at_once)
+        last, parts = self._drawn
+        if number != last:
+            parts = self._draw(number)
+            self._drawn = number, parts
+        return parts[part]
+
+    def _draw(self, number: int) -> list[Patch]:
+        """The patches, lowest first, that are drawn as one."""
+        chance = Chance(self.config.seed * 1_000_003 + number, self.device)
         kinds = list(self.sources)
         kind = kinds[chance.pick([self.config.shares[kind] for kind in kinds])]
         paths = self.sources[kind]
         source = self._load(paths[chance.integer(len(paths))])
         make = self._synthetic if kind == "synthetic" else self._real
-        hu, labels = make(source, *self._grid(source, index), chance)
+        hu, labels = make(source, *self._grid(source, number, chance), chance)
         hu, labels = vary_hu(hu, labels, kind != "synthetic", self.config.augmentation, chance)
         config = self.config
         image = (hu.clamp(*config.clip) - config.subtract) / config.divide
@@ -165,12 +176,15 @@ class Samples(Dataset[Patch]):
         annotated = torch.zeros(1 + len(ORGANS), dtype=torch.bool)
         annotated[[0, *source.annotated]] = True
         weight = torch.tensor(config.pseudo_weight if kind == "pseudo" else 1.0)
-        return Patch(
-            image.float()[None].contiguous(),
-            labels.contiguous(),
-            annotated.to(self.device),
-            weight.to(self.device),
-        )
+        annotated, weight = annotated.to(self.device), weight.to(self.device)
+        return [
+            Patch(part[None].contiguous(), its_labels.contiguous(), annotated, weight)
+            for part, its_labels in zip(
+                image.float().chunk(config.drawn_at_once),
+                labels.chunk(config.drawn_at_once),
+                strict=True,
+            )
+        ]
 
     def load_all(self) -> None:
         """Load every volume now, in several threads, rather than when it is first drawn."""
@@ -212,17 +226,24 @@ class Samples(Dataset[Patch]):
         hu[~nearest.inside] = AIR
         return hu, nearest.values(labels, 0)
 
-    def _grid(self, source: _Source, index: int) -> tuple[Triple, Spacing]:
-        """Voxels and spacing of a patch; along axes where no spacing is set, the image's."""
-        patch, wanted = self.config.patch, self.config.spacing
-        coarse = self.config.coarse_first
-        if coarse and index // self.config.batch < coarse["share"] * self.config.iterations:
+    def _grid(self, source: _Source, number: int, chance: Chance) -> tuple[Triple, Spacing]:
+        """Voxels and spacing of what is drawn as one.
+
+        Along axes where no spacing is set, a real CT's own, or one that a scanner might have.
+        """
+        config = self.config
+        patch, wanted = config.patch, config.spacing
+        coarse = config.coarse_first
+        step = number * config.drawn_at_once // config.batch
+        if coarse and step < coarse["share"] * config.iterations:
             patch, wanted = tuple(coarse["patch"]), tuple(coarse["spacing"])
-        z, y, x = (
-            step if step is not None else given
-            for step, given in zip(wanted, source.spacing, strict=True)
-        )
-        return patch, (z, y, x)
+        given = source.spacing
+        if "scan" in config.augmentation and "tissues" in source.arrays:
+            scan = config.augmentation["scan"]
+            pixel = chance.uniform(*scan["pixel"])
+            given = (chance.uniform(*scan["slice"]), pixel, pixel)
+        z, y, x = (a if a is not None else b for a, b in zip(wanted, given, strict=True))
+        return (patch[0] * config.drawn_at_once, *patch[1:]), (z, y, x)
 
     def _places(
         self, source: _Source, shape: Sequence[int], spacing: Spacing, chance: Chance
