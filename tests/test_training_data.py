@@ -25,6 +25,7 @@ from training.bodies import _register, anchored, complete, finish, isotropic, tr
 from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
+from training.neighbours import add_neighbours
 from training.prepare import prepare
 from training.pseudolabel import judge
 from training.samples import Samples
@@ -339,6 +340,70 @@ def test_an_old_pancreas_has_lost_its_outer_layer_and_nothing_else_changes() -> 
             assert depth[lost].mean() < depth[after].mean()
             assert after.sum() > 0.2 * before.sum()
     assert 12 < shrunk < 36  # 24 are expected
+
+
+@pytest.fixture
+def upper_abdomen() -> torch.Tensor:
+    """Spine, great vessels, kidneys and pancreas in fat, as boxes; 2 mm, LPS."""
+    tissues = torch.zeros((70, 70, 100), dtype=torch.uint8)
+    tissues[:, 45:60, 42:58] = Tissue.BONE
+    tissues[:, 34:42, 50:58] = LABEL_OF["aorta"]
+    tissues[:, 34:42, 36:46] = LABEL_OF["inferior_vena_cava"]
+    tissues[10:40, 40:56, 14:28] = LABEL_OF["right_kidney"]
+    tissues[12:42, 40:56, 72:86] = LABEL_OF["left_kidney"]
+    tissues[44:52, 40:46, 66:70] = LABEL_OF["left_adrenal_gland"]
+    tissues[20:44, 16:26, 34:50] = tissues[34:46, 16:24, 50:84] = LABEL_OF["pancreas"]
+    return tissues
+
+
+def _drawn_beside(tissues: torch.Tensor, kind: Tissue) -> tuple[np.ndarray, int]:
+    """How often, in 60 drawings, a voxel became a kind of tissue; in how many any did."""
+    counts, drawings = np.zeros(tuple(tissues.shape), int), 0
+    for seed in range(60):
+        after = add_neighbours(tissues, 2.0, Chance(seed))
+        changed = after != tissues
+        assert not tissues[changed].any()  # only what nothing was labelled
+        assert set(after[changed].tolist()) <= {Tissue.MUSCLE, Tissue.VEIN}
+        mask = (changed & (after == kind)).numpy()
+        counts += mask
+        drawings += bool(mask.any())
+    return counts, drawings
+
+
+def test_crura_lie_on_both_sides_of_the_aorta_and_end_with_the_kidneys(
+    upper_abdomen: torch.Tensor,
+) -> None:
+    crura, drawings = _drawn_beside(upper_abdomen, Tissue.MUSCLE)
+    assert 40 < drawings < 60  # 51 are expected
+    from_aorta = ndimage.distance_transform_edt((upper_abdomen != LABEL_OF["aorta"]).numpy()) * 2
+    assert from_aorta[crura > 0].max() < 60
+    assert from_aorta[crura > 15].min() <= 4
+    assert (crura[:, :, :50].max(), crura[:, :, 58:].max()) > (20, 20)
+    assert crura[30:50].sum() > 0.5 * crura.sum()
+    assert not crura[66:].any() and not crura[:6].any()
+
+
+def test_veins_run_behind_the_pancreas_and_the_renal_one_in_front_of_the_aorta(
+    upper_abdomen: torch.Tensor,
+) -> None:
+    veins, drawings = _drawn_beside(upper_abdomen, Tissue.VEIN)
+    assert 45 < drawings <= 60  # 56 are expected
+    splenic = veins[:, :, 60:80]
+    behind, before = splenic[34:46, 24:30].sum(), splenic[34:46, :16].sum()
+    assert behind > 500 and before == 0
+    renal = veins[20:40, 28:42, 59:70].max()
+    assert renal > 5
+    without = upper_abdomen.masked_fill(upper_abdomen == LABEL_OF["pancreas"], 0)
+    renal_only, _ = _drawn_beside(without, Tissue.VEIN)
+    at_aorta = renal_only[:, :, 52:56]
+    assert at_aorta[:, :34].any() and not at_aorta[:, 42:].any()
+
+
+def test_beside_no_organ_nothing_is_drawn() -> None:
+    empty = torch.zeros((20, 20, 20), dtype=torch.uint8)
+    empty[:, 10:, :] = Tissue.BONE
+    for seed in range(5):
+        assert torch.equal(add_neighbours(empty, 2.0, Chance(seed)), empty)
 
 
 def test_colon_that_no_map_labels_keeps_to_its_place_and_its_gas_is_in_front() -> None:

@@ -35,6 +35,7 @@ from training.augment import AIR, check, places, vary_hu, vary_intensities
 from training.bodies import SPACING as BODY_SPACING
 from training.chance import Chance
 from training.config import Config
+from training.neighbours import add_neighbours
 from training.synthesis import age_pancreas, synthesise
 from training.tissues import organs_only
 from training.warp import NearestVoxels, sample_linear, sample_nearest, triple, turned_places
@@ -204,6 +205,7 @@ class Samples(Dataset[Patch]):
         tissues = nearest.values(body.arrays["tissues"].to(self.device), 0)
         hull = nearest.values(body.arrays["hull"].to(self.device), 127)
         tissues = age_pancreas(tissues, fine, chance)
+        tissues = add_neighbours(tissues, fine, chance)
         hu, seen = synthesise(tissues, hull, fine, chance)
         labels = organs_only(tissues).masked_fill(~seen, 0)
         # Where the source ends, so does the scan.

@@ -99,12 +99,13 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     aorta = chance.normal(40, 5) + chance.uniform(240, 360) * a
     blood = chance.normal(40, 5)
     bowel = chance.normal(35, 7) + 30 * a + 35 * v
+    fatty = chance.uniform(5, 30) if chance.happens(0.35) else 0.0
     organ = {
         "liver": liver + 12 * a + chance.uniform(40, 65) * v,
         "right_kidney": 0.0,
         "left_kidney": 0.0,
         "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
-        "pancreas": chance.normal(36, 9) + 60 * a + 38 * v,
+        "pancreas": chance.normal(36, 9) + 60 * a + 38 * v - fatty,
         "aorta": aorta + 20 * v,
         "inferior_vena_cava": blood + 45 * a + chance.uniform(70, 125) * v,
         "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,

@@ -1,0 +1,224 @@
+"""Neighbours of the organs that label maps leave out, drawn into a tissue map.
+
+A network that never saw them calls them what they touch: the diaphragm's crura become aorta or
+adrenal gland, the veins behind the pancreas become pancreas. They are drawn only where nothing is
+labelled, so no organ's label changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from inference.organs import LABEL_OF
+from training.chance import Chance
+from training.tissues import Tissue
+
+Point = tuple[float, float, float]
+
+_LEAST_PANCREAS = 4000.0  # mm3, below which a patch shows too little of one to tell its course
+
+
+def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """Draw crura and veins, in most calls.
+
+    Args:
+        tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
+        spacing: isotropic spacing in mm.
+        chance: source of chance, on the tissues' device.
+
+    Returns:
+        The tissues, more of them muscle and vein.
+    """
+    tissues = tissues.clone()
+    free = tissues == Tissue.NONE
+    if chance.happens(0.85):
+        tissues[_crura(tissues, spacing, chance) & free] = Tissue.MUSCLE
+    for veins in (_portal_veins, _renal_veins):
+        if chance.happens(0.75):
+            tissues[veins(tissues, spacing, chance) & free] = Tissue.VEIN
+    return tissues
+
+
+def _crura(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """The diaphragm's two legs: bands beside the aorta that run back along the spine.
+
+    They meet in front of it where it enters the abdomen, and end beside the lumbar vertebrae.
+    """
+    mask = torch.zeros_like(tissues, dtype=torch.bool)
+    aorta = tissues == LABEL_OF["aorta"]
+    glands = _heights(_any_of(tissues, "right_adrenal_gland", "left_adrenal_gland"))
+    kidneys = _heights(_any_of(tissues, "right_kidney", "left_kidney"))
+    upper, lower = glands or kidneys, kidneys or glands
+    if upper is None or lower is None:
+        return mask
+    top = upper[1] + chance.uniform(-10, 25) / spacing
+    lowest = sum(lower) / 2
+    bottom = min(lowest + chance.uniform(-35, 10) / spacing, top - 1)
+    slices = torch.nonzero(aorta.any(dim=2).any(dim=1)).flatten()
+    slices = slices[(slices >= bottom) & (slices <= top)]
+    if not len(slices):
+        return mask
+
+    # Each slice by itself, in mm from the aorta's middle.
+    part = aorta[slices].float()
+    area = part.sum(dim=(1, 2))
+    y, x = (torch.arange(n, device=part.device) * 1.0 for n in part.shape[1:])
+    middle_y = (part.sum(dim=2) @ y / area)[:, None, None]
+    middle_x = (part.sum(dim=1) @ x / area)[:, None, None]
+    radius = (area / math.pi).sqrt()[:, None, None] * spacing
+    behind = (y[None, :, None] - middle_y) * spacing
+    left = (x[None, None, :] - middle_x) * spacing
+    height = ((slices - bottom) / (top - bottom))[:, None, None]
+    for side in (-1, 1):
+        gap, thickness = chance.uniform(0, 3), chance.uniform(3, 10)
+        away = radius + gap + thickness / 2
+        # Where it begins, as an angle from the front: at the side below, nearly in front above.
+        angle = chance.uniform(0.9, 1.5) * (1 - height) + chance.uniform(0.0, 0.8) * height
+        further = chance.uniform(2, 14), chance.uniform(5, 25)
+        course = [
+            (-away * angle.cos(), side * away * angle.sin()),
+            (-away * (0.5 * angle + 0.8).cos(), side * away * (0.5 * angle + 0.8).sin()),
+            (0.2 * away, side * away),
+            (radius + further[1], side * (away + further[0])),
+        ]
+        uneven = 1 + 0.4 * chance.field(part.shape, 15 / spacing)
+        for one, other in pairwise(course):
+            mask[slices] |= _distance((behind, left), one, other) < uneven * thickness / 2
+    return mask
+
+
+def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """The splenic vein behind the pancreas, the mesenteric one up to its neck, the portal vein."""
+    pancreas = tissues == LABEL_OF["pancreas"]
+    if pancreas.sum() * spacing**3 < _LEAST_PANCREAS:
+        return torch.zeros_like(pancreas)
+    columns = torch.nonzero(pancreas.any(dim=1).any(dim=0)).flatten()
+    # The veins meet behind its neck, to the right of the aorta.
+    vessels = torch.nonzero(_any_of(tissues, "aorta", "inferior_vena_cava").any(dim=1).any(dim=0))
+    if not len(vessels):
+        return torch.zeros_like(pancreas)
+    wanted = float(vessels.float().mean()) + chance.uniform(-6, 8) / spacing
+    neck = int((columns - wanted).abs().argmin())
+    reach = max(1, round(4 / spacing))
+
+    def behind(number: int, share: float = 0.5) -> Point:
+        """A place at its back near one of its columns, at a share of its height there."""
+        column = int(columns[min(number, len(columns) - 1)])
+        near = pancreas[:, :, max(0, column - reach) : column + reach + 1]
+        z, y, _ = torch.nonzero(near).unbind(dim=1)
+        height = float(z.float().quantile(share))
+        return height, float(y[(z - height).abs() <= reach].max()), float(column)
+
+    mask = torch.zeros_like(pancreas)
+    thick = chance.uniform(3.5, 6.5)  # radius in mm
+    step = 1 / spacing
+    z0, y0, x0 = behind(neck, 0.7)
+    confluence = (z0, y0 + 0.5 * thick * step, x0)
+    # Splenic vein, to the tail and a little beyond.
+    above = chance.uniform(-6, 6) * step
+    course = [confluence]
+    for share in (0.33, 0.67, 0.95):
+        height, back, column = behind(round(neck + share * (len(columns) - neck)))
+        course.append((height + above, back + chance.uniform(0.0, 3.0) * step, column))
+    height, back, column = course[-1]
+    course.append((height + chance.uniform(0, 15) * step, back + 4 * step, column + 12 * step))
+    mask |= _tube(mask, course, chance.uniform(0.6, 0.95) * thick * step)
+    # Superior mesenteric vein, from below.
+    length = chance.uniform(30, 80) * step
+    course = [
+        confluence,
+        (z0 - length / 2, y0 - chance.uniform(0, 8) * step, x0 + chance.uniform(-5, 5) * step),
+        (z0 - length, y0 - chance.uniform(0, 18) * step, x0 + chance.uniform(-8, 8) * step),
+    ]
+    mask |= _tube(mask, course, chance.uniform(0.8, 1.2) * thick * step)
+    # Portal vein, up and to the right.
+    length = chance.uniform(25, 55) * step
+    right_by = chance.uniform(0.3, 0.9) * length
+    end = (z0 + length, y0 + chance.uniform(-8, 8) * step, x0 - right_by)
+    mask |= _tube(mask, [confluence, end], chance.uniform(0.9, 1.3) * thick * step)
+    return mask
+
+
+def _renal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """From each kidney to the vena cava, the left one in front of the aorta."""
+    mask = torch.zeros_like(tissues, dtype=torch.bool)
+    cava = tissues == LABEL_OF["inferior_vena_cava"]
+    aorta = tissues == LABEL_OF["aorta"]
+    for name in ("right_kidney", "left_kidney"):
+        kidney = tissues == LABEL_OF[name]
+        heights = _heights(kidney)
+        if not heights:
+            continue
+        height = sum(heights) / 2 + chance.uniform(-8, 15) / spacing
+        at = round(min(max(height, 0), len(tissues) - 1))
+        if not (kidney[at].any() and cava[at].any() and aorta[at].any()):
+            continue
+        hilum, end = _middle(kidney[at]), _middle(cava[at])
+        rows = torch.nonzero(aorta[at].any(dim=1)).flatten()
+        width = chance.uniform(2.5, 5.5) / spacing
+        course = [(at - chance.uniform(0, 6) / spacing, *hilum)]
+        if name == "left_kidney":
+            course.append((height, float(rows[0]) - width, _middle(aorta[at])[1]))
+        course.append((height + chance.uniform(0, 8) / spacing, *end))
+        mask |= _tube(mask, course, width)
+    return mask
+
+
+def _tube(like: Tensor, course: Sequence[Point], radius: float) -> Tensor:
+    """Mask (z, y, x) of what lies within a radius of a line of straight pieces.
+
+    Args:
+        like: a volume of the mask's shape and device.
+        course: the line's corners (z, y, x) in voxels.
+        radius: in voxels.
+    """
+    mask = torch.zeros_like(like, dtype=torch.bool)
+    for one, other in pairwise(course):
+        box = [
+            slice(
+                min(n, max(0, math.floor(min(a, b) - radius))),
+                min(n, max(0, math.ceil(max(a, b) + radius) + 1)),
+            )
+            for a, b, n in zip(one, other, like.shape, strict=True)
+        ]
+        axes = [torch.arange(s.start, s.stop, device=like.device) for s in box]
+        places = torch.meshgrid(*axes, indexing="ij")
+        mask[tuple(box)] |= _distance(places, one, other) <= radius
+    return mask
+
+
+def _distance(
+    places: Sequence[Tensor], one: Sequence[Tensor | float], other: Sequence[Tensor | float]
+) -> Tensor:
+    """Distance of places from the straight piece between two points, all given axis by axis."""
+    along = [b - a for a, b in zip(one, other, strict=True)]
+    away = [place - a for place, a in zip(places, one, strict=True)]
+    squared = torch.as_tensor(sum(d * d for d in along)).clamp(min=1e-6)
+    covered = torch.as_tensor(sum(a * d for a, d in zip(away, along, strict=True)))
+    share = (covered / squared).clamp(0, 1)
+    rest = sum((a - share * d) ** 2 for a, d in zip(away, along, strict=True))
+    return torch.as_tensor(rest).sqrt()
+
+
+def _any_of(tissues: Tensor, *names: str) -> Tensor:
+    mask = torch.zeros_like(tissues, dtype=torch.bool)
+    for name in names:
+        mask |= tissues == LABEL_OF[name]
+    return mask
+
+
+def _heights(mask: Tensor) -> tuple[int, int] | None:
+    """The lowest and the highest slice of a mask; None of an empty one."""
+    slices = torch.nonzero(mask.any(dim=2).any(dim=1)).flatten()
+    return (int(slices[0]), int(slices[-1])) if len(slices) else None
+
+
+def _middle(area: Tensor) -> tuple[float, float]:
+    """The mean place (y, x) of a mask in a slice."""
+    y, x = torch.nonzero(area).float().mean(dim=0).tolist()
+    return y, x
