@@ -85,6 +85,31 @@ def test_loss_equals_its_definition_with_partial_labels(class_weights: list[floa
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+def test_dice_over_a_batch_is_that_of_one_large_patch_without_absent_organs() -> None:
+    rng = np.random.default_rng(1)
+    logits = torch.tensor(rng.normal(size=(1, 5, 6, 4, 3)), requires_grad=True)
+    labels = torch.tensor(rng.choice([0, 1, 3, 255], size=(1, 6, 4, 3)))
+    present, both = torch.tensor([[True, True, False, True, False]]), torch.ones(2)
+    halves = torch.cat(logits.chunk(2, dim=2)), torch.cat(labels.chunk(2, dim=1))
+    here = partial_dice_cross_entropy(*halves, present.expand(2, 5), both, batch_dice=True)
+    there = partial_dice_cross_entropy(logits, labels, present, both[:1])
+    assert float(here) == pytest.approx(float(there), rel=1e-5)
+
+    # Of organs that no patch shows, voxels still say that they are not there; Dice says nothing.
+    told = torch.ones(2, 5, dtype=torch.bool)
+    loss = partial_dice_cross_entropy(*halves, told, both, batch_dice=True)
+    known = labels != 255
+    p = logits.softmax(dim=1)
+    right = p.gather(1, labels.masked_fill(~known, 0)[:, None])[:, 0][known]
+    dice = []
+    for organ in (1, 3):
+        ours, theirs = p[:, organ] * known, labels == organ
+        overlap, size = (ours * theirs).sum(), ours.sum() + theirs.sum()
+        dice.append((2 * overlap + 1) / (size + 1))
+    expected = -right.log().mean() + 1 - sum(dice) / 2
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_organs_that_were_not_annotated_are_not_taught_to_be_absent() -> None:
     """Moving probability between background and a hidden organ changes nothing."""
     logits = torch.zeros(1, 4, 2, 2, 2, requires_grad=True)

@@ -55,6 +55,8 @@ class Config:
         checkpoint_every: steps between checkpoints.
         class_weights: what a voxel of each class counts in the cross entropy, background first;
             all the same where there are none. They fade to 1 during the training.
+        batch_dice: whether the Dice loss is that of a batch's patches together, see
+            `training.losses`; otherwise each patch has its own.
         empty: CTs known to hold none of the organs (but perhaps the upper esophagus).
         freeze_norm: share of the steps after which batch norms keep their statistics; from then
             on the network is trained as it will be run, whatever the extent of the image.
@@ -100,6 +102,7 @@ class Config:
     evaluate_every: int
     checkpoint_every: int
     class_weights: tuple[float, ...] = ()
+    batch_dice: bool = False
     empty: tuple[str, ...] = ()
     freeze_norm: float = 1.0
     coarse_first: Mapping[str, Any] = field(default_factory=dict)

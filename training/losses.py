@@ -23,6 +23,7 @@ def partial_dice_cross_entropy(
     annotated: Tensor,
     weight: Tensor,
     class_weights: Tensor | None = None,
+    batch_dice: bool = False,
 ) -> Tensor:
     """Mean of soft Dice loss and cross entropy over what the labels tell.
 
@@ -34,9 +35,12 @@ def partial_dice_cross_entropy(
         logits: (n, classes, z, y, x).
         labels: integer (n, z, y, x); `UNKNOWN` voxels are left out.
         annotated: bool (n, classes), background always True.
-        weight: (n,), what each patch counts.
+        weight: (n,), what each patch counts, in Dice of all patches as a share of their sums.
         class_weights: (classes,), what a voxel of each class counts in the cross entropy; without
             them a small organ is hardly heard beside the background.
+        batch_dice: whether Dice is that of all patches together, of the organs that any of them
+            shows (nnU-Net's for slices, but it counts absent organs too). A thin patch shows few
+            organs; if those that it lacks counted, naming none of them would be learnt first.
 
     Returns:
         Scalar loss; cross entropy in nats, Dice loss in 0 to 1.
@@ -62,9 +66,17 @@ def partial_dice_cross_entropy(
     p = log_p.exp() * valid[:, None]
     truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * valid[:, None]
     axes = (2, 3, 4)
-    overlap = (p * truth).sum(axes)
-    dice = (2 * overlap + 1) / (p.sum(axes) + truth.sum(axes) + 1)
-    organs = annotated[:, 1:]
+    overlap, size, true_size = (p * truth).sum(axes), p.sum(axes), truth.sum(axes)
+    organs = annotated
+    if batch_dice:
+        counted_patches = annotated * weight[:, None]
+        overlap, size, true_size = (
+            (counted_patches * amount).sum(dim=0, keepdim=True)
+            for amount in (overlap, size, true_size)
+        )
+        organs, weight = true_size > 0, torch.ones_like(weight[:1])
+    dice = (2 * overlap + 1) / (size + true_size + 1)
+    organs = organs[:, 1:]
     dice_loss = (1 - dice[:, 1:]) * organs * weight[:, None]
     return cross_entropy + dice_loss.sum() / organs.sum().clamp(min=1)
 

@@ -141,7 +141,7 @@ def train(
             with autocast(image):
                 outputs = model(image)
             weights = class_weights(config, iteration, device)
-            weighted = partial(loss_of, class_weights=weights)
+            weighted = partial(loss_of, class_weights=weights, batch_dice=config.batch_dice)
             loss = loss_at_all_depths(outputs, batch, weighted)
             if teacher is not None:
                 finest = outputs[0] if isinstance(outputs, list) else outputs
