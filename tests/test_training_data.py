@@ -378,7 +378,7 @@ def test_crura_lie_on_both_sides_of_the_aorta_and_end_with_the_kidneys(
     from_aorta = ndimage.distance_transform_edt((upper_abdomen != LABEL_OF["aorta"]).numpy()) * 2
     assert from_aorta[crura > 0].max() < 60
     assert from_aorta[crura > 15].min() <= 4
-    assert (crura[:, :, :50].max(), crura[:, :, 58:].max()) > (20, 20)
+    assert min(crura[:, :, :50].max(), crura[:, :, 58:].max()) > 20
     assert crura[30:50].sum() > 0.5 * crura.sum()
     assert not crura[66:].any() and not crura[:6].any()
 
@@ -397,6 +397,29 @@ def test_veins_run_behind_the_pancreas_and_the_renal_one_in_front_of_the_aorta(
     renal_only, _ = _drawn_beside(without, Tissue.VEIN)
     at_aorta = renal_only[:, :, 52:56]
     assert at_aorta[:, :34].any() and not at_aorta[:, 42:].any()
+
+
+@pytest.mark.parametrize("part", [slice(12, 28), slice(30, 38), slice(44, 60)])
+@pytest.mark.parametrize("spacing", [2.0, 10.0])
+def test_neighbours_of_organs_that_the_patch_cuts(
+    upper_abdomen: torch.Tensor, part: slice, spacing: float
+) -> None:
+    for tissues in (upper_abdomen[part], upper_abdomen[part, :, 50:], upper_abdomen[part, :, :50]):
+        for seed in range(20):
+            after = add_neighbours(tissues, spacing, Chance(seed))
+            assert torch.equal(organs_only(after), organs_only(tissues))
+
+
+def test_below_the_glands_a_patch_has_no_crura(upper_abdomen: torch.Tensor) -> None:
+    crura, _ = _drawn_beside(upper_abdomen[12:28], Tissue.MUSCLE)
+    assert not crura.any()
+
+
+def test_a_pancreas_in_two_pieces_has_veins(upper_abdomen: torch.Tensor) -> None:
+    upper_abdomen[upper_abdomen == LABEL_OF["pancreas"]] = 0
+    upper_abdomen[4:16, 16:24, 40:80] = upper_abdomen[46:58, 16:24, 40:80] = LABEL_OF["pancreas"]
+    veins, _ = _drawn_beside(upper_abdomen, Tissue.VEIN)
+    assert veins[:, 24:32].any()
 
 
 def test_beside_no_organ_nothing_is_drawn() -> None:
@@ -555,11 +578,14 @@ def test_patches_drawn_at_once_are_one_larger_patch(prepared: Path, config: Conf
     whole = replace(config, patch=(32, 32, 48), shares={"labelled": 0.5, "synthetic": 0.5})
     large = Samples(prepared, whole)
     parts = Samples(prepared, replace(whole, patch=(8, 32, 48), drawn_at_once=4, batch=4))
-    for number in (2, 0, 1):
-        pieces = [parts[4 * number + part] for part in (0, 1, 2, 3)]
+    for number, order in ((2, (0, 1, 2, 3)), (0, (3, 0, 2, 1)), (1, (2, 3, 0, 1))):
+        found = {part: parts[4 * number + part] for part in order}
+        pieces = [found[part] for part in (0, 1, 2, 3)]
         assert torch.equal(torch.cat([p.image for p in pieces], dim=1), large[number].image)
         assert torch.equal(torch.cat([p.labels for p in pieces]), large[number].labels)
         assert all(torch.equal(p.annotated, large[number].annotated) for p in pieces)
+    later = Samples(prepared, parts.config)  # as a training that goes on within a group
+    assert torch.equal(later[6].image, parts[6].image)
 
 
 def test_synthetic_scans_have_the_spacing_of_some_scanner(prepared: Path, config: Config) -> None:

@@ -93,7 +93,7 @@ def test_dice_over_a_batch_is_that_of_one_large_patch_without_absent_organs() ->
     halves = torch.cat(logits.chunk(2, dim=2)), torch.cat(labels.chunk(2, dim=1))
     here = partial_dice_cross_entropy(*halves, present.expand(2, 5), both, batch_dice=True)
     there = partial_dice_cross_entropy(logits, labels, present, both[:1])
-    assert float(here) == pytest.approx(float(there), rel=1e-5)
+    torch.testing.assert_close(here, there)
 
     # Of organs that no patch shows, voxels still say that they are not there; Dice says nothing.
     told = torch.ones(2, 5, dtype=torch.bool)
@@ -107,7 +107,32 @@ def test_dice_over_a_batch_is_that_of_one_large_patch_without_absent_organs() ->
         overlap, size = (ours * theirs).sum(), ours.sum() + theirs.sum()
         dice.append((2 * overlap + 1) / (size + 1))
     expected = -right.log().mean() + 1 - sum(dice) / 2
-    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_dice_over_a_batch_weighs_patches_and_skips_what_was_not_annotated_in_them() -> None:
+    rng = np.random.default_rng(2)
+    logits = torch.tensor(rng.normal(size=(2, 4, 3, 4, 3)))
+    labels = torch.tensor(rng.choice([0, 1, 2], size=(2, 3, 4, 3)))
+    labels[1][labels[1] == 2] = 0
+    annotated = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    weights = [1.0, 0.5]
+    arguments = logits, labels, annotated, torch.tensor(weights)
+    loss = partial_dice_cross_entropy(*arguments, batch_dice=True)
+
+    p = logits.softmax(dim=1).numpy()
+    entropy, sums = 0.0, {1: [0.0, 0.0], 2: [0.0, 0.0]}
+    for patch, told in enumerate(((1, 2), (1,))):
+        for z, y, x in np.ndindex(3, 4, 3):
+            label, at = int(labels[patch, z, y, x]), p[patch, :, z, y, x]
+            right = at[label] if label else 1 - sum(at[organ] for organ in told)
+            entropy -= weights[patch] * float(np.log(right)) / labels.numel()
+        for organ in told:
+            ours, theirs = p[patch, organ], (labels[patch] == organ).numpy()
+            sums[organ][0] += weights[patch] * float((ours * theirs).sum())
+            sums[organ][1] += weights[patch] * float(ours.sum() + theirs.sum())
+    dice = [(2 * overlap + 1) / (size + 1) for overlap, size in sums.values()]
+    assert float(loss) == pytest.approx(entropy + 0.75 * (1 - np.mean(dice)), rel=1e-4)
 
 
 def test_organs_that_were_not_annotated_are_not_taught_to_be_absent() -> None:
@@ -570,6 +595,11 @@ def test_a_wrong_configuration_is_one_line(
     assert "unknown keys colour" in error and len(error.splitlines()) == 1
 
 
+def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
+    scan = {"slice": slice_, "pixel": pixel}
+    return {"spacing": [None] * 3, "augmentation": {"scan": scan}}
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -584,8 +614,10 @@ def test_a_wrong_configuration_is_one_line(
         ({"augmentation": {"noise": {"probability": 1}}}, "noise needs its lowest and highest"),
         ({"augmentation": {"turn": {"probability": 1, "degrees": 15}}}, "about three axes"),
         ({"augmentation": {"slab": {}}}, "slab needs probability"),
-        ({"augmentation": {"scan": {"slice": 3, "pixel": [1, 2]}}}, "scan's slice needs"),
-        ({"augmentation": {"scan": {"slice": [0, 5], "pixel": [1, 2]}}}, "scan's slice needs"),
+        (_scanned(3, [1, 2]), "scan's slice needs"),
+        (_scanned([0, 5], [1, 2]), "scan's slice needs"),
+        (_scanned([1, 5], ["a", "b"]), "scan's pixel needs"),
+        ({**_scanned([1, 5], [1, 2]), "spacing": [2.0] * 3}, "scan changes nothing"),
         ({"batch": 6, "drawn_at_once": 4}, "neither of batch and drawn_at_once"),
         ({"augmentation": {"blurr": {}}}, "there is no blurr"),
         ({"placement": {"rule": "everywhere"}}, "there is no rule 'everywhere'"),

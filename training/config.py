@@ -55,8 +55,8 @@ class Config:
         checkpoint_every: steps between checkpoints.
         class_weights: what a voxel of each class counts in the cross entropy, background first;
             all the same where there are none. They fade to 1 during the training.
-        batch_dice: whether the Dice loss is that of a batch's patches together, see
-            `training.losses`; otherwise each patch has its own.
+        batch_dice: whether the Dice loss is that of a batch's patches together, of those that one
+            process has of it, see `training.losses`; otherwise each patch has its own.
         empty: CTs known to hold none of the organs (but perhaps the upper esophagus).
         freeze_norm: share of the steps after which batch norms keep their statistics; from then
             on the network is trained as it will be run, whatever the extent of the image.
@@ -139,6 +139,8 @@ class Config:
             problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
         if self.coarse_first and set(self.coarse_first) != {"share", "spacing", "patch"}:
             problems.append("coarse_first needs a share, a spacing and a patch")
+        if "scan" in self.augmentation and None not in self.spacing:
+            problems.append("augmentation: scan changes nothing where all spacings are set")
         if problems:
             raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
 

@@ -300,7 +300,7 @@ def volumes_for_checks(
     samples = Samples(prepared, config, holdout)
     drawn = []
     for number in range(8):
-        patch = samples[number]
+        patch = samples[number * config.drawn_at_once]
         hu = patch.image[0].numpy() * config.divide + config.subtract
         drawn.append(
             Volume(f"synthetic_{number}", hu.round().astype(np.int16), patch.labels.numpy())

@@ -35,7 +35,8 @@ def partial_dice_cross_entropy(
         logits: (n, classes, z, y, x).
         labels: integer (n, z, y, x); `UNKNOWN` voxels are left out.
         annotated: bool (n, classes), background always True.
-        weight: (n,), what each patch counts, in Dice of all patches as a share of their sums.
+        weight: (n,), what each patch counts; in Dice of all patches as a share of their sums, and
+            all together by their mean.
         class_weights: (classes,), what a voxel of each class counts in the cross entropy; without
             them a small organ is hardly heard beside the background.
         batch_dice: whether Dice is that of all patches together, of the organs that any of them
@@ -74,7 +75,7 @@ def partial_dice_cross_entropy(
             (counted_patches * amount).sum(dim=0, keepdim=True)
             for amount in (overlap, size, true_size)
         )
-        organs, weight = true_size > 0, torch.ones_like(weight[:1])
+        organs, weight = true_size > 0, weight.mean(dim=0, keepdim=True)
     dice = (2 * overlap + 1) / (size + true_size + 1)
     organs = organs[:, 1:]
     dice_loss = (1 - dice[:, 1:]) * organs * weight[:, None]

@@ -21,6 +21,8 @@ from training.tissues import Tissue
 Point = tuple[float, float, float]
 
 _LEAST_PANCREAS = 4000.0  # mm3, below which a patch shows too little of one to tell its course
+_NEAR = 15.0  # mm between its neck and where the veins meet
+_HALF_A_KIDNEY = 55.0  # mm
 
 
 def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
@@ -56,8 +58,11 @@ def _crura(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     upper, lower = glands or kidneys, kidneys or glands
     if upper is None or lower is None:
         return mask
+    if glands is None and upper[1] == len(tissues) - 1:
+        return mask  # kidneys that go on above the patch: it may lie below the crura
     top = upper[1] + chance.uniform(-10, 25) / spacing
-    lowest = sum(lower) / 2
+    cut = lower is kidneys and lower[0] == 0
+    lowest = lower[1] - _HALF_A_KIDNEY / spacing if cut else sum(lower) / 2
     bottom = min(lowest + chance.uniform(-35, 10) / spacing, top - 1)
     slices = torch.nonzero(aorta.any(dim=2).any(dim=1)).flatten()
     slices = slices[(slices >= bottom) & (slices <= top)]
@@ -93,7 +98,10 @@ def _crura(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
 
 
 def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
-    """The splenic vein behind the pancreas, the mesenteric one up to its neck, the portal vein."""
+    """The splenic vein behind the pancreas, the mesenteric one up to its neck, the portal vein.
+
+    Bodies may have such veins already, but seldom where they belong: those of another patient.
+    """
     pancreas = tissues == LABEL_OF["pancreas"]
     if pancreas.sum() * spacing**3 < _LEAST_PANCREAS:
         return torch.zeros_like(pancreas)
@@ -104,6 +112,8 @@ def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         return torch.zeros_like(pancreas)
     wanted = float(vessels.float().mean()) + chance.uniform(-6, 8) / spacing
     neck = int((columns - wanted).abs().argmin())
+    if abs(float(columns[neck]) - wanted) * spacing > _NEAR:
+        return torch.zeros_like(pancreas)  # the patch shows the tail alone, or the head
     reach = max(1, round(4 / spacing))
 
     def behind(number: int, share: float = 0.5) -> Point:
@@ -111,36 +121,37 @@ def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         column = int(columns[min(number, len(columns) - 1)])
         near = pancreas[:, :, max(0, column - reach) : column + reach + 1]
         z, y, _ = torch.nonzero(near).unbind(dim=1)
-        height = float(z.float().quantile(share))
+        height = float(z.float().quantile(share, interpolation="nearest"))
         return height, float(y[(z - height).abs() <= reach].max()), float(column)
 
     mask = torch.zeros_like(pancreas)
-    thick = chance.uniform(3.5, 6.5)  # radius in mm
-    step = 1 / spacing
+    radius = chance.uniform(3.5, 6.5) / spacing
+    per_mm = 1 / spacing
     z0, y0, x0 = behind(neck, 0.7)
-    confluence = (z0, y0 + 0.5 * thick * step, x0)
+    confluence = (z0, y0 + 0.5 * radius, x0)
     # Splenic vein, to the tail and a little beyond.
-    above = chance.uniform(-6, 6) * step
+    above = chance.uniform(-6, 6) * per_mm
     course = [confluence]
     for share in (0.33, 0.67, 0.95):
         height, back, column = behind(round(neck + share * (len(columns) - neck)))
-        course.append((height + above, back + chance.uniform(0.0, 3.0) * step, column))
+        course.append((height + above, back + chance.uniform(0.0, 3.0) * per_mm, column))
     height, back, column = course[-1]
-    course.append((height + chance.uniform(0, 15) * step, back + 4 * step, column + 12 * step))
-    mask |= _tube(mask, course, chance.uniform(0.6, 0.95) * thick * step)
+    higher = height + chance.uniform(0, 15) * per_mm
+    course.append((higher, back + 4 * per_mm, column + 12 * per_mm))
+    mask |= _tube(mask, course, chance.uniform(0.6, 0.95) * radius)
     # Superior mesenteric vein, from below.
-    length = chance.uniform(30, 80) * step
+    length = chance.uniform(30, 80) * per_mm
     course = [
         confluence,
-        (z0 - length / 2, y0 - chance.uniform(0, 8) * step, x0 + chance.uniform(-5, 5) * step),
-        (z0 - length, y0 - chance.uniform(0, 18) * step, x0 + chance.uniform(-8, 8) * step),
+        (z0 - length / 2, y0 - chance.uniform(0, 8) * per_mm, x0 + chance.uniform(-5, 5) * per_mm),
+        (z0 - length, y0 - chance.uniform(0, 18) * per_mm, x0 + chance.uniform(-8, 8) * per_mm),
     ]
-    mask |= _tube(mask, course, chance.uniform(0.8, 1.2) * thick * step)
+    mask |= _tube(mask, course, chance.uniform(0.8, 1.2) * radius)
     # Portal vein, up and to the right.
-    length = chance.uniform(25, 55) * step
+    length = chance.uniform(25, 55) * per_mm
     right_by = chance.uniform(0.3, 0.9) * length
-    end = (z0 + length, y0 + chance.uniform(-8, 8) * step, x0 - right_by)
-    mask |= _tube(mask, [confluence, end], chance.uniform(0.9, 1.3) * thick * step)
+    end = (z0 + length, y0 + chance.uniform(-8, 8) * per_mm, x0 - right_by)
+    mask |= _tube(mask, [confluence, end], chance.uniform(0.9, 1.3) * radius)
     return mask
 
 
@@ -154,18 +165,19 @@ def _renal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         heights = _heights(kidney)
         if not heights:
             continue
-        height = sum(heights) / 2 + chance.uniform(-8, 15) / spacing
-        at = round(min(max(height, 0), len(tissues) - 1))
-        if not (kidney[at].any() and cava[at].any() and aorta[at].any()):
+        if heights[0] == 0 or heights[1] == len(tissues) - 1:
+            continue  # cut by the patch's border: where its middle lies cannot be told
+        at = round(sum(heights) / 2 + chance.uniform(-8, 15) / spacing)
+        if at >= len(tissues) or not (kidney[at].any() and cava[at].any() and aorta[at].any()):
             continue
-        hilum, end = _middle(kidney[at]), _middle(cava[at])
+        inside, end = _middle(kidney[at]), _middle(cava[at])
         rows = torch.nonzero(aorta[at].any(dim=1)).flatten()
-        width = chance.uniform(2.5, 5.5) / spacing
-        course = [(at - chance.uniform(0, 6) / spacing, *hilum)]
+        radius = chance.uniform(2.5, 5.5) / spacing
+        course = [(at - chance.uniform(0, 6) / spacing, *inside)]
         if name == "left_kidney":
-            course.append((height, float(rows[0]) - width, _middle(aorta[at])[1]))
-        course.append((height + chance.uniform(0, 8) / spacing, *end))
-        mask |= _tube(mask, course, width)
+            course.append((at, float(rows[0]) - radius, _middle(aorta[at])[1]))
+        course.append((at + chance.uniform(0, 8) / spacing, *end))
+        mask |= _tube(mask, course, radius)
     return mask
 
 

@@ -11,7 +11,8 @@ Where a patch lies is the configuration's ``placement``:
 - ``{rule: anywhere, foreground: p}``: with the probability p around a random voxel of a random
   organ, else anywhere, moved so that little of it lies beside the body (nnU-Net moves it into
   the image);
-- ``{rule: labelled_slices}``: around a random slice in which an organ is labelled.
+- ``{rule: labelled_slices}``: around a random slice in which an organ is labelled, moved so that
+  little of it lies above or below the image.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Samples(Dataset[Patch]):
         self.device = torch.device(device)
         self._room = room
         self._lock = Lock()
-        self._drawn: tuple[int, list[Patch]] = (-1, [])
+        self._drawn: tuple[int | None, list[Patch]] = (None, [])
         kept_aside = {*config.holdout, *holdout}
         everything = {
             "synthetic": _arrays(folder / "bodies"),
@@ -253,6 +254,7 @@ class Samples(Dataset[Patch]):
         """Where the patch's voxels lie, (z, y, x, 3) in mm."""
         rule = self.config.placement["rule"]
         size = source.shape
+        half = [n * a / b / 2 for n, a, b in zip(shape, spacing, source.spacing, strict=True)]
         jitter = torch.zeros(3)
         if rule == "body":
             jitter = chance.normals(3) * torch.tensor([40.0, 12.0, 15.0])
@@ -261,20 +263,17 @@ class Samples(Dataset[Patch]):
             centre = [float(heights[chance.integer(len(heights))]), *source.middle[1:]]
         elif rule == "labelled_slices":
             heights = source.heights if len(source.heights) else torch.arange(size[0])
-            height = float(heights[chance.integer(len(heights))])
+            wanted = int(heights[chance.integer(len(heights))])
+            height = _inside(wanted, source.extent[0], half[0])
             centre = [height, (size[1] - 1) / 2, (size[2] - 1) / 2]
         else:
-            wanted = [chance.integer(n) for n in size]
+            at = [chance.integer(n) for n in size]
             if chance.happens(self.config.placement["foreground"]) and source.voxels:
                 organs = list(source.voxels)
                 voxels = source.voxels[organs[chance.integer(len(organs))]]
-                wanted = voxels[chance.integer(len(voxels))].tolist()
+                at = voxels[chance.integer(len(voxels))].tolist()
             # Moved so far that it shows nothing beside the body, or as little as its size allows.
-            half = [n * a / b / 2 for n, a, b in zip(shape, spacing, source.spacing, strict=True)]
-            centre = [
-                _inside(at, ends, h)
-                for at, ends, h in zip(wanted, source.extent, half, strict=True)
-            ]
+            centre = [_inside(*three) for three in zip(at, source.extent, half, strict=True)]
         place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing) + jitter
         return places(shape, spacing, place, self.config.augmentation, chance)
 

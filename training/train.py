@@ -223,8 +223,9 @@ def _shares_of_batches(config: Config, team: Team, start: int) -> list[range]:
     """The numbers of the samples that this process draws, batch by batch."""
     if config.batch % team.size:
         raise ValueError(f"a batch of {config.batch} does not divide among {team.size} processes")
+    share = config.batch // team.size  # side by side, as some are drawn as one
     firsts = range(start * config.batch, config.iterations * config.batch, config.batch)
-    return [range(first + team.rank, first + config.batch, team.size) for first in firsts]
+    return [range(first, first + share) for first in (n + team.rank * share for n in firsts)]
 
 
 @torch.no_grad()
