@@ -55,13 +55,13 @@ def check(augmentation: Mapping[str, Any]) -> None:
                 raise ValueError(f"augmentation: {name} needs its lowest and highest amount")
     if "turn" in augmentation and len(_listed(augmentation["turn"]["degrees"])) != 3:
         raise ValueError("augmentation: turn needs degrees about three axes")
+    if "scale" in augmentation and len(_listed(augmentation["scale"]["range"])) != 2:
+        raise ValueError("augmentation: scale needs a range of two numbers")
     for name, range_ in augmentation.get("scan", {}).items():
         if len(_listed(range_)) != 2 or not all(
             isinstance(end, (int, float)) and end > 0 for end in range_
         ):
             raise ValueError(f"augmentation: scan's {name} needs its lowest and highest mm")
-    if "scale" in augmentation and len(_listed(augmentation["scale"]["range"])) != 2:
-        raise ValueError("augmentation: scale needs a range of two numbers")
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Depthwise convolution whose gradients take no longer than itself, on a CPU.
+"""Depthwise convolution with gradients that are fast on a CPU.
 
 oneDNN has no fast 3D depthwise gradient (torch 2.13: some twenty times the forward pass). But the
 input's gradient is itself a depthwise convolution, and the kernel's is that of three 2D ones,
@@ -19,7 +19,7 @@ class DepthwiseConv3d(nn.Conv3d):
     """A 3 x 3 x 3 convolution of each channel by itself, zero-padded, without bias.
 
     Parameters and results are those of ``nn.Conv3d(..., groups=channels)``. Training on a CPU is
-    in fp32, under autocast too, where depthwise convolutions in bf16 are slower.
+    in fp32, under autocast too: oneDNN's depthwise gradients in bf16 are slower.
 
     Shape:
         (n, channels, z, y, x) to the same.

@@ -45,7 +45,7 @@ _CHECKED_ON = 3  # whole volumes
 
 # A range of activations is that of all but one in 100,000 on either side: a few very bright voxels
 # would leave the others few steps.
-_OUTLIERS = StatisticsCollectorParameters(
+_WITHOUT_OUTLIERS = StatisticsCollectorParameters(
     statistics_type=StatisticsType.QUANTILE,
     aggregator_type=AggregatorType.MEAN,
     quantile_outlier_prob=1e-5,
@@ -55,7 +55,9 @@ _QUANTISATION: dict[str, Any] = {
     "fast_bias_correction": False,  # a third of the disagreement with fp32, seconds more
 }
 _RANGES = nncf.AdvancedQuantizationParameters(
-    activations_range_estimator_params=RangeEstimatorParameters(_OUTLIERS, _OUTLIERS)
+    activations_range_estimator_params=RangeEstimatorParameters(
+        _WITHOUT_OUTLIERS, _WITHOUT_OUTLIERS
+    )
 )
 
 

@@ -25,7 +25,7 @@ def partial_dice_cross_entropy(
     class_weights: Tensor | None = None,
     batch_dice: bool = False,
 ) -> Tensor:
-    """Mean of soft Dice loss and cross entropy over what the labels tell.
+    """Soft Dice loss plus cross entropy, each a mean over what the labels tell.
 
     An organ that was not annotated may lie in what is labelled background: its probability is
     counted as background there (the marginal loss of Shi et al. 2021), so nothing teaches that it
