@@ -198,7 +198,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     assert Plan.load(tmp_path).name == "abdoseg"
     agreement = Agreement("f32", "seen", 0.001, 0.999, dict.fromkeys(plan.labels, None))
     run = tmp_path / "run"
-    write_model_card(tmp_path, config, cases, run, (), [agreement], "a machine")
+    write_model_card(tmp_path, config, cases, [run], (), [agreement], "a machine")
     card = (tmp_path / "README.md").read_text()
     for words in (
         "Synthetic patches",
@@ -213,6 +213,18 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         assert words in card, words
     assert "Pseudo-labelled" not in card
     assert "calibrated on the held-out" not in card
+    settings = {"rounds": 2, "iterations": 700, "learning_rate": 0.001}
+    config = replace(config, self_training=settings)
+    runs = []
+    for number, steps in enumerate((2000, 700, 700)):
+        runs.append(tmp_path / f"run{number}")
+        runs[-1].mkdir()
+        (runs[-1] / "log.csv").write_text(f"iteration,seconds_per_iteration\n{steps},3.6\n")
+    write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
+    card = (tmp_path / "README.md").read_text()
+    assert "2000 + 700 + 700 steps of" in card and " 3.40 hours on a machine" in card
+    assert "a first training and 2 round(s) of self-training" in card
+    assert "The first 25 % of the first training's steps saw" in card
     held_out = [replace(agreement, case="kept")]
-    write_model_card(tmp_path, config, cases, run, (), held_out, "a machine")
+    write_model_card(tmp_path, config, cases, [run], (), held_out, "a machine")
     assert "int8 was calibrated on the held-out cases" in (tmp_path / "README.md").read_text()

@@ -621,6 +621,11 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
         ({"batch": 6, "drawn_at_once": 4}, "neither of batch and drawn_at_once"),
         ({"augmentation": {"blurr": {}}}, "there is no blurr"),
         ({"placement": {"rule": "everywhere"}}, "there is no rule 'everywhere'"),
+        ({"self_training": {"rounds": 2}}, "self_training needs rounds, iterations and"),
+        (
+            {"self_training": {"rounds": 0, "iterations": 9, "learning_rate": 0.001}},
+            "self_training: rounds or iterations are less than 1",
+        ),
     ],
 )
 def test_every_mistake_in_a_configuration_is_one_line(
@@ -642,5 +647,37 @@ def test_every_mistake_in_a_configuration_is_one_line(
     (work / "prepared").symlink_to(prepared)
     arguments = ["train", "--config", str(config), "--data", str(data.parents[1])]
     assert main([*arguments, "--work", str(work)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--round", "3"], "'abdoseg' has 2 rounds, not 3"),
+        (["pseudolabel", "--round", "-1"], "'abdoseg' has 2 rounds, not -1"),
+        (["--round", "1"], "--round is for one step alone"),
+        (["train", "--round", "1"], "run/checkpoint.pt: no checkpoint"),
+        (["pseudolabel", "--round", "2"], "run_round1/checkpoint.pt: no checkpoint"),
+    ],
+)
+def test_a_round_that_cannot_be_made_is_one_line(
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    (tmp_path / "data" / "unlabelled" / "kept").mkdir(parents=True)
+    content = yaml.safe_load(CONFIG.read_text())
+    content.update({k: list(v) if isinstance(v, tuple) else v for k, v in SMALL.items()})
+    content["self_training"] = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
+    config = tmp_path / "rounds.yaml"
+    config.write_text(yaml.safe_dump(content))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "prepared").symlink_to(prepared)
+    given = ["--config", str(config), "--data", str(tmp_path / "data"), "--work", str(work)]
+    assert main([*arguments, *given]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1

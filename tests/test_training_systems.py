@@ -68,6 +68,7 @@ def shrink(name: str, folder: Path, **changes: Any) -> Path:
         small = {"patch": [16, 16, 32], "spacing": [10.0] * 3, "synthesis_spacing": 10.0}
         first = {"share": 0.4, "spacing": [20.0] * 3, "patch": [16, 16, 32]}
         small.update(coarse_first=first, freeze_norm=0.6, empty=[])
+        small["self_training"] = {"rounds": 2, "iterations": 2, "learning_rate": 0.001}
     else:
         small = {"patch": [3, 32, 32], "size": [None, 32, 32]}
     content["network"].update(network)
@@ -101,12 +102,19 @@ def test_one_command_makes_weights_that_inference_runs(
     assert [row["iteration"] for row in read_rows(run / "log.csv")] == ["2", "3"]
     assert {row["case"] for row in read_rows(run / "scores.csv")} == {"P1"}
 
+    rounds = [folder for folder in sorted(work.glob("run_round*")) if folder.is_dir()]
+    assert len(rounds) == (2 if name == "abdoseg" else 0)
+    for folder in rounds:
+        assert [row["iteration"] for row in read_rows(folder / "log.csv")] == ["2"]
+        assert (work / folder.name.replace("run", "pseudolabels")).is_dir()
+
     plan = Plan.load(out)
     assert plan.bytes_per_voxel > 10  # measured: what one pass needs is known to inference
     original = yaml.safe_load((REPOSITORY / f"training/configs/{name}.yaml").read_text())
     assert (plan.tiling, plan.crop) == (original["tiling"], original["crop"])
     assert [dict(step) for step in plan.postprocessing] == original["postprocessing"]
     card = (out / "README.md").read_text()
+    assert ("3 + 2 + 2 steps" if rounds else "\n3 steps") in card
     assert "Not a medical device" in card and "held out | 1 |" in card and "| int8 |" in card
 
     ct = sitk.ReadImage(str(data / "imagesTr" / "P1_0000.nii.gz"))

@@ -30,7 +30,8 @@ STEPS = {
 
 DESCRIPTION = """Rebuild a model's weights from a folder of CTs and labels.
 
-Without a step: prepare, train, export; interrupted, the same command goes on. Steps:
+Without a step: prepare, train, the configuration's rounds of self-training (pseudolabel, prepare,
+train), export; interrupted, the same command goes on. Steps:
 """ + "\n".join(f"  {step:13} {what}" for step, what in STEPS.items())
 
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         if len(configs) != 1 or options.data is None:
             raise ValueError("one --config and --data are needed")
         if options.step is None:
-            return _in_processes_of_their_own(given)
+            return _in_processes_of_their_own(_steps(configs[0], options), given)
         with _termination_is_ctrl_c():
             getattr(_Run(configs[0], options), options.step)()
     except (AbdosegError, OSError, ValueError) as error:
@@ -94,6 +95,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     # torchrun takes "--run" for an abbreviation of an option of its own.
     name = "name of this training within the working folder"
     add("--run", "--name", dest="run", default="run", help=name)
+    add("--round", type=int, default=0, help="this round of self-training (1, 2, ...)")
     add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
     add("--workers", type=int, help="processes that prepare (default: one per CPU)")
     add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
@@ -102,7 +104,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         action="append",
         default=[],
-        help="begin with the weights of this checkpoint, or with the mean of several",
+        help="begin with the weights of this checkpoint or model folder, or with the mean of "
+        "several checkpoints",
     )
     add(
         "--teacher",
@@ -116,13 +119,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--pseudolabels",
         type=Path,
         help="folder that 'pseudolabel' writes and 'prepare' reads (default: WORK/pseudolabels, "
-        "with --fold N WORK/pseudolabels_foldN)",
+        "with --fold N WORK/pseudolabels_foldN); without a step: in the place of self-training",
     )
     add(
         "--checkpoint",
         type=Path,
         action="append",
-        help="for 'pseudolabel' and 'export' (default: this training's); several must agree",
+        help="for 'pseudolabel' (where several must agree) and 'export': a checkpoint, or a model "
+        "folder (default: this training's)",
     )
     add("--corrections", type=Path, help="for 'pseudolabel': YAML file of what an eye saw")
     add("--agreement", type=float, default=0.85, help="DSC that pseudo-labels of an organ need")
@@ -141,16 +145,25 @@ class _Run:
         from training.cases import find_cases
         from training.folds import fold_of
 
-        self.config = config
+        self.whole = config
+        self.config = config.in_round(options.round)
         self.options = options
         self.work: Path = options.work or Path("runs") / config.name
         self.out: Path = options.out or Path("weights") / config.name
-        fold = "" if options.fold is None else f"_fold{options.fold}"
-        self.folder = self.work / (options.run + fold)
-        self.prepared = self.work / "prepared"
         # A fold's own: no network that was trained on its held-out cases must teach it.
-        self.pseudolabels: Path = options.pseudolabels or self.work / f"pseudolabels{fold}"
+        fold = "" if options.fold is None else f"_fold{options.fold}"
+        names = [fold, *(f"{fold}_round{n + 1}" for n in range(options.round))]
+        self.folders = [self.work / f"{options.run}{name}" for name in names]
+        self.folder = self.folders[-1]
+        self.prepared = self.work / "prepared"
+        self.pseudolabels: Path = options.pseudolabels or self.work / f"pseudolabels{names[-1]}"
         self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
+        self.initial: list[Path] = options.initial
+        if options.round:  # a round begins where the training before it ended
+            before = [self.folders[-2] / "checkpoint.pt"]
+            self.initial = before
+            if options.step == "pseudolabel":
+                self.checkpoints = options.checkpoint or before
         self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
         _check_names(config, {case.name for case in self.cases}, options.data)
         self.holdout: tuple[str, ...] = ()
@@ -221,7 +234,7 @@ class _Run:
             self.holdout,
             self.options.compile,
             teacher,
-            self.options.initial,
+            self.initial,
         )
 
     def export(self) -> None:
@@ -241,9 +254,9 @@ class _Run:
             print(agreement, flush=True)
         write_model_card(
             self.out,
-            self.config,
+            self.whole,
             self.cases,
-            self.folder,
+            self.folders,
             self.holdout,
             agreements,
             machine_in_words(),
@@ -287,16 +300,39 @@ def _check_names(config: Config, names: set[str], data: Path) -> None:
             )
 
 
-def _in_processes_of_their_own(arguments: list[str]) -> int:
-    """Prepare, train, export; the first exit code that is not 0, else 0.
+def _steps(config: Config, options: argparse.Namespace) -> list[list[str]]:
+    """The steps of a whole training, as arguments of this program.
+
+    Each is over at once where it was done already, or goes on.
+    """
+    from training.cases import find_cases
+
+    if options.round:
+        raise ValueError("--round is for one step alone; without one all rounds are made")
+    rounds = 0 if options.pseudolabels else config.rounds
+    if rounds:
+        known = {*config.holdout, *config.empty}
+        kinds = {case.kind for case in find_cases(options.data) if case.name not in known}
+        if "unlabelled" not in kinds:
+            print(f"self_training: {options.data} has no CTs without labels", file=sys.stderr)
+            rounds = 0
+    steps = [["prepare"], ["train"]]
+    for number in range(1, rounds + 1):
+        for step in ("pseudolabel", "prepare", "train"):
+            steps.append([step, f"--round={number}"])
+    return [*steps, ["export", f"--round={rounds}"]]
+
+
+def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> int:
+    """Run the steps one after the other; the first exit code that is not 0, else 0.
 
     Separate, since PyTorch and OpenVINO must not both use a CPU's matrix unit (AMX) from one
     thread: each believes that the unit is set up as it left it.
     """
     above = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([above, *filter(None, [os.environ.get("PYTHONPATH")])])
-    for step in ("prepare", "train", "export"):
-        command = [sys.executable, "-m", "training", step, *arguments]
+    for step in steps:
+        command = [sys.executable, "-m", "training", *step, *arguments]
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
         with _signals_go_to(process):
             code = process.wait()

@@ -11,6 +11,7 @@ from torch import nn
 
 from inference.writing import appearing
 from training.config import Config
+from training.ir_weights import fill_from_ir
 from training.network import make_network
 
 
@@ -60,12 +61,20 @@ def load(path: Path) -> dict[str, Any]:
 def load_average(path: Path, config: Config) -> nn.Module:
     """The moving average of the weights in a checkpoint, ready to be used.
 
+    Args:
+        path: a checkpoint, or a model folder: then these are the weights that it ships.
+        config: of the network.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of this configuration's network.
+        ModelError: a folder that holds no model.
+        ValueError: it is no checkpoint or model of this configuration's network.
     """
     network = make_network(dict(config.network))
-    fill(network, load(path)["average"], path, config)
+    if path.is_dir():
+        fill_from_ir(network, path)
+    else:
+        fill(network, load(path)["average"], path, config)
     return network.eval()
 
 
@@ -76,13 +85,17 @@ def load_mean(paths: Sequence[Path], config: Config) -> nn.Module:
     (stochastic weight averaging, Izmailov et al. 2018).
 
     Args:
-        paths: at least one.
+        paths: at least one checkpoint, or one model folder: its norms are folded away, so it
+            has no mean with others.
         config: of the network that all of them are of.
 
     Raises:
         FileNotFoundError: one does not exist.
-        ValueError: one is no checkpoint of this configuration's network.
+        ModelError: a folder that holds no model.
+        ValueError: one is not of this configuration's network, or a model folder is not alone.
     """
+    if len(paths) > 1 and (folders := [str(path) for path in paths if path.is_dir()]):
+        raise ValueError(f"{folders[0]}: of a model folder and others no mean can be taken")
     first, *others = [load_average(path, config) for path in paths]
     states = [network.state_dict() for network in others]
     with torch.no_grad():

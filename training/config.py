@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ class Config:
             on the network is trained as it will be run, whatever the extent of the image.
         coarse_first: ``spacing`` and ``patch`` of the first ``share`` of the steps, which are
             cheaper so; empty for none.
+        self_training: ``rounds`` that follow the training, each of ``iterations`` steps that begin
+            with the weights before it and the ``learning_rate``, on pseudo-labels that the
+            network before it gave CTs without labels; empty for none.
         not_int8: convolutions that stay in floating point in the int8 network, counted in the
             order in which they run; negative ones from the last.
     """
@@ -106,11 +109,13 @@ class Config:
     empty: tuple[str, ...] = ()
     freeze_norm: float = 1.0
     coarse_first: Mapping[str, Any] = field(default_factory=dict)
+    self_training: Mapping[str, Any] = field(default_factory=dict)
     not_int8: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("network", "placement", "augmentation", "shares", "coarse_first"):
+        groups = ("network", "placement", "augmentation", "shares", "coarse_first", "self_training")
+        for name in groups:
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"configuration {self.name!r}: {name} has no names and values")
         if wrong := [k for k, v in self.augmentation.items() if not isinstance(v, Mapping)]:
@@ -139,6 +144,11 @@ class Config:
             problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
         if self.coarse_first and set(self.coarse_first) != {"share", "spacing", "patch"}:
             problems.append("coarse_first needs a share, a spacing and a patch")
+        if self.self_training:
+            if set(self.self_training) != {"rounds", "iterations", "learning_rate"}:
+                problems.append("self_training needs rounds, iterations and a learning_rate")
+            elif any(self.self_training[key] < 1 for key in ("rounds", "iterations")):
+                problems.append("self_training: rounds or iterations are less than 1")
         if "scan" in self.augmentation and None not in self.spacing:
             problems.append("augmentation: scan changes nothing where all spacings are set")
         if problems:
@@ -176,6 +186,24 @@ class Config:
             bytes_per_voxel=bytes_per_voxel,
             postprocessing=self.postprocessing,
         )
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of self-training that follow the training."""
+        return int(self.self_training.get("rounds", 0))
+
+    def in_round(self, number: int) -> Config:
+        """The configuration of a round of self-training; itself for 0, the training before them.
+
+        Raises:
+            ValueError: there is no such round.
+        """
+        if not 0 <= number <= self.rounds:
+            raise ValueError(f"configuration {self.name!r} has {self.rounds} rounds, not {number}")
+        if number == 0:
+            return self
+        steps, rate = self.self_training["iterations"], self.self_training["learning_rate"]
+        return replace(self, iterations=steps, learning_rate=rate, coarse_first={})
 
     def normalise(self, hu: np.ndarray) -> np.ndarray:
         """Hounsfield units to the network's intensities, float32."""

@@ -125,7 +125,7 @@ class TorchRunner:
         device = next(self._network.parameters()).device
         image = torch.from_numpy(np.ascontiguousarray(volume))[None, None].to(device)
         self._network.eval()
-        with nullcontext() if self._exact else autocast(image):
+        with nullcontext() if self._exact else autocast(image, multiple_of(self._network)):
             logits = self._network(image)[0]
         self._network.train(was_training)
         return logits.float().cpu().numpy()

@@ -130,7 +130,7 @@ def _step(config: Config, repeats: int, device: str) -> float:
     model = torch.compile(network) if device == "cuda" else network
 
     def step() -> None:
-        with autocast(image):
+        with autocast(image, multiple_of(network)):
             outputs = model(image)
         loss = loss_at_all_depths(outputs, batch, partial_dice_cross_entropy)
         optimiser.zero_grad(set_to_none=True)

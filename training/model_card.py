@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def write_model_card(
     folder: Path,
     config: Config,
     cases: list[Case],
-    run: Path,
+    runs: Sequence[Path],
     holdout: tuple[str, ...],
     agreements: list[Agreement],
     machine: str,
@@ -36,15 +37,18 @@ def write_model_card(
         folder: the model folder, with its plan.
         config: what was trained.
         cases: the data folder's cases.
-        run: the training's folder with ``log.csv`` and ``scores.csv``.
+        runs: the training's folders with ``log.csv`` and ``scores.csv``: the first training's,
+            then those of the rounds of self-training, of which the last gave the weights.
         holdout: all cases that were kept aside.
         agreements: what the export measured.
         machine: on what it was trained, in words.
     """
     plan = Plan.load(folder)
-    log = read_rows(run / "log.csv")
-    hours = sum(float(r["seconds_per_iteration"]) * n for r, n in _steps(log)) / 3600
-    scores = read_rows(run / "scores.csv")
+    logs = [read_rows(run / "log.csv") for run in runs]
+    rows = [row for log in logs for row in _steps(log)]
+    hours = sum(float(row["seconds_per_iteration"]) * n for row, n in rows) / 3600
+    steps = [log[-1]["iteration"] if log else "0" for log in logs]
+    scores = read_rows(runs[-1] / "scores.csv")
     last = [row for row in scores if row["iteration"] == scores[-1]["iteration"]] if scores else []
     parts = [
         f"# {config.name} {config.version}",
@@ -53,13 +57,14 @@ def write_model_card(
         "## Network",
         _network(config, plan),
         "## Training",
-        f"{log[-1]['iteration'] if log else 0} steps of {config.batch} patch(es) of "
+        f"{' + '.join(steps)} steps of {config.batch} patch(es) of "
         f"{' x '.join(map(str, config.patch))} voxels with {config.optimiser}, {hours:.2f} hours "
         f"on {machine}. Shares of the patches: "
         + ", ".join(f"{k} {v:g}" for k, v in config.shares.items() if v)
         + " (kinds without data give theirs to the others). The weights are an exponential moving "
         "average.",
-        *_stages(config),
+        *_rounds(config, len(runs) - 1),
+        *_stages(config, "first training's " if len(runs) > 1 else ""),
         *_kinds(config),
         "### Sources",
         _sources(cases, config, holdout),
@@ -105,12 +110,23 @@ def _network(config: Config, plan: Plan) -> str:
     )
 
 
-def _stages(config: Config) -> list[str]:
-    """What was different in a part of the steps."""
+def _rounds(config: Config, rounds: int) -> list[str]:
+    """What the sum of the steps means."""
+    if not rounds:
+        return []
+    return [
+        f"Those are a first training and {rounds} round(s) of self-training, each with the weights "
+        "and on the pseudo-labels of the network before it, from a learning rate of "
+        f"{config.self_training['learning_rate']:g} to zero."
+    ]
+
+
+def _stages(config: Config, which: str) -> list[str]:
+    """What was different in a part of the steps, and of which training's."""
     text = []
     if coarse := config.coarse_first:
         text.append(
-            f"The first {100 * coarse['share']:g} % of the steps saw patches of "
+            f"The first {100 * coarse['share']:g} % of the {which}steps saw patches of "
             f"{' x '.join(map(str, coarse['patch']))} voxels at "
             f"{' x '.join(f'{step:g}' for step in coarse['spacing'])} mm."
         )

@@ -19,6 +19,7 @@ from training.depthwise import DepthwiseConv3d
 Triple = tuple[int, int, int]
 
 _TRUSTED_SLICES = 16
+_TRUSTED_COARSEST = 3
 
 _NORMS: dict[str, Any] = {
     "instance": lambda channels: nn.InstanceNorm3d(channels, affine=True),
@@ -233,17 +234,22 @@ class ChannelAttention(nn.Module):
         return x * weights[:, :, None, None, None]
 
 
-def autocast(image: Tensor) -> torch.autocast:
+def autocast(image: Tensor, multiple: Sequence[int]) -> torch.autocast:
     """Mixed precision in bf16, where it can be trusted: the context of a forward pass.
 
-    On a CPU not for patches of few slices: there the gradients of oneDNN's bf16 convolutions write
-    beyond their memory (torch 2.13 with AMX, less than 8 slices of some 100 x 100 voxels: the
-    process crashes), so the pass is in fp32.
+    On a CPU not for patches of few slices, nor where little is left of them at the coarsest stage:
+    there the gradients of oneDNN's bf16 convolutions write beyond their memory (torch 2.13; with
+    AMX, less than 8 slices of some 100 x 100 voxels: the process crashes; with AVX512_BF16, one or
+    two voxels at the coarsest stage: infinite gradients, now and then). The pass is then in fp32.
 
     Args:
         image: the network's input (n, 1, z, y, x).
+        multiple: the network's: how much coarser its coarsest stage is (z, y, x).
     """
-    trusted = image.device.type == "cuda" or image.shape[2] >= _TRUSTED_SLICES
+    size = image.shape[2:]
+    coarsest = min(n // step for n, step in zip(size, multiple, strict=True))
+    large = size[0] >= _TRUSTED_SLICES and coarsest >= _TRUSTED_COARSEST
+    trusted = image.device.type == "cuda" or large
     return torch.autocast(image.device.type, torch.bfloat16, enabled=trusted)
 
 

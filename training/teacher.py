@@ -64,9 +64,10 @@ class Teacher:
         own = [max(1, round(n * zoom)) for n, zoom in zip(shape, self._zoom, strict=True)]
         if own != list(shape):
             seen = F.interpolate(seen, own, mode="trilinear")
-        after = [-n % m for n, m in zip(own, multiple_of(self._network), strict=True)]
+        multiple = multiple_of(self._network)
+        after = [-n % m for n, m in zip(own, multiple, strict=True)]
         seen = F.pad(seen, [n for a in reversed(after) for n in (0, a)], value=mine.air)
-        with autocast(seen):
+        with autocast(seen, multiple):
             logits: Tensor = self._network(seen)
         logits = logits[:, :, : own[0], : own[1], : own[2]].float()
         return logits if own == list(shape) else F.interpolate(logits, shape, mode="trilinear")

@@ -18,6 +18,7 @@ from training.batches import batches
 from training.checkpoint import fill, load, load_mean, save
 from training.config import Config
 from training.evaluate import evaluate, multiple_of
+from training.ir_weights import measure_norms
 from training.losses import (
     distillation,
     loss_at_all_depths,
@@ -31,6 +32,9 @@ from training.team import Team, join
 
 _RESIDENT = 0.5
 """Share of the GPU's free memory that the prepared images may take."""
+
+_MEASURED_ON = 16
+"""Patches that give a model folder's batch norms their statistics."""
 
 
 def train(
@@ -55,8 +59,8 @@ def train(
         compiled: whether to use ``torch.compile``: on a GPU for the network (the default
             there), on a CPU for the loss (worth it for more than some hundred steps).
         teacher: a larger network to learn from, besides the labels.
-        initial: checkpoints of the same network; a new training begins with the mean of their
-            averages.
+        initial: checkpoints of the same network, or one model folder; a new training begins
+            with the mean of the checkpoints' averages, or the weights that the folder ships.
 
     Returns:
         The checkpoint's path.
@@ -94,6 +98,11 @@ def train(
         room = torch.cuda.mem_get_info()[0] * _RESIDENT if device.type == "cuda" else math.inf
         samples = Samples(prepared, config, holdout, device, room)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
+        if start == 0 and any(path.is_dir() for path in initial):
+            # A model folder's batch norms lack statistics. The same patches for every process.
+            drawn = [samples[n * config.drawn_at_once].image[None] for n in range(_MEASURED_ON)]
+            measure_norms(network, [image.to(device) for image in drawn])
+            average.load_state_dict(network.state_dict())
         multiple = multiple_of(network)
         for patch in (config.patch, config.coarse_first.get("patch", config.patch)):
             if any(n % step for n, step in zip(patch, multiple, strict=True)):
@@ -138,7 +147,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, iteration)
             image = batch.image.contiguous(memory_format=torch.channels_last_3d)
-            with autocast(image):
+            with autocast(image, multiple):
                 outputs = model(image)
             weights = class_weights(config, iteration, device)
             weighted = partial(loss_of, class_weights=weights, batch_dice=config.batch_dice)

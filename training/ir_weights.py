@@ -1,0 +1,128 @@
+"""The weights of a model folder, back in PyTorch: what has been exported can be trained further."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor, nn
+
+from inference.plan import Plan
+
+_LAYERS = (
+    *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d),
+    *(nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d),
+)
+"""What has weights in `training.network`."""
+
+
+@torch.no_grad()
+def fill_from_ir(network: nn.Module, folder: Path) -> None:
+    """Give a network the floating-point weights of a model folder.
+
+    The export has folded each batch norm into the convolution before it. Such a norm does nothing
+    here but add what it added (statistics 0 and 1); `measure_norms` gives it statistics again.
+    Outputs of deep supervision are not exported and stay as they are. Weights are stored in
+    half precision: that is how exactly they come back.
+
+    Args:
+        network: of the same kind; left in evaluation mode.
+        folder: a model folder that `training.export.export` wrote.
+
+    Raises:
+        ModelError: it is no model folder.
+        ValueError: it has no floating-point network, or that of another architecture.
+    """
+    plan = Plan.load(folder)
+    file = plan.networks.get("f32") or plan.networks.get("bf16")
+    if file is None:
+        raise ValueError(f"{folder}: has no network in floating point")
+    layers = _in_order(network.eval())
+    stored: list[Tensor] = []
+    for layer, after in zip(layers, [*layers[1:], None], strict=True):
+        weight, bias = layer.weight, layer.bias
+        if isinstance(layer, nn.BatchNorm3d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.zero_()
+            layer.running_var.fill_(1 - layer.eps)
+            weight.fill_(1)
+            stored.append(bias)
+        elif bias is not None and isinstance(after, nn.BatchNorm3d):
+            bias.zero_()
+            stored.append(weight)
+        else:
+            stored += [weight] if bias is None else [weight, bias]
+    constants = _constants(folder / file)
+    if [values.size for values in constants] != [parameter.numel() for parameter in stored]:
+        raise ValueError(f"{folder}: its network is another one")
+    for parameter, values in zip(stored, constants, strict=True):
+        parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+
+
+@torch.no_grad()
+def measure_norms(network: nn.Module, images: Sequence[Tensor]) -> None:
+    """Give batch norms the statistics of what they see, and leave what the network computes.
+
+    Scale and shift are changed as much the other way, so that in evaluation mode the function
+    stays the same; in training mode a norm then does roughly the same to a patch.
+
+    Args:
+        network: any; nothing happens where there are no batch norms. Left in evaluation mode.
+        images: inputs (n, 1, z, y, x), normalised.
+    """
+    seen: dict[nn.BatchNorm3d, list[tuple[Tensor, Tensor]]] = {}
+
+    def look(norm: nn.BatchNorm3d, inputs: tuple[Tensor]) -> None:
+        (x,) = inputs
+        axes = (0, 2, 3, 4)
+        seen.setdefault(norm, []).append((x.float().mean(axes), x.float().square().mean(axes)))
+
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    network.eval()
+    for image in images if norms else ():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    for norm, moments in seen.items():
+        mean, square = (torch.stack(values).mean(0) for values in zip(*moments, strict=True))
+        variance = (square - mean.square()).clamp_min(0)
+        old_mean, old_variance = norm.running_mean, norm.running_var
+        assert old_mean is not None and old_variance is not None
+        scale = norm.weight / (old_variance + norm.eps).sqrt()
+        norm.bias.add_(scale * (mean - old_mean))
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        old_mean.copy_(mean)
+        old_variance.copy_(variance)
+
+
+def _constants(ir: Path) -> list[np.ndarray]:
+    """The weights in the order in which they are used.
+
+    Single numbers are passed over: they are settings of layers, a slope below zero say.
+    """
+    return [
+        np.array(operation.data, np.float32)
+        for operation in ov.Core().read_model(ir).get_ordered_ops()
+        if operation.get_type_name() == "Constant"
+        and operation.get_output_element_type(0) in (ov.Type.f16, ov.Type.f32)
+        and np.prod(operation.get_output_shape(0)) > 1
+    ]
+
+
+def _in_order(network: nn.Module) -> list[Any]:
+    """The layers that have weights, in the order in which they run."""
+    called: list[str] = []
+    shapes = copy.deepcopy(network).to("meta")  # nothing is computed
+    for name, layer in shapes.named_modules():
+        if isinstance(layer, _LAYERS):
+            layer.register_forward_hook(lambda *_, name=name: called.append(name))
+    multiple: Sequence[int] = network.multiple  # type: ignore[assignment]
+    shapes(torch.empty(1, 1, *(2 * n for n in multiple), device="meta"))
+    layers = dict(network.named_modules())
+    return [layers[name] for name in called]
