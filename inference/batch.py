@@ -9,7 +9,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from inference.ahead import Reader
-from inference.cases import Case
+from inference.cases import Case, preview_paths
 from inference.decode import Labels
 from inference.errors import AbdosegError, CaseError, last_line
 from inference.machine import peak_memory, restart_peak_memory, seconds_since_start
@@ -17,7 +17,7 @@ from inference.model import Model
 from inference.pipeline import segment_in_stages
 from inference.preview import write_preview
 from inference.progress import Progress
-from inference.reading import Scan, ending, read
+from inference.reading import Scan, read
 from inference.report import CaseReport, write_report
 from inference.writing import write
 
@@ -52,7 +52,8 @@ def segment_files(
     unwritten = False
     before = seconds_since_start() - (time.perf_counter() - began)
     loaded = time.perf_counter()
-    for number, case in enumerate(cases):
+    pictures = preview_paths(cases) if preview else [None] * len(cases)
+    for number, (case, picture) in enumerate(zip(cases, pictures, strict=True)):
         entry = CaseReport(str(case.source), f"{model.plan.name} {model.plan.version}")
         reports.append(entry)
         progress.start(case.source)
@@ -66,7 +67,7 @@ def segment_files(
             following = next((c for c in cases[number + 1 :] if not c.problem), None)
             if following:
                 reader.begin(following.source)
-            _segment(case, scans, model, progress, entry, preview)
+            _segment(case, scans, model, progress, entry, picture)
         except AbdosegError as error:
             entry.error = str(error)
         except MemoryError:
@@ -123,9 +124,9 @@ def _segment(
     model: Model,
     progress: Progress,
     entry: CaseReport,
-    preview: bool,
+    picture: Path | None,
 ) -> None:
-    """Segment one case, write its labels and fill in its report.
+    """Segment one case, write its labels (and their picture) and fill in its report.
 
     Raises:
         CaseError: it cannot be segmented, or its labels not be written.
@@ -141,18 +142,17 @@ def _segment(
     entry.seconds["write"] = time.perf_counter() - start
     entry.labels = str(case.target)
     entry.millilitres = result.millilitres
-    if preview:
-        _write_preview(case, scans[0].image, result.labels, result.offset, entry)
+    if picture:
+        _write_preview(picture, scans[0].image, result.labels, result.offset, entry)
 
 
 def _write_preview(
-    case: Case, image: sitk.Image, labels: Labels, offset: float, entry: CaseReport
+    path: Path, image: sitk.Image, labels: Labels, offset: float, entry: CaseReport
 ) -> None:
     """Write the picture; a failure is a warning, since the labels are there."""
-    name = case.target.name[: -len(ending(case.target) or "")] + "_preview.png"
     start = time.perf_counter()
     try:
-        write_preview(case.target.with_name(name), image, labels, offset)
+        write_preview(path, image, labels, offset)
     except OSError as error:
         entry.warnings.append(f"no preview could be written ({error.strerror or error})")
     except MemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,19 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
         more = tuple(_channel(image, index) for index in range(1, channels))
         cases.append(Case(image, target, problem if rivals else lacks.get(image), more))
     return cases
+
+
+def preview_paths(cases: Sequence[Case]) -> list[Path]:
+    """Where each case's picture goes, in the same order.
+
+    Beside ``X.nii.gz`` that is ``X_preview.png``; where label files differ in their ending alone,
+    it is part of the name (``X.nii.gz_preview.png``, ``X.mha_preview.png``).
+    """
+    targets = [case.target for case in cases]
+    stems = [path.with_name(path.name[: -len(ending(path) or "")]) for path in targets]
+    times = Counter(stems)
+    chosen = [stem if times[stem] == 1 else t for stem, t in zip(stems, targets, strict=True)]
+    return [path.with_name(f"{path.name}_preview.png") for path in chosen]
 
 
 def _numbered(images: Sequence[Path]) -> set[Path]:

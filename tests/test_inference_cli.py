@@ -382,6 +382,15 @@ def test_organs_can_be_told_apart_in_pictures() -> None:
         assert np.linalg.norm(np.subtract(one, other)) > 50, (one, other)
 
 
+def test_cts_that_differ_in_their_ending_have_a_picture_each(desk: Desk) -> None:
+    for name in ("a.nii.gz", "a_0000.mha", "b.nii.gz"):
+        sitk.WriteImage(make_ct(), desk.inputs / name)
+    assert desk.run("--preview") == 0
+    labels = ["a.mha", "a.nii.gz", "b.nii.gz"]
+    pictures = ["a.mha_preview.png", "a.nii.gz_preview.png", "b_preview.png"]
+    assert desk.there() == sorted(labels + pictures)
+
+
 def test_preview(desk: Desk) -> None:
     image = sitk.DICOMOrient(make_ct(), "RAI")
     sitk.WriteImage(image, desk.inputs / "a_0000.nii.gz")
