@@ -56,41 +56,59 @@ def postprocess(
     if not plan.postprocessing:
         return None
     labels = all_winners(logits, threads)
+    parts: _Parts | None = None  # a step that takes away whole parts hands them on
     millilitres = float(np.prod(spacing)) / 1000
     for step in plan.postprocessing:
         try:
             channels = [plan.label_values.index(value) for value in step["labels"]]
             if 0 in channels:
                 raise ValueError
-            _STEPS[step["step"]](logits, labels, channels, millilitres, step)
+            parts = _STEPS[step["step"]](logits, labels, parts, channels, millilitres, step)
         except (KeyError, ValueError, IndexError, TypeError):
             raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
     return labels
 
 
 def _keep_largest(
-    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
-) -> None:
-    parts = _Parts.of(labels)
+    logits: Logits,
+    labels: Labels,
+    parts: _Parts | None,
+    channels: list[int],
+    voxel: float,
+    step: Mapping[str, Any],
+) -> _Parts | None:
+    parts = parts or _Parts.of(labels)
     gone = np.isin(parts.channels, channels)
     for channel in channels:
         mine = np.flatnonzero(parts.channels == channel)
         if len(mine):
             gone[mine[parts.sizes[mine].argmax()]] = False
     _remove(logits, labels, parts, gone)
+    return parts
 
 
 def _remove_small(
-    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
-) -> None:
-    parts = _Parts.of(labels)
+    logits: Logits,
+    labels: Labels,
+    parts: _Parts | None,
+    channels: list[int],
+    voxel: float,
+    step: Mapping[str, Any],
+) -> _Parts | None:
+    parts = parts or _Parts.of(labels)
     small = parts.sizes * voxel < float(step["millilitres"])
     _remove(logits, labels, parts, small & np.isin(parts.channels, channels))
+    return parts
 
 
 def _close(
-    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
-) -> None:
+    logits: Logits,
+    labels: Labels,
+    parts: _Parts | None,
+    channels: list[int],
+    voxel: float,
+    step: Mapping[str, Any],
+) -> _Parts | None:
     for channel in channels:
         box = _box(labels, channel)
         if box is None:
@@ -102,16 +120,22 @@ def _close(
             best = floats(part[:, added]).max(axis=0)
             part[channel][added] = above(best, logits.dtype)
             here[added] = channel
+    return None
 
 
 def _sides(
-    logits: Logits, labels: Labels, channels: list[int], voxel: float, step: Mapping[str, Any]
-) -> None:
+    logits: Logits,
+    labels: Labels,
+    parts: _Parts | None,
+    channels: list[int],
+    voxel: float,
+    step: Mapping[str, Any],
+) -> _Parts | None:
     middle, pairs = channels[0], channels[1:]
     if not (labels == middle).any():
-        return
+        return parts
     x = np.nonzero(labels == middle)[2].mean()
-    parts = _Parts.of(labels)
+    parts = _Parts.of(labels)  # without those that are gone
     beyond = np.bincount(parts.part, parts.voxels[2]) / parts.sizes - x  # to the patient's left
     for right, left in zip(pairs[::2], pairs[1::2], strict=True):
         for channel, other, wrong in ((right, left, beyond > 0), (left, right, beyond < 0)):
@@ -119,9 +143,10 @@ def _sides(
             here, mirrored = (channel, *there), (other, *there)
             logits[here], logits[mirrored] = logits[mirrored], logits[here]
             labels[there] = other
+    return None
 
 
-_STEPS: dict[str, Callable[[Logits, Labels, list[int], float, Mapping[str, Any]], None]] = {
+_STEPS: dict[str, Callable[..., _Parts | None]] = {
     "keep_largest": _keep_largest,
     "remove_small": _remove_small,
     "close": _close,

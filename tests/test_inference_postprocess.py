@@ -217,6 +217,26 @@ def test_winning_channels_are_returned(tiny: Model, labels: NDArray[np.uint8]) -
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_steps_of_one_plan_are_those_of_several_plans(tiny: Model, seed: int) -> None:
+    """What one step knows of the parts and hands to the next is still true there."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(5, (12, 7, 8), p=[0.6, 0.1, 0.1, 0.1, 0.1])
+    steps: list[dict[str, Any]] = [
+        {"step": "keep_largest", "labels": [1, 2]},
+        {"step": "remove_small", "labels": [2, 3], "millilitres": 0.03},
+        {"step": "close", "labels": [1, 2, 3]},
+        {"step": "sides", "labels": [1, 2, 3]},
+    ]
+    chosen = [steps[number] for number in rng.integers(0, len(steps), 5)]
+    together, apart = logits_of(labels), logits_of(labels)
+    found = postprocess(together, SPACING, replace(tiny.plan, postprocessing=tuple(chosen)))
+    for step in chosen:
+        postprocess(apart, SPACING, replace(tiny.plan, postprocessing=(step,)))
+    assert found is not None and np.array_equal(found, winners(apart))
+    assert np.array_equal(winners(together), winners(apart))
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_keep_largest_equals_brute_force(tiny: Model, seed: int) -> None:
     """Against a flood fill of every part, where parts are many and some slices empty."""
     rng = np.random.default_rng(seed)
