@@ -225,6 +225,12 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     assert "2000 + 700 + 700 steps of" in card and " 3.40 hours on a machine" in card
     assert "a first training and 2 round(s) of self-training" in card
     assert "The first 25 % of the first training's steps saw" in card
+    assert "After 50 % of each training's steps batch norms" in card
+    assert "The training began with" not in card
+    (runs[0] / "initial.txt").write_text("abdoseg 0.8.0\n")
+    write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
+    card = (tmp_path / "README.md").read_text()
+    assert "The training began with the weights of abdoseg 0.8.0:" in card
     held_out = [replace(agreement, case="kept")]
     write_model_card(tmp_path, config, cases, [run], (), held_out, "a machine")
     assert "int8 was calibrated on the held-out cases" in (tmp_path / "README.md").read_text()

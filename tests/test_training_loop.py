@@ -27,7 +27,7 @@ import yaml
 
 from training import checkpoint
 from training import train as loop
-from training.__main__ import main
+from training.__main__ import _options, _Run, _steps, main
 from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
@@ -624,7 +624,15 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
         ({"self_training": {"rounds": 2}}, "self_training needs rounds, iterations and"),
         (
             {"self_training": {"rounds": 0, "iterations": 9, "learning_rate": 0.001}},
-            "self_training: rounds or iterations are less than 1",
+            "self_training: rounds and iterations are not 1 or more",
+        ),
+        (
+            {"self_training": {"rounds": 1, "iterations": 9.5, "learning_rate": 0.001}},
+            "self_training: rounds and iterations are not 1 or more",
+        ),
+        (
+            {"self_training": {"rounds": 1, "iterations": 9, "learning_rate": "1e-3"}},
+            "self_training: the learning_rate is no number above 0",
         ),
     ],
 )
@@ -656,8 +664,9 @@ def test_every_mistake_in_a_configuration_is_one_line(
     [
         (["train", "--round", "3"], "'abdoseg' has 2 rounds, not 3"),
         (["pseudolabel", "--round", "-1"], "'abdoseg' has 2 rounds, not -1"),
-        (["--round", "1"], "--round is for one step alone"),
-        (["train", "--round", "1"], "run/checkpoint.pt: no checkpoint"),
+        (["--round", "0"], "--round is for one step alone"),
+        (["--checkpoint", "it.pt"], "--checkpoint is for the steps"),
+        (["train", "--round", "1"], "no pseudo-labels for this round (no fold, run_round1); run"),
         (["pseudolabel", "--round", "2"], "run_round1/checkpoint.pt: no checkpoint"),
     ],
 )
@@ -681,3 +690,55 @@ def test_a_round_that_cannot_be_made_is_one_line(
     assert main([*arguments, *given]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
+
+
+def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path) -> None:
+    """Rounds of another run, or of another fold, are others."""
+    data = tmp_path / "data"
+    (data / "unlabelled" / "ct").mkdir(parents=True)
+    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(data / "unlabelled/ct/ct.nii.gz"))
+    settings = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
+    config = replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings)
+
+    def steps(*more: str) -> str:
+        given = ["--config", "c", "--data", str(data), "--work", str(tmp_path / "work"), *more]
+        made = _steps(config, _options(given))
+        return " ".join(f"{step}{flag.removeprefix('--round=')}" for step, flag in made)
+
+    from_the_first = (
+        "prepare0 train0 pseudolabel1 prepare1 train1 pseudolabel2 prepare2 train2 export2"
+    )
+    assert steps() == from_the_first
+    for name in ("run", "run_round1"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "checkpoint.pt").touch()
+    assert steps() == "prepare1 train1 pseudolabel2 prepare2 train2 export2"
+    assert steps("--run", "second") == steps("--fold", "0") == from_the_first
+    assert steps("--pseudolabels", str(tmp_path)) == "prepare0 train0 export0"
+    corrections = tmp_path / "corrections.yaml"
+    corrections.write_text("of_nobody:\n  - doubt: [liver]\n")
+    with pytest.raises(ValueError, match="of_nobody: there is no such case"):
+        steps("--corrections", str(corrections))
+
+
+def test_a_round_has_the_pseudo_labels_and_weights_of_the_training_before(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "unlabelled" / "ct").mkdir(parents=True)
+    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(data / "unlabelled/ct/ct.nii.gz"))
+    settings = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
+    config = replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings)
+
+    def of(step: str, number: int) -> _Run:
+        given = [step, "--config", "c", "--data", str(data), "--work", str(tmp_path)]
+        return _Run(config, _options([*given, "--run", "it", f"--round={number}"]))
+
+    for number, before in ((1, "it"), (2, "it_round1")):
+        weights = [tmp_path / before / "checkpoint.pt"]
+        labels = tmp_path / f"it_round{number}" / "pseudolabels"
+        assert of("pseudolabel", number).checkpoints == weights
+        assert of("train", number).initial == weights
+        assert of("train", number).config.iterations == 5
+        for step in ("pseudolabel", "prepare", "train"):
+            assert of(step, number).pseudolabels == labels
+    assert of("export", 2).checkpoints == [tmp_path / "it_round2" / "checkpoint.pt"]
+    assert of("train", 0).config.iterations == config.iterations

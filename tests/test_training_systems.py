@@ -106,7 +106,7 @@ def test_one_command_makes_weights_that_inference_runs(
     assert len(rounds) == (2 if name == "abdoseg" else 0)
     for folder in rounds:
         assert [row["iteration"] for row in read_rows(folder / "log.csv")] == ["2"]
-        assert (work / folder.name.replace("run", "pseudolabels")).is_dir()
+        assert (folder / "pseudolabels").is_dir()
 
     plan = Plan.load(out)
     assert plan.bytes_per_voxel > 10  # measured: what one pass needs is known to inference

@@ -95,7 +95,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     # torchrun takes "--run" for an abbreviation of an option of its own.
     name = "name of this training within the working folder"
     add("--run", "--name", dest="run", default="run", help=name)
-    add("--round", type=int, default=0, help="this round of self-training (1, 2, ...)")
+    add("--round", type=int, help="one step alone: of this round of self-training (1, 2, ...)")
     add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
     add("--workers", type=int, help="processes that prepare (default: one per CPU)")
     add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
@@ -105,21 +105,22 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         help="begin with the weights of this checkpoint or model folder, or with the mean of "
-        "several checkpoints",
+        "several checkpoints (a round of self-training begins with those before it)",
     )
     add(
         "--teacher",
         type=Path,
         nargs=2,
         metavar=("CONFIG", "CHECKPOINT"),
-        help="learn from this larger network too",
+        help="learn from this larger network too (a checkpoint or a model folder)",
     )
     add("--teacher-weight", type=float, default=0.5, help="its share of the loss")
     add(
         "--pseudolabels",
         type=Path,
         help="folder that 'pseudolabel' writes and 'prepare' reads (default: WORK/pseudolabels, "
-        "with --fold N WORK/pseudolabels_foldN); without a step: in the place of self-training",
+        "with --fold N WORK/pseudolabels_foldN, with --round pseudolabels in the round's folder); "
+        "without a step: in the place of self-training",
     )
     add(
         "--checkpoint",
@@ -145,25 +146,25 @@ class _Run:
         from training.cases import find_cases
         from training.folds import fold_of
 
+        self.round: int = options.round or 0
         self.whole = config
-        self.config = config.in_round(options.round)
+        self.config = config.in_round(self.round)
         self.options = options
-        self.work: Path = options.work or Path("runs") / config.name
+        self.work = _work_of(config, options)
         self.out: Path = options.out or Path("weights") / config.name
-        # A fold's own: no network that was trained on its held-out cases must teach it.
-        fold = "" if options.fold is None else f"_fold{options.fold}"
-        names = [fold, *(f"{fold}_round{n + 1}" for n in range(options.round))]
-        self.folders = [self.work / f"{options.run}{name}" for name in names]
+        self.folders = [_folder_of(config, options, n) for n in range(self.round + 1)]
         self.folder = self.folders[-1]
         self.prepared = self.work / "prepared"
-        self.pseudolabels: Path = options.pseudolabels or self.work / f"pseudolabels{names[-1]}"
         self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
         self.initial: list[Path] = options.initial
-        if options.round:  # a round begins where the training before it ended
-            before = [self.folders[-2] / "checkpoint.pt"]
-            self.initial = before
+        # A fold's own: no network that was trained on its held-out cases must teach it.
+        own = self.work / f"pseudolabels{_fold(options)}"
+        if self.round:  # begins where the training before it ended
+            own = self.folder / "pseudolabels"
+            self.initial = [self.folders[-2] / "checkpoint.pt"]
             if options.step == "pseudolabel":
-                self.checkpoints = options.checkpoint or before
+                self.checkpoints = options.checkpoint or self.initial
+        self.pseudolabels: Path = options.pseudolabels or own
         self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
         _check_names(config, {case.name for case in self.cases}, options.data)
         self.holdout: tuple[str, ...] = ()
@@ -184,43 +185,50 @@ class _Run:
             for case in self.cases
             if case.label_file and case.label_file.parent == self.pseudolabels
         ]
-        if ours:
+        if ours or self.round:
             self._claim(ours)
         refused = prepare(self.cases, self.prepared, self.config, self.options.workers)
-        if not ours:
+        if not (ours or self.round):
             self._pseudolabelled_for.unlink(missing_ok=True)
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)
 
     def _claim(self, names: list[str]) -> None:
-        """Note for which fold these pseudo-labels are prepared; no other one's stay."""
+        """Note for which training these pseudo-labels are prepared; no other one's stay."""
         note = self._pseudolabelled_for
         before = note.read_text() if note.exists() else "no fold"
-        if before != self._fold_in_words:
+        if before != self._training_in_words:
             for name in names:
                 (self.prepared / "pseudo" / f"{name}.npz").unlink(missing_ok=True)
         self.prepared.mkdir(parents=True, exist_ok=True)
-        note.write_text(self._fold_in_words)
+        note.write_text(self._training_in_words)
 
     @property
     def _pseudolabelled_for(self) -> Path:
-        """Which fold's networks made the pseudo-labels that are prepared, where ours made some."""
+        """For which fold and round pseudo-labels are prepared, where our networks made some."""
         return self.prepared / "pseudolabelled_for.txt"
 
     @property
-    def _fold_in_words(self) -> str:
-        return "no fold" if self.options.fold is None else f"fold {self.options.fold}"
+    def _training_in_words(self) -> str:
+        fold = "no fold" if self.options.fold is None else f"fold {self.options.fold}"
+        return f"{fold}, {self.folder.name}" if self.round else fold
 
     def train(self) -> None:
         from training.config import Config
         from training.teacher import Teacher
         from training.train import train
 
-        note, fold = self._pseudolabelled_for, self._fold_in_words
-        if self.options.fold is not None and note.exists() and note.read_text() != fold:
+        note, mine = self._pseudolabelled_for, self._training_in_words
+        there = note.read_text() if note.exists() else None
+        if self.round and there != mine:
             raise ValueError(
-                f"{self.prepared}: has pseudo-labels for {note.read_text()}, by networks that may "
-                f"have seen what {fold} holds out; run 'prepare --fold {self.options.fold}' first"
+                f"{self.prepared}: has no pseudo-labels for this round ({mine}); run "
+                f"'prepare --round {self.round}' first"
+            )
+        if self.options.fold is not None and there not in (None, mine):
+            raise ValueError(
+                f"{self.prepared}: has pseudo-labels for {there}, by networks that may "
+                f"have seen what {mine} holds out; run 'prepare --fold {self.options.fold}' first"
             )
         teacher = None
         if self.options.teacher:
@@ -300,27 +308,58 @@ def _check_names(config: Config, names: set[str], data: Path) -> None:
             )
 
 
+def _work_of(config: Config, options: argparse.Namespace) -> Path:
+    work: Path = options.work or Path("runs") / config.name
+    return work
+
+
+def _fold(options: argparse.Namespace) -> str:
+    return "" if options.fold is None else f"_fold{options.fold}"
+
+
+def _folder_of(config: Config, options: argparse.Namespace, number: int) -> Path:
+    """The folder of the first training (0) or of a round of self-training."""
+    which = f"_round{number}" if number else ""
+    return _work_of(config, options) / f"{options.run}{_fold(options)}{which}"
+
+
 def _steps(config: Config, options: argparse.Namespace) -> list[list[str]]:
-    """The steps of a whole training, as arguments of this program.
+    """The steps of a whole training that are not done yet, as arguments of this program.
 
-    Each is over at once where it was done already, or goes on.
+    Raises:
+        ValueError: options that only a single step takes, or corrections of cases that there
+            are not: better said now than after the first training.
     """
-    from training.cases import find_cases
-
-    if options.round:
+    if options.round is not None:
         raise ValueError("--round is for one step alone; without one all rounds are made")
+    if options.checkpoint:
+        raise ValueError("--checkpoint is for the steps 'pseudolabel' and 'export' alone")
     rounds = 0 if options.pseudolabels else config.rounds
     if rounds:
-        known = {*config.holdout, *config.empty}
-        kinds = {case.kind for case in find_cases(options.data) if case.name not in known}
-        if "unlabelled" not in kinds:
-            print(f"self_training: {options.data} has no CTs without labels", file=sys.stderr)
-            rounds = 0
-    steps = [["prepare"], ["train"]]
-    for number in range(1, rounds + 1):
-        for step in ("pseudolabel", "prepare", "train"):
-            steps.append([step, f"--round={number}"])
+        rounds = _possible_rounds(config, options)
+    folders = [_folder_of(config, options, number) for number in range(rounds + 1)]
+    begun = [n for n, folder in enumerate(folders) if (folder / "checkpoint.pt").exists()]
+    first = max(begun, default=0)
+    steps = []
+    for number in range(first, rounds + 1):
+        made = ["pseudolabel"] if number > first else []
+        steps += [[step, f"--round={number}"] for step in (*made, "prepare", "train")]
     return [*steps, ["export", f"--round={rounds}"]]
+
+
+def _possible_rounds(config: Config, options: argparse.Namespace) -> int:
+    """The configuration's rounds of self-training; none where no CT lacks labels."""
+    from training.cases import find_cases
+    from training.corrections import load_corrections, refuse_unknown
+
+    cases = find_cases(options.data)
+    if options.corrections:
+        refuse_unknown(load_corrections(options.corrections), cases)
+    aside = {*config.holdout, *config.empty}
+    if any(case.kind == "unlabelled" and case.name not in aside for case in cases):
+        return config.rounds
+    print(f"self_training: {options.data} has no CTs without labels", file=sys.stderr)
+    return 0
 
 
 def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> int:

@@ -147,8 +147,13 @@ class Config:
         if self.self_training:
             if set(self.self_training) != {"rounds", "iterations", "learning_rate"}:
                 problems.append("self_training needs rounds, iterations and a learning_rate")
-            elif any(self.self_training[key] < 1 for key in ("rounds", "iterations")):
-                problems.append("self_training: rounds or iterations are less than 1")
+            else:
+                rate = self.self_training["learning_rate"]
+                counts = [self.self_training[key] for key in ("rounds", "iterations")]
+                if any(not isinstance(count, int) or count < 1 for count in counts):
+                    problems.append("self_training: rounds and iterations are not 1 or more")
+                if not isinstance(rate, (int, float)) or rate <= 0:
+                    problems.append("self_training: the learning_rate is no number above 0")
         if "scan" in self.augmentation and None not in self.spacing:
             problems.append("augmentation: scan changes nothing where all spacings are set")
         if problems:

@@ -29,7 +29,7 @@ pseudo-labels shows what there is to correct.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from training.augment import UNKNOWN
+from training.cases import Case
 
 KINDS = ("trust", "doubt", "erase", "clear", "grow", "draw")
 _AXES = ("z", "y", "x")
@@ -86,6 +87,16 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
         raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not corrections ({error})") from None
+
+
+def refuse_unknown(corrections: Mapping[str, Sequence[Edit]], cases: Iterable[Case]) -> None:
+    """Refuse corrections of cases that there are not: mistyped, they would not be made.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if unknown := sorted(set(corrections) - {case.name for case in cases}):
+        raise ValueError(f"corrections of {', '.join(unknown)}: there is no such case")
 
 
 def _edit(entry: Mapping[str, Any]) -> Edit:

@@ -118,7 +118,7 @@ def export(
     The folder is made beside ``out`` and moved there at the end.
 
     Args:
-        checkpoint: what `training.train.train` wrote.
+        checkpoint: what `training.train.train` wrote, or a model folder.
         config: its configuration.
         prepared: prepared data; real images calibrate int8 and check the export. Where there
             are none at all, synthetic ones do.
@@ -133,6 +133,7 @@ def export(
 
     Raises:
         FileNotFoundError: no checkpoint, or nothing prepared to calibrate with.
+        ModelError: the checkpoint is a folder that holds no model.
         UsageError: ``out`` exists and is no model folder.
     """
     network = load_average(checkpoint, config)

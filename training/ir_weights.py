@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import openvino as ov
 import torch
 from torch import Tensor, nn
 
+from inference.errors import ModelError, last_line
 from inference.plan import Plan
 
 _LAYERS = (
@@ -58,14 +59,14 @@ def fill_from_ir(network: nn.Module, folder: Path) -> None:
         else:
             stored += [weight] if bias is None else [weight, bias]
     constants = _constants(folder / file)
-    if [values.size for values in constants] != [parameter.numel() for parameter in stored]:
+    if [_size(values) for values in constants] != [_size(parameter) for parameter in stored]:
         raise ValueError(f"{folder}: its network is another one")
     for parameter, values in zip(stored, constants, strict=True):
         parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
 
 
 @torch.no_grad()
-def measure_norms(network: nn.Module, images: Sequence[Tensor]) -> None:
+def measure_norms(network: nn.Module, images: Iterable[Tensor]) -> None:
     """Give batch norms the statistics of what they see, and leave what the network computes.
 
     Scale and shift are changed as much the other way, so that in evaluation mode the function
@@ -73,7 +74,7 @@ def measure_norms(network: nn.Module, images: Sequence[Tensor]) -> None:
 
     Args:
         network: any; nothing happens where there are no batch norms. Left in evaluation mode.
-        images: inputs (n, 1, z, y, x), normalised.
+        images: inputs (n, 1, z, y, x), normalised; on the network's device or another.
     """
     seen: dict[nn.BatchNorm3d, list[tuple[Tensor, Tensor]]] = {}
 
@@ -86,7 +87,7 @@ def measure_norms(network: nn.Module, images: Sequence[Tensor]) -> None:
     hooks = [norm.register_forward_pre_hook(look) for norm in norms]
     network.eval()
     for image in images if norms else ():
-        network(image)
+        network(image.to(norms[0].weight.device))
     for hook in hooks:
         hook.remove()
     for norm, moments in seen.items():
@@ -101,14 +102,30 @@ def measure_norms(network: nn.Module, images: Sequence[Tensor]) -> None:
         old_variance.copy_(variance)
 
 
+def _size(weights: np.ndarray | Tensor) -> tuple[int, ...]:
+    """What must be the same: how many numbers there are, and a convolution's kernel (z, y, x).
+
+    IR has axes of length 1 where PyTorch has none, before a kernel or after a bias.
+    """
+    kernel = weights.shape[-3:] if len(weights.shape) > 4 else (1, 1, 1)
+    return int(np.prod(weights.shape)), *kernel
+
+
 def _constants(ir: Path) -> list[np.ndarray]:
     """The weights in the order in which they are used.
 
     Single numbers are passed over: they are settings of layers, a slope below zero say.
+
+    Raises:
+        ModelError: the file, or that of its weights, is missing or damaged.
     """
+    try:
+        operations = ov.Core().read_model(ir).get_ordered_ops()
+    except RuntimeError as error:
+        raise ModelError(f"{ir}: OpenVINO cannot read it ({last_line(error)})") from None
     return [
         np.array(operation.data, np.float32)
-        for operation in ov.Core().read_model(ir).get_ordered_ops()
+        for operation in operations
         if operation.get_type_name() == "Constant"
         and operation.get_output_element_type(0) in (ov.Type.f16, ov.Type.f32)
         and np.prod(operation.get_output_shape(0)) > 1

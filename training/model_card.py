@@ -19,7 +19,7 @@ from training.cases import Case
 from training.config import Config
 from training.export import Agreement
 from training.network import make_network, multiply_adds, parameter_count
-from training.records import read_rows
+from training.records import INITIAL, read_rows
 
 
 def write_model_card(
@@ -63,8 +63,9 @@ def write_model_card(
         + ", ".join(f"{k} {v:g}" for k, v in config.shares.items() if v)
         + " (kinds without data give theirs to the others). The weights are an exponential moving "
         "average.",
+        *_initial(runs[0]),
         *_rounds(config, len(runs) - 1),
-        *_stages(config, "first training's " if len(runs) > 1 else ""),
+        *_stages(config, len(runs) - 1),
         *_kinds(config),
         "### Sources",
         _sources(cases, config, holdout),
@@ -121,18 +122,32 @@ def _rounds(config: Config, rounds: int) -> list[str]:
     ]
 
 
-def _stages(config: Config, which: str) -> list[str]:
-    """What was different in a part of the steps, and of which training's."""
+def _initial(run: Path) -> list[str]:
+    """With what the training began, if not with random weights."""
+    begun_with = run / INITIAL
+    if not begun_with.exists():
+        return []
+    names = ", ".join(begun_with.read_text(encoding="utf-8").splitlines())
+    return [
+        f"The training began with the weights of {names}: what those had been trained on comes to "
+        "the sources below."
+    ]
+
+
+def _stages(config: Config, rounds: int) -> list[str]:
+    """What was different in a part of the steps."""
+    firsts, all_of_them = ("first training's ", "each training's ") if rounds else ("", "the ")
     text = []
     if coarse := config.coarse_first:
         text.append(
-            f"The first {100 * coarse['share']:g} % of the {which}steps saw patches of "
+            f"The first {100 * coarse['share']:g} % of the {firsts}steps saw patches of "
             f"{' x '.join(map(str, coarse['patch']))} voxels at "
             f"{' x '.join(f'{step:g}' for step in coarse['spacing'])} mm."
         )
     if config.network.get("norm") == "batch" and config.freeze_norm < 1:
         text.append(
-            f"After {100 * config.freeze_norm:g} % of the steps batch norms kept their statistics."
+            f"After {100 * config.freeze_norm:g} % of {all_of_them}steps batch norms kept their "
+            "statistics."
         )
     return text
 

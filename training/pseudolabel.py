@@ -35,7 +35,7 @@ from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated
 from training.checkpoint import load_average
 from training.config import Config
-from training.corrections import Edit, correct, largest_part, of_kind
+from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown
 from training.evaluate import dice, logits_of
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
@@ -91,7 +91,8 @@ def pseudolabel(
     Args:
         cases: of a data folder; those with labels, held out, or known to be empty are passed
             over.
-        checkpoints: of one network or several, all of the same configuration (folds, say).
+        checkpoints: of one network or several, all of the same configuration (folds, say);
+            model folders too.
         config: theirs.
         out: the folder.
         least: DSC between looks that an organ needs to be kept.
@@ -103,6 +104,7 @@ def pseudolabel(
 
     Raises:
         FileNotFoundError: a checkpoint is missing.
+        ModelError: a folder in the place of one holds no model.
         ValueError: there are corrections of a case that there is not.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,8 +114,7 @@ def pseudolabel(
     out.mkdir(parents=True, exist_ok=True)
     done = read_annotated(out)
     corrections = corrections or {}
-    if unknown := sorted(set(corrections) - {case.name for case in cases}):
-        raise ValueError(f"corrections of {', '.join(unknown)}: there is no such case")
+    refuse_unknown(corrections, cases)
     todo = [
         case
         for case in cases

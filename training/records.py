@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import SimpleITK as sitk
 from torch.utils.tensorboard import SummaryWriter
 
 from inference.organs import COLOURS, ORGANS
+from inference.plan import Plan
 from inference.preview import write_preview
 from inference.writing import appearing
 from training.augment import UNKNOWN
 from training.evaluate import Evaluated
 
+INITIAL = "initial.txt"
 _LOSSES = ("iteration", "loss", "seconds_per_iteration", "data_wait_share")
 _SCORES = ("iteration", "case", *ORGANS.values())
 
@@ -26,7 +29,8 @@ class Records:
     - ``scores.csv``: DSC per organ on the held-out cases;
     - ``curves.png``: both as curves;
     - ``pictures/``: the held-out cases' labels over the CT at each evaluation;
-    - ``tensorboard/``: the numbers again, for TensorBoard.
+    - ``tensorboard/``: the numbers again, for TensorBoard;
+    - ``initial.txt``: whose weights it began with, if not with random ones.
 
     Args:
         run: the training's folder.
@@ -48,6 +52,17 @@ class Records:
     def has_scores(self, done: int) -> bool:
         """Whether there are scores of this iteration: of all held-out cases, or of none."""
         return any(int(row["iteration"]) == done for row in read_rows(self.run / "scores.csv"))
+
+    def begin_with(self, initial: Sequence[Path]) -> None:
+        """Note whose weights a new training begins with, for the model card.
+
+        Args:
+            initial: checkpoints or model folders.
+        """
+        plans = [(path, Plan.load(path) if path.is_dir() else None) for path in initial]
+        names = [f"{plan.name} {plan.version}" if plan else str(path) for path, plan in plans]
+        with appearing(self.run / INITIAL) as partial:
+            partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
     def add_losses(self, done: int, losses: list[float], seconds: float, waited: float) -> None:
         """Note the losses of the steps since the last time.

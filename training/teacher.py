@@ -22,13 +22,14 @@ class Teacher:
 
     Args:
         config: the teacher's configuration.
-        checkpoint: its weights.
+        checkpoint: its weights: a checkpoint or a model folder.
         student: the configuration of the network that learns.
         weight: share of the loss that is the teacher's; labels make up the rest.
         temperature: see `training.losses.distillation`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ModelError: it is a folder that holds no model.
         ValueError: it is not one of the teacher's network, or the weight is not in 0 to 1.
     """
 

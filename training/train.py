@@ -68,6 +68,7 @@ def train(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the checkpoint holds all that was done.
         FileNotFoundError: nothing is prepared, or there is no such initial checkpoint.
+        ModelError: an initial folder holds no model.
         ValueError: a checkpoint is of another network, the loss is no number any more, or the
             batch does not divide among the GPUs.
     """
@@ -98,17 +99,16 @@ def train(
         room = torch.cuda.mem_get_info()[0] * _RESIDENT if device.type == "cuda" else math.inf
         samples = Samples(prepared, config, holdout, device, room)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
-        if start == 0 and any(path.is_dir() for path in initial):
-            # A model folder's batch norms lack statistics. The same patches for every process.
-            drawn = [samples[n * config.drawn_at_once].image[None] for n in range(_MEASURED_ON)]
-            measure_norms(network, [image.to(device) for image in drawn])
-            average.load_state_dict(network.state_dict())
         multiple = multiple_of(network)
         for patch in (config.patch, config.coarse_first.get("patch", config.patch)):
             if any(n % step for n, step in zip(patch, multiple, strict=True)):
                 raise ValueError(f"patch {list(patch)} is no multiple of the network's {multiple}")
         if device.type == "cuda":
             samples.load_all()
+        if start == 0 and any(path.is_dir() for path in initial):
+            # A model folder's batch norms lack statistics.
+            measure_norms(network, (samples[n].image[None] for n in range(_MEASURED_ON)))
+            average.load_state_dict(network.state_dict())
         numbers = _shares_of_batches(config, team, start)
         stream = until_the_end.enter_context(batches(samples, numbers))
 
@@ -123,6 +123,8 @@ def train(
                 loss_of = torch.compile(loss_of)  # weights change, but not their shape
 
         records = Records(run, start) if team.leads else None
+        if records and initial and start == 0:
+            records.begin_with(initial)
 
         def score(done: int) -> None:
             """Score the held-out cases where that is due."""
