@@ -20,7 +20,6 @@ from scipy import ndimage
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training.augment import UNKNOWN, vary_hu
-from training.blur import blur
 from training.bodies import _register, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
@@ -29,6 +28,7 @@ from training.neighbours import add_neighbours
 from training.prepare import prepare
 from training.pseudolabel import judge
 from training.samples import Samples
+from training.separable import blur, upsample
 from training.synthesis import _hounsfield, _loose_colon, age_pancreas, synthesise
 from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
 from training.warp import (
@@ -38,7 +38,6 @@ from training.warp import (
     sample_linear,
     sample_nearest,
     turned_places,
-    upsample,
 )
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("torch", reason="the training extra is not installed")
 pytest.importorskip("nncf", reason="the training extra is not installed")
 
+from inference.organs import ORGANS
 from inference.plan import Plan
 from training.cases import Case
 from training.config import Config
@@ -227,10 +228,15 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     assert "The first 25 % of the first training's steps saw" in card
     assert "After 50 % of each training's steps batch norms" in card
     assert "The training began with" not in card
+    header, scores = ",".join(ORGANS.values()), ",".join(["0.9"] * len(ORGANS))
+    (runs[2] / "scores.csv").write_text(f"iteration,case,{header}\n700,kept,{scores}\n")
+    write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
+    assert "DSC on 1 CT that was not trained on (kept)" in (tmp_path / "README.md").read_text()
     (runs[0] / "initial.txt").write_text("abdoseg 0.8.0\n")
     write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
     card = (tmp_path / "README.md").read_text()
     assert "The training began with the weights of abdoseg 0.8.0:" in card
+    assert "this training did not see, though the weights it began with may have (kept)" in card
     held_out = [replace(agreement, case="kept")]
     write_model_card(tmp_path, config, cases, [run], (), held_out, "a machine")
     assert "int8 was calibrated on the held-out cases" in (tmp_path / "README.md").read_text()

@@ -27,7 +27,7 @@ import yaml
 
 from training import checkpoint
 from training import train as loop
-from training.__main__ import _options, _Run, _steps, main
+from training.__main__ import _options, main
 from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
@@ -36,6 +36,7 @@ from training.losses import partial_dice_cross_entropy
 from training.network import make_network
 from training.pseudolabel import pseudolabel
 from training.records import read_rows
+from training.run import Run, steps_left
 from training.samples import Patch, Samples
 from training.teacher import Teacher
 
@@ -702,7 +703,7 @@ def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path)
 
     def steps(*more: str) -> str:
         given = ["--config", "c", "--data", str(data), "--work", str(tmp_path / "work"), *more]
-        made = _steps(config, _options(given))
+        made = steps_left(config, _options(given))
         return " ".join(f"{step}{flag.removeprefix('--round=')}" for step, flag in made)
 
     from_the_first = (
@@ -728,9 +729,9 @@ def test_a_round_has_the_pseudo_labels_and_weights_of_the_training_before(tmp_pa
     settings = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
     config = replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings)
 
-    def of(step: str, number: int) -> _Run:
+    def of(step: str, number: int) -> Run:
         given = [step, "--config", "c", "--data", str(data), "--work", str(tmp_path)]
-        return _Run(config, _options([*given, "--run", "it", f"--round={number}"]))
+        return Run(config, _options([*given, "--run", "it", f"--round={number}"]))
 
     for number, before in ((1, "it"), (2, "it_round1")):
         weights = [tmp_path / before / "checkpoint.pt"]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from inference.errors import AbdosegError
 
 if TYPE_CHECKING:
-    from training.cases import Case
     from training.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -47,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options = _options(arguments)
         from training.config import Config
+        from training.run import Run, steps_left
 
         configs = [Config.load(path) for path in options.config]
         if options.step == "import-nnunet":
@@ -59,9 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         if len(configs) != 1 or options.data is None:
             raise ValueError("one --config and --data are needed")
         if options.step is None:
-            return _in_processes_of_their_own(_steps(configs[0], options), given)
+            return _in_processes_of_their_own(steps_left(configs[0], options), given)
         with _termination_is_ctrl_c():
-            getattr(_Run(configs[0], options), options.step)()
+            getattr(Run(configs[0], options), options.step)()
     except (AbdosegError, OSError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
@@ -137,229 +137,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="keep layers that int8 hurts in higher precision (slow)",
     )
     return parser.parse_args(arguments)
-
-
-class _Run:
-    """The steps of one training, with its folders. Heavy imports wait until they are needed."""
-
-    def __init__(self, config: Config, options: argparse.Namespace) -> None:
-        from training.cases import find_cases
-        from training.folds import fold_of
-
-        self.round: int = options.round or 0
-        self.whole = config
-        self.config = config.in_round(self.round)
-        self.options = options
-        self.work = _work_of(config, options)
-        self.out: Path = options.out or Path("weights") / config.name
-        self.folders = [_folder_of(config, options, n) for n in range(self.round + 1)]
-        self.folder = self.folders[-1]
-        self.prepared = self.work / "prepared"
-        self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
-        self.initial: list[Path] = options.initial
-        # A fold's own: no network that was trained on its held-out cases must teach it.
-        own = self.work / f"pseudolabels{_fold(options)}"
-        if self.round:  # begins where the training before it ended
-            own = self.folder / "pseudolabels"
-            self.initial = [self.folders[-2] / "checkpoint.pt"]
-            if options.step == "pseudolabel":
-                self.checkpoints = options.checkpoint or self.initial
-        self.pseudolabels: Path = options.pseudolabels or own
-        self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
-        _check_names(config, {case.name for case in self.cases}, options.data)
-        self.holdout: tuple[str, ...] = ()
-        if options.fold is not None:
-            labelled = [case.name for case in self.cases if case.kind == "labelled"]
-            self.holdout = fold_of(labelled, options.fold, config.folds, config.seed)
-
-    def prepare(self) -> None:
-        from training.prepare import prepare
-
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
-        if self.config.empty and not {*self.config.empty} & {case.name for case in self.cases}:
-            names = ", ".join(self.config.empty)
-            print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
-        ours = [
-            case.name
-            for case in self.cases
-            if case.label_file and case.label_file.parent == self.pseudolabels
-        ]
-        if ours or self.round:
-            self._claim(ours)
-        refused = prepare(self.cases, self.prepared, self.config, self.options.workers)
-        if not (ours or self.round):
-            self._pseudolabelled_for.unlink(missing_ok=True)
-        for line in refused:
-            print(f"refused: {line}", file=sys.stderr)
-
-    def _claim(self, names: list[str]) -> None:
-        """Note for which training these pseudo-labels are prepared; no other one's stay."""
-        note = self._pseudolabelled_for
-        before = note.read_text() if note.exists() else "no fold"
-        if before != self._training_in_words:
-            for name in names:
-                (self.prepared / "pseudo" / f"{name}.npz").unlink(missing_ok=True)
-        self.prepared.mkdir(parents=True, exist_ok=True)
-        note.write_text(self._training_in_words)
-
-    @property
-    def _pseudolabelled_for(self) -> Path:
-        """For which fold and round pseudo-labels are prepared, where our networks made some."""
-        return self.prepared / "pseudolabelled_for.txt"
-
-    @property
-    def _training_in_words(self) -> str:
-        fold = "no fold" if self.options.fold is None else f"fold {self.options.fold}"
-        return f"{fold}, {self.folder.name}" if self.round else fold
-
-    def train(self) -> None:
-        from training.config import Config
-        from training.teacher import Teacher
-        from training.train import train
-
-        note, mine = self._pseudolabelled_for, self._training_in_words
-        there = note.read_text() if note.exists() else None
-        if self.round and there != mine:
-            raise ValueError(
-                f"{self.prepared}: has no pseudo-labels for this round ({mine}); run "
-                f"'prepare --round {self.round}' first"
-            )
-        if self.options.fold is not None and there not in (None, mine):
-            raise ValueError(
-                f"{self.prepared}: has pseudo-labels for {there}, by networks that may "
-                f"have seen what {mine} holds out; run 'prepare --fold {self.options.fold}' first"
-            )
-        teacher = None
-        if self.options.teacher:
-            path, checkpoint = self.options.teacher
-            weight = self.options.teacher_weight
-            teacher = Teacher(Config.load(path), checkpoint, self.config, weight)
-        train(
-            self.config,
-            self.prepared,
-            self.folder,
-            self.holdout,
-            self.options.compile,
-            teacher,
-            self.initial,
-        )
-
-    def export(self) -> None:
-        from training.export import export
-        from training.machine import machine_in_words
-        from training.model_card import write_model_card
-
-        agreements = export(
-            self.checkpoints[0],
-            self.config,
-            self.prepared,
-            self.out,
-            self.options.accuracy_aware,
-            holdout=self.holdout,
-        )
-        for agreement in agreements:
-            print(agreement, flush=True)
-        write_model_card(
-            self.out,
-            self.whole,
-            self.cases,
-            self.folders,
-            self.holdout,
-            agreements,
-            machine_in_words(),
-        )
-
-    def pseudolabel(self) -> None:
-        from inference.organs import ORGANS
-        from training.cases import find_cases
-        from training.corrections import load_corrections
-        from training.pseudolabel import pseudolabel
-
-        by_hand = self.options.corrections
-        # What another round labelled stays pseudo-labelled: remove its folder to begin anew.
-        judged, refused = pseudolabel(
-            find_cases(self.options.data),
-            self.checkpoints,
-            self.config,
-            self.pseudolabels,
-            self.options.agreement,
-            load_corrections(by_hand) if by_hand else None,
-        )
-        for line in refused:
-            print(f"refused: {line}", file=sys.stderr)
-        if not judged and not refused:
-            print(f"nothing to do; to begin anew, remove {self.pseudolabels}", file=sys.stderr)
-        for name, found in judged.items():
-            kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
-            print(f"{name}: kept {kept}")
-
-
-def _check_names(config: Config, names: set[str], data: Path) -> None:
-    """Refuse cases to hold out that there are not: mistyped, they would be trained on.
-
-    Likewise empty ones; but a list of which none is there is that of other data.
-    """
-    for key, wanted in (("holdout", config.holdout), ("empty", config.empty)):
-        missing = [str(name) for name in wanted if name not in names]
-        if missing and (key == "holdout" or len(missing) < len(wanted)):
-            raise ValueError(
-                f"configuration {config.name!r}: {key}: {data} has no case {', '.join(missing)}"
-            )
-
-
-def _work_of(config: Config, options: argparse.Namespace) -> Path:
-    work: Path = options.work or Path("runs") / config.name
-    return work
-
-
-def _fold(options: argparse.Namespace) -> str:
-    return "" if options.fold is None else f"_fold{options.fold}"
-
-
-def _folder_of(config: Config, options: argparse.Namespace, number: int) -> Path:
-    """The folder of the first training (0) or of a round of self-training."""
-    which = f"_round{number}" if number else ""
-    return _work_of(config, options) / f"{options.run}{_fold(options)}{which}"
-
-
-def _steps(config: Config, options: argparse.Namespace) -> list[list[str]]:
-    """The steps of a whole training that are not done yet, as arguments of this program.
-
-    Raises:
-        ValueError: options that only a single step takes, or corrections of cases that there
-            are not: better said now than after the first training.
-    """
-    if options.round is not None:
-        raise ValueError("--round is for one step alone; without one all rounds are made")
-    if options.checkpoint:
-        raise ValueError("--checkpoint is for the steps 'pseudolabel' and 'export' alone")
-    rounds = 0 if options.pseudolabels else config.rounds
-    if rounds:
-        rounds = _possible_rounds(config, options)
-    folders = [_folder_of(config, options, number) for number in range(rounds + 1)]
-    begun = [n for n, folder in enumerate(folders) if (folder / "checkpoint.pt").exists()]
-    first = max(begun, default=0)
-    steps = []
-    for number in range(first, rounds + 1):
-        made = ["pseudolabel"] if number > first else []
-        steps += [[step, f"--round={number}"] for step in (*made, "prepare", "train")]
-    return [*steps, ["export", f"--round={rounds}"]]
-
-
-def _possible_rounds(config: Config, options: argparse.Namespace) -> int:
-    """The configuration's rounds of self-training; none where no CT lacks labels."""
-    from training.cases import find_cases
-    from training.corrections import load_corrections, refuse_unknown
-
-    cases = find_cases(options.data)
-    if options.corrections:
-        refuse_unknown(load_corrections(options.corrections), cases)
-    aside = {*config.holdout, *config.empty}
-    if any(case.kind == "unlabelled" and case.name not in aside for case in cases):
-        return config.rounds
-    print(f"self_training: {options.data} has no CTs without labels", file=sys.stderr)
-    return 0
 
 
 def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> int:

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.blur import blur
 from training.chance import Chance
+from training.separable import blur
 from training.warp import Spacing, random_places, rotation, turned_places
 
 AIR = -1024

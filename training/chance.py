@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from training.warp import upsample
+from training.separable import upsample
 
 
 class Chance:

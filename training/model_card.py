@@ -44,6 +44,8 @@ def write_model_card(
         machine: on what it was trained, in words.
     """
     plan = Plan.load(folder)
+    initial = runs[0] / INITIAL
+    begun_with = initial.read_text(encoding="utf-8").splitlines() if initial.exists() else []
     logs = [read_rows(run / "log.csv") for run in runs]
     rows = [row for log in logs for row in _steps(log)]
     hours = sum(float(row["seconds_per_iteration"]) * n for row, n in rows) / 3600
@@ -63,14 +65,14 @@ def write_model_card(
         + ", ".join(f"{k} {v:g}" for k, v in config.shares.items() if v)
         + " (kinds without data give theirs to the others). The weights are an exponential moving "
         "average.",
-        *_initial(runs[0]),
+        *_initial(begun_with),
         *_rounds(config, len(runs) - 1),
         *_stages(config, len(runs) - 1),
         *_kinds(config),
         "### Sources",
         _sources(cases, config, holdout),
         "## Accuracy",
-        _accuracy(last, (*config.holdout, *holdout)),
+        _accuracy(last, (*config.holdout, *holdout), begun_with),
         "## Export",
         "Agreement of the OpenVINO networks with PyTorch in fp32, mean over "
         f"{len({a.case for a in agreements})} {_what(agreements)}:",
@@ -122,15 +124,13 @@ def _rounds(config: Config, rounds: int) -> list[str]:
     ]
 
 
-def _initial(run: Path) -> list[str]:
-    """With what the training began, if not with random weights."""
-    begun_with = run / INITIAL
-    if not begun_with.exists():
+def _initial(begun_with: Sequence[str]) -> list[str]:
+    """With whose weights the training began, if not with random ones."""
+    if not begun_with:
         return []
-    names = ", ".join(begun_with.read_text(encoding="utf-8").splitlines())
     return [
-        f"The training began with the weights of {names}: what those had been trained on comes to "
-        "the sources below."
+        f"The training began with the weights of {', '.join(begun_with)}: what those had been "
+        "trained on comes to the sources below."
     ]
 
 
@@ -203,12 +203,17 @@ def _sources(cases: list[Case], config: Config, holdout: tuple[str, ...]) -> str
     return "\n".join(lines)
 
 
-def _accuracy(rows: list[dict[str, str]], holdout: tuple[str, ...]) -> str:
+def _accuracy(
+    rows: list[dict[str, str]], holdout: tuple[str, ...], begun_with: Sequence[str]
+) -> str:
     if not rows:
         return "Not measured: no labelled case was held out."
     names = [row["case"] for row in rows]
+    unseen = "was not trained on"
+    if begun_with:
+        unseen = "this training did not see, though the weights it began with may have"
     text = [
-        f"DSC on {len(rows)} CT that was not trained on ({', '.join(names)}), in bf16 and on the "
+        f"DSC on {len(rows)} CT that {unseen} ({', '.join(names)}), in bf16 and on the "
         "network's own grid. Few cases say little about the next one.",
         "",
         *(

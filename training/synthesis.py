@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.organs import LABEL_OF
-from training.blur import blur
 from training.chance import Chance
+from training.separable import blur
 from training.tissues import TISSUES, Tissue
 
 

@@ -8,14 +8,13 @@ one per axis (z, y, x), in mm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from training.chance import Chance
+from training.chance import Chance
+from training.separable import upsample
 
 Spacing = float | Sequence[float]
 
@@ -37,25 +36,6 @@ def regular_places(
         for n, step in zip(shape, triple(spacing), strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-
-
-def upsample(knots: Tensor, shape: Sequence[int]) -> Tensor:
-    """Linear interpolation of values on a few knots, corner to corner, to a whole grid.
-
-    One matrix product per axis: many times faster on a CPU than ``F.interpolate``.
-
-    Args:
-        knots: (..., a, b, c).
-        shape: wanted (z, y, x).
-    """
-    z, y, x = (
-        (1 - (torch.linspace(0, n - 1, m)[:, None] - torch.arange(n)).abs())
-        .clamp_(min=0)
-        .to(knots.device)
-        for n, m in zip(knots.shape[-3:], shape, strict=True)
-    )
-    rows = y @ (knots @ x.T)
-    return (z @ rows.flatten(-2)).unflatten(-1, (shape[1], shape[2]))
 
 
 def random_places(

@@ -1,4 +1,4 @@
-"""Gaussian blur of volumes."""
+"""What is done axis by axis, as one matrix product each: blur, and upsampling of a few knots."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def blur(volume: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Separable Gaussian blur, cut off at three sigmas, borders continued.
+    """Gaussian blur, cut off at three sigmas, borders continued.
 
-    One matrix product per axis: on a CPU several times faster than convolutions of one channel.
+    On a CPU several times faster than convolutions of one channel.
 
     Args:
         volume: float (z, y, x).
@@ -30,3 +30,22 @@ def blur(volume: Tensor, sigmas: Sequence[float]) -> Tensor:
         else:
             volume = matrix @ volume if axis == 1 else volume @ matrix.T
     return volume
+
+
+def upsample(knots: Tensor, shape: Sequence[int]) -> Tensor:
+    """Linear interpolation of values on a few knots, corner to corner, to a whole grid.
+
+    Many times faster on a CPU than ``F.interpolate``.
+
+    Args:
+        knots: (..., a, b, c).
+        shape: wanted (z, y, x).
+    """
+    z, y, x = (
+        (1 - (torch.linspace(0, n - 1, m)[:, None] - torch.arange(n)).abs())
+        .clamp_(min=0)
+        .to(knots.device)
+        for n, m in zip(knots.shape[-3:], shape, strict=True)
+    )
+    rows = y @ (knots @ x.T)
+    return (z @ rows.flatten(-2)).unflatten(-1, (shape[1], shape[2]))
