@@ -56,102 +56,16 @@ def postprocess(
     if not plan.postprocessing:
         return None
     labels = all_winners(logits, threads)
-    parts: _Parts | None = None  # a step that takes away whole parts hands them on
-    millilitres = float(np.prod(spacing)) / 1000
+    answer = _Answer(logits, labels, float(np.prod(spacing)) / 1000)
     for step in plan.postprocessing:
         try:
             channels = [plan.label_values.index(value) for value in step["labels"]]
             if 0 in channels:
                 raise ValueError
-            parts = _STEPS[step["step"]](logits, labels, parts, channels, millilitres, step)
+            _STEPS[step["step"]](answer, channels, step)
         except (KeyError, ValueError, IndexError, TypeError):
             raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
     return labels
-
-
-def _keep_largest(
-    logits: Logits,
-    labels: Labels,
-    parts: _Parts | None,
-    channels: list[int],
-    voxel: float,
-    step: Mapping[str, Any],
-) -> _Parts | None:
-    parts = parts or _Parts.of(labels)
-    gone = np.isin(parts.channels, channels)
-    for channel in channels:
-        mine = np.flatnonzero(parts.channels == channel)
-        if len(mine):
-            gone[mine[parts.sizes[mine].argmax()]] = False
-    _remove(logits, labels, parts, gone)
-    return parts
-
-
-def _remove_small(
-    logits: Logits,
-    labels: Labels,
-    parts: _Parts | None,
-    channels: list[int],
-    voxel: float,
-    step: Mapping[str, Any],
-) -> _Parts | None:
-    parts = parts or _Parts.of(labels)
-    small = parts.sizes * voxel < float(step["millilitres"])
-    _remove(logits, labels, parts, small & np.isin(parts.channels, channels))
-    return parts
-
-
-def _close(
-    logits: Logits,
-    labels: Labels,
-    parts: _Parts | None,
-    channels: list[int],
-    voxel: float,
-    step: Mapping[str, Any],
-) -> _Parts | None:
-    for channel in channels:
-        box = _box(labels, channel)
-        if box is None:
-            continue
-        here = labels[box]
-        added = closed(here == channel) & (here == 0)
-        if added.any():
-            part = logits[(slice(None),) + box]
-            best = floats(part[:, added]).max(axis=0)
-            part[channel][added] = above(best, logits.dtype)
-            here[added] = channel
-    return None
-
-
-def _sides(
-    logits: Logits,
-    labels: Labels,
-    parts: _Parts | None,
-    channels: list[int],
-    voxel: float,
-    step: Mapping[str, Any],
-) -> _Parts | None:
-    middle, pairs = channels[0], channels[1:]
-    if not (labels == middle).any():
-        return parts
-    x = np.nonzero(labels == middle)[2].mean()
-    parts = _Parts.of(labels)  # without those that are gone
-    beyond = np.bincount(parts.part, parts.voxels[2]) / parts.sizes - x  # to the patient's left
-    for right, left in zip(pairs[::2], pairs[1::2], strict=True):
-        for channel, other, wrong in ((right, left, beyond > 0), (left, right, beyond < 0)):
-            there = parts.voxels_of(wrong & (parts.channels == channel))
-            here, mirrored = (channel, *there), (other, *there)
-            logits[here], logits[mirrored] = logits[mirrored], logits[here]
-            labels[there] = other
-    return None
-
-
-_STEPS: dict[str, Callable[..., _Parts | None]] = {
-    "keep_largest": _keep_largest,
-    "remove_small": _remove_small,
-    "close": _close,
-    "sides": _sides,
-}
 
 
 _Voxels = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -189,14 +103,104 @@ class _Parts:
         z, y, x = (along[chosen[self.part]] for along in self.voxels)
         return z, y, x
 
+    def without(self, gone: NDArray[np.bool_]) -> _Parts:
+        """The other parts."""
+        kept = ~gone
+        number = np.cumsum(kept) - 1
+        part = number[self.part[kept[self.part]]]
+        return _Parts(self.voxels_of(kept), part, self.sizes[kept], self.channels[kept])
 
-def _remove(logits: Logits, labels: Labels, parts: _Parts, gone: NDArray[np.bool_]) -> None:
-    """Turn parts into background; their class becomes the least likely one there."""
-    there = parts.voxels_of(gone)
-    values = floats(logits[(slice(None),) + there])
-    logits[(labels[there],) + there] = below(values.min(axis=0), logits.dtype)
-    logits[(0,) + there] = above(values.max(axis=0), logits.dtype)
-    labels[there] = 0
+
+@dataclass
+class _Answer:
+    """The network's answer, which the steps edit in place.
+
+    Attributes:
+        logits: shape (C, z, y, x).
+        labels: the channels that win, (z, y, x).
+        voxel: millilitres of one.
+    """
+
+    logits: Logits
+    labels: Labels
+    voxel: float
+    _parts: _Parts | None = None
+
+    def parts(self) -> _Parts:
+        """The connected parts; sought once, as long as whole ones are all that goes."""
+        if self._parts is None:
+            self._parts = _Parts.of(self.labels)
+        return self._parts
+
+    def forget_parts(self) -> None:
+        """Say that labels have changed in another way."""
+        self._parts = None
+
+    def remove(self, gone: NDArray[np.bool_]) -> None:
+        """Turn parts into background; their class becomes the least likely one there."""
+        there = self.parts().voxels_of(gone)
+        values = floats(self.logits[(slice(None),) + there])
+        self.logits[(self.labels[there],) + there] = below(values.min(axis=0), self.logits.dtype)
+        self.logits[(0,) + there] = above(values.max(axis=0), self.logits.dtype)
+        self.labels[there] = 0
+        self._parts = self.parts().without(gone)
+
+
+def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    parts = answer.parts()
+    gone = np.isin(parts.channels, channels)
+    for channel in channels:
+        mine = np.flatnonzero(parts.channels == channel)
+        if len(mine):
+            gone[mine[parts.sizes[mine].argmax()]] = False
+    answer.remove(gone)
+
+
+def _remove_small(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    parts = answer.parts()
+    small = parts.sizes * answer.voxel < float(step["millilitres"])
+    answer.remove(small & np.isin(parts.channels, channels))
+
+
+def _close(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    logits, labels = answer.logits, answer.labels
+    for channel in channels:
+        box = _box(labels, channel)
+        if box is None:
+            continue
+        here = labels[box]
+        added = closed(here == channel) & (here == 0)
+        if added.any():
+            part = logits[(slice(None),) + box]
+            best = floats(part[:, added]).max(axis=0)
+            part[channel][added] = above(best, logits.dtype)
+            here[added] = channel
+    answer.forget_parts()
+
+
+def _sides(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    logits, labels = answer.logits, answer.labels
+    middle, pairs = channels[0], channels[1:]
+    if not (labels == middle).any():
+        return
+    x = np.nonzero(labels == middle)[2].mean()
+    parts = answer.parts()
+    beyond = np.bincount(parts.part, parts.voxels[2]) / parts.sizes - x  # to the patient's left
+    for right, left in zip(pairs[::2], pairs[1::2], strict=True):
+        for channel, other, wrong in ((right, left, beyond > 0), (left, right, beyond < 0)):
+            there = parts.voxels_of(wrong & (parts.channels == channel))
+            here, mirrored = (channel, *there), (other, *there)
+            logits[here], logits[mirrored] = logits[mirrored], logits[here]
+            labels[there] = other
+    answer.forget_parts()
+
+
+_STEPS: dict[str, Callable[[_Answer, list[int], Mapping[str, Any]], None]] = {
+    "keep_largest": _keep_largest,
+    "remove_small": _remove_small,
+    "close": _close,
+    "sides": _sides,
+}
 
 
 def _box(labels: Labels, channel: int) -> tuple[slice, ...] | None:

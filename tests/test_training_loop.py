@@ -693,13 +693,17 @@ def test_a_round_that_cannot_be_made_is_one_line(
     assert said in error and len(error.splitlines()) == 1
 
 
-def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path) -> None:
-    """Rounds of another run, or of another fold, are others."""
-    data = tmp_path / "data"
+def _two_rounds(data: Path) -> tuple[Config, Path]:
+    """A configuration with two rounds of self-training, and one CT to label in them."""
     (data / "unlabelled" / "ct").mkdir(parents=True)
     sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(data / "unlabelled/ct/ct.nii.gz"))
     settings = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
-    config = replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings)
+    return replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings), data
+
+
+def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path) -> None:
+    """Rounds of another run, or of another fold, are others."""
+    config, data = _two_rounds(tmp_path / "data")
 
     def steps(*more: str) -> str:
         given = ["--config", "c", "--data", str(data), "--work", str(tmp_path / "work"), *more]
@@ -723,11 +727,7 @@ def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path)
 
 
 def test_a_round_has_the_pseudo_labels_and_weights_of_the_training_before(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    (data / "unlabelled" / "ct").mkdir(parents=True)
-    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(data / "unlabelled/ct/ct.nii.gz"))
-    settings = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
-    config = replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings)
+    config, data = _two_rounds(tmp_path / "data")
 
     def of(step: str, number: int) -> Run:
         given = [step, "--config", "c", "--data", str(data), "--work", str(tmp_path)]

@@ -189,7 +189,7 @@ class Run:
         from training.pseudolabel import pseudolabel
 
         by_hand = self.options.corrections
-        # What another round labelled stays pseudo-labelled: remove its folder to begin anew.
+        # What lies there stays, so that a pseudo-labelling that was cut goes on.
         judged, refused = pseudolabel(
             find_cases(self.options.data),
             self.checkpoints,
