@@ -563,6 +563,32 @@ def test_label_maps_without_a_body_are_refused_and_the_others_prepared(tmp_path:
     assert [path.stem for path in (tmp_path / "out" / "bodies").iterdir()] == ["good"]
 
 
+_TOLD_BETWEEN_JOBS = """
+import os, signal, time
+from training import prepare
+
+prepare._end_when_told()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except BaseException:
+    pass  # as the pool does
+prepare._run(None)
+print("went on")
+"""
+
+
+def test_a_process_that_is_told_to_end_between_two_jobs_does_not_begin_the_next() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TOLD_BETWEEN_JOBS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_preparation_ends_and_leaves_whole_files(
     tmp_path: Path, number: signal.Signals

@@ -264,16 +264,28 @@ def _check_settings(out: Path, config: Config) -> None:
     path.write_text(json.dumps(wanted) + "\n")
 
 
+_told_to_end = False
+"""Whether this process was. Between two jobs the pool swallows what is raised."""
+
+
 def _end_when_told() -> None:
     """Ctrl-C is the parent's to hear; when it says so, end without leaving half a file."""
+
+    def end(*_: object) -> None:
+        global _told_to_end
+        _told_to_end = True
+        sys.exit()
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, end)
 
 
 def _run(job: _Job) -> str | None:
     """Do one job; returns why the case was refused, or None."""
-    torch.set_num_threads(1)
     try:
+        if _told_to_end:
+            sys.exit()
+        torch.set_num_threads(1)
         return _try(job)
     except SystemExit:
         os._exit(0)  # else the pool would give this process its next job
