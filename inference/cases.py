@@ -128,26 +128,29 @@ def preview_paths(cases: Sequence[Case]) -> list[Path]:
     it is part of the name (``X.nii.gz_preview.png``, ``X.mha_preview.png``).
     """
     targets = [case.target for case in cases]
-    stems = [path.with_name(path.name[: -len(ending(path) or "")]) for path in targets]
+    stems = [path.with_name(_stem(path)) for path in targets]
     times = Counter(stems)
     chosen = [stem if times[stem] == 1 else t for stem, t in zip(stems, targets, strict=True)]
     return [path.with_name(f"{path.name}_preview.png") for path in chosen]
+
+
+def _stem(path: Path) -> str:
+    """The file's name without the whole ending, ``.nii.gz`` say."""
+    return path.name[: len(path.name) - len(ending(path) or "")]  # whatever its case
 
 
 def _numbered(images: Sequence[Path]) -> set[Path]:
     """Those ``X_0000`` beside which ``X_0001`` or another lies: 0000 is a number like theirs."""
     groups: dict[str, list[Path]] = {}
     for image in images:
-        stem = image.name[: -len(ending(image) or "")]
-        if match := re.fullmatch(r"(.+)_\d{4}", stem):
+        if match := re.fullmatch(r"(.+)_\d{4}", _stem(image)):
             groups.setdefault(match[1], []).append(image)
     return {image for group in groups.values() if len(group) > 1 for image in group}
 
 
 def _channel(first: Path, index: int) -> Path:
     """The file of another channel of a case."""
-    suffix = ending(first) or ""
-    stem = first.name[: len(first.name) - len(suffix)]
+    stem = _stem(first)
     return first.with_name(stem.removesuffix(_CHANNEL) + f"_{index:04d}" + first.name[len(stem) :])
 
 

@@ -79,7 +79,7 @@ class _Parts:
         voxels: where a class wins, indices along z, y, x.
         part: the part that each of these voxels belongs to, from 0.
         sizes: voxels of each part.
-        channels: the class of each part.
+        channels: the class of each part; 0 once it has become background.
     """
 
     voxels: _Voxels
@@ -103,13 +103,6 @@ class _Parts:
         z, y, x = (along[chosen[self.part]] for along in self.voxels)
         return z, y, x
 
-    def without(self, gone: NDArray[np.bool_]) -> _Parts:
-        """The other parts."""
-        kept = ~gone
-        number = np.cumsum(kept) - 1
-        part = number[self.part[kept[self.part]]]
-        return _Parts(self.voxels_of(kept), part, self.sizes[kept], self.channels[kept])
-
 
 @dataclass
 class _Answer:
@@ -127,7 +120,7 @@ class _Answer:
     _parts: _Parts | None = None
 
     def parts(self) -> _Parts:
-        """The connected parts; sought once, as long as whole ones are all that goes."""
+        """The connected parts, sought once as long as only whole ones are removed."""
         if self._parts is None:
             self._parts = _Parts.of(self.labels)
         return self._parts
@@ -138,12 +131,13 @@ class _Answer:
 
     def remove(self, gone: NDArray[np.bool_]) -> None:
         """Turn parts into background; their class becomes the least likely one there."""
-        there = self.parts().voxels_of(gone)
+        parts = self.parts()
+        there = parts.voxels_of(gone)
         values = floats(self.logits[(slice(None),) + there])
         self.logits[(self.labels[there],) + there] = below(values.min(axis=0), self.logits.dtype)
         self.logits[(0,) + there] = above(values.max(axis=0), self.logits.dtype)
         self.labels[there] = 0
-        self._parts = self.parts().without(gone)
+        parts.channels[gone] = 0
 
 
 def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from inference.errors import ModelError, last_line
 from inference.plan import Plan
 
-_LAYERS = (
-    *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d),
-    *(nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d),
-)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d)
+_LAYERS = _CONVOLUTIONS + _NORMS
 """What has weights in `training.network`."""
 
 
