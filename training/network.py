@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from inference.organs import ORGANS
 from training.depthwise import DepthwiseConv3d
@@ -22,7 +23,7 @@ _TRUSTED_SLICES = 16
 _TRUSTED_COARSEST = 3
 
 _NORMS: dict[str, Any] = {
-    "instance": lambda channels: nn.InstanceNorm3d(channels, affine=True),
+    "instance": lambda channels: InstanceNorm(channels, affine=True),
     "batch": lambda channels: nn.BatchNorm3d(channels, momentum=0.02),  # batches are small
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
 }
@@ -30,6 +31,25 @@ _ACTIVATIONS: dict[str, Any] = {
     "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
 }
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm that trains faster on a CPU; the same numbers.
+
+    PyTorch's goes through the batch norm of one patch with all channels of all patches, for which
+    it copies what lies in channels-last order, forward and backward: a fifth of a training step
+    of nnU-Net's network. The batch norm of each patch needs no copy.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (n, channels, z, y, x)."""
+        if not self.training or input.is_cuda:
+            return super().forward(input)
+        patches = [
+            batch_norm(patch, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for patch in input.split(1)
+        ]
+        return torch.cat(patches) if len(patches) > 1 else patches[0]
 
 
 def make_network(options: dict[str, Any], classes: int = 1 + len(ORGANS)) -> nn.Module:
