@@ -118,6 +118,46 @@ found = _compare(network, folder, plan, config, Volume("it", hu, np.zeros(hu.sha
 print("RESULT", json.dumps({each.precision: each.logits_error for each in found}))
 """
 
+_INT8_ONLY = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, torch
+from inference.errors import ModelError
+from inference.model import Model
+from training.checkpoint import load_average, save
+from training.config import Config
+from training.export import export
+from training.network import make_network
+
+torch.manual_seed(0)
+config = Config.load(Path("training/configs/abdoseg.yaml"))
+network = {**config.network, "features": [4, 4, 8, 8, 8]}
+config = replace(config, network=network, patch=(16, 16, 16))
+folder = Path(sys.argv[1])
+(folder / "prepared" / "images").mkdir(parents=True)
+hu = np.random.default_rng(0).integers(-200, 300, (16, 32, 16)).astype(np.int16)
+np.savez(folder / "prepared" / "images" / "it.npz", hu=hu, labels=np.zeros(hu.shape, np.uint8))
+network = make_network(dict(config.network))
+save(folder / "checkpoint.pt", network, network, torch.optim.SGD(network.parameters(), 0.1), 1)
+out = folder / "small"
+agreements = export(
+    folder / "checkpoint.pt", config, folder / "prepared", out, int8_only=True
+)
+refused = []
+for use in (lambda: Model.load(out, precision="bf16"), lambda: load_average(out, config)):
+    try:
+        use()
+    except (ModelError, ValueError) as error:
+        refused.append(str(error))
+print("RESULT", json.dumps({
+    "compared": [each.precision for each in agreements],
+    "files": sorted(path.name for path in out.iterdir()),
+    "precision": Model.load(out).precision,
+    "refused": refused,
+}))
+"""
+
 
 def result_of(code: str, *arguments: str) -> dict[str, Any]:
     """What a program prints after RESULT."""
@@ -138,6 +178,15 @@ def test_every_precision_is_compared_with_pytorch(tmp_path: Path) -> None:
     """Also where logits are bits of bfloat16."""
     errors = result_of(_COMPARE, str(tmp_path))
     assert errors["f32"] < 1e-3 and errors["bf16"] < 0.1
+
+
+def test_int8_alone_is_a_whole_model_but_no_start_of_a_training(tmp_path: Path) -> None:
+    result = result_of(_INT8_ONLY, str(tmp_path))
+    assert result["files"] == ["network_int8.bin", "network_int8.xml", "plan.json"]
+    assert result["compared"] == ["int8"] and result["precision"] == "int8"
+    no_bf16, no_start = result["refused"]
+    assert "int8" in no_bf16
+    assert "no network in floating point" in no_start
 
 
 def test_layers_that_int8_hurts_are_spared() -> None:

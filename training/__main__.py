@@ -136,6 +136,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="keep layers that int8 hurts in higher precision (slow)",
     )
+    add("--int8-only", action="store_true", help="export no floating point network beside int8")
     return parser.parse_args(arguments)
 
 

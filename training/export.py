@@ -112,6 +112,7 @@ def export(
     accuracy_aware: bool = False,
     most_loss: float = 0.005,
     holdout: tuple[str, ...] = (),
+    int8_only: bool = False,
 ) -> list[Agreement]:
     """Write a model folder (IR in fp16 storage and in int8, and the plan).
 
@@ -127,6 +128,8 @@ def export(
             until the loss of accuracy is at most ``most_loss``. Takes many times longer.
         most_loss: mean DSC per organ between int8's labels and fp32's that may be lost.
         holdout: cases that were kept aside, besides the configuration's.
+        int8_only: leave out the network in floating point: a third of the size remains, but no
+            training can begin with the folder's weights.
 
     Returns:
         The agreement of every exported precision with PyTorch, per checked volume.
@@ -144,10 +147,16 @@ def export(
     spared = convolutions_of(model, config.not_int8)
     quantised = _quantise(model, patches, most_loss if accuracy_aware else None, spared)
     with model_folder(out) as folder:
-        ov.save_model(model, folder / _NETWORKS["f32"], compress_to_fp16=True)
+        floating = folder / _NETWORKS["f32"]
+        ov.save_model(model, floating, compress_to_fp16=True)
         ov.save_model(quantised, folder / _NETWORKS["int8"], compress_to_fp16=True)
-        per_voxel = bytes_per_voxel(folder / _NETWORKS["f32"], config.patch)
-        plan = config.plan(multiple_of(network), _NETWORKS, per_voxel)
+        per_voxel = bytes_per_voxel(floating, config.patch)
+        networks = _NETWORKS
+        if int8_only:
+            networks = {"int8": _NETWORKS["int8"]}
+            floating.unlink()
+            floating.with_suffix(".bin").unlink()
+        plan = config.plan(multiple_of(network), networks, per_voxel)
         plan.save(folder)
         return [
             agreement

@@ -168,6 +168,7 @@ class Run:
             self.out,
             self.options.accuracy_aware,
             holdout=self.holdout,
+            int8_only=self.options.int8_only,
         )
         for agreement in agreements:
             print(agreement, flush=True)
