@@ -7,7 +7,12 @@
 # Where no Python with the dependencies is found, .venv is made beside this file first.
 set -eu
 
-home=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+script=$0
+while [ -L "$script" ]; do # a link in a folder of programs, say
+    link=$(readlink -- "$script")
+    case $link in /*) script=$link ;; *) script=$(dirname -- "$script")/$link ;; esac
+done
+home=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
 lock=$home/inference/requirements.lock
 
 die() {
@@ -93,7 +98,7 @@ run() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,7s/^# \{0,1\}//p' "$script"
     echo
     run --help
     ;;

@@ -89,18 +89,26 @@ def read_scores(path: Path, labels: Sequence[int]) -> dict[str, Values]:
     wanted = columns(labels)
     keys = [(metric, label) for metric in METRICS for label in labels]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a mark before it
             reader = csv.DictReader(file)
             if missing := sorted(set(wanted) - set(reader.fieldnames or ())):
                 raise UsageError(f"{path}: no column {', '.join(missing)}")
-            return {
-                row["Name"]: {
-                    key: float(row[column]) for key, column in zip(keys, wanted[1:], strict=True)
-                }
-                for row in reader
+            rows = list(reader)
+        scores: dict[str, Values] = {
+            row["Name"]: {
+                key: float(row[column]) for key, column in zip(keys, wanted[1:], strict=True)
             }
+            for row in rows
+        }
     except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UsageError(f"{path}: not a table of scores ({error})") from None
+    if len(scores) < len(rows):
+        raise UsageError(f"{path}: a case is there twice")
+    if wrong := [
+        name for name, row in scores.items() if not all(0 <= v <= 1 for v in row.values())
+    ]:
+        raise UsageError(f"{path}: {wrong[0]} has a score that is not from 0 to 1")
+    return scores
 
 
 def _write(rows: Sequence[Difference], first: Path, second: Path, out: Path) -> None:

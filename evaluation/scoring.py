@@ -20,6 +20,7 @@ scoring was killed
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from contextlib import suppress
@@ -40,6 +41,9 @@ from inference.errors import CaseError, UsageError
 from inference.organs import ORGANS
 
 ALL_LABELS: tuple[int, ...] = tuple(ORGANS)
+
+_SILENT_END = (signal.signal, (signal.SIGINT, signal.SIG_DFL))
+"""What a process does first: at Ctrl-C it just ends, as what it would print says nothing."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ def _score_in_processes(
     arguments = (strict, tuple(labels))
     # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
     context = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pairs)), context) as pool:
+    with ProcessPoolExecutor(min(workers, len(pairs)), context, *_SILENT_END) as pool:
         jobs: dict[Future[CaseScore], str] = {}
         with suppress(BrokenExecutor):
             for pair in pairs:
@@ -254,7 +258,7 @@ def _score_in_processes(
                 bar.update()
     for pair in pairs:
         if pair[0] not in results:
-            with ProcessPoolExecutor(1, context) as pool:
+            with ProcessPoolExecutor(1, context, *_SILENT_END) as pool:
                 results[pair[0]] = _result(pool.submit(score_case, *pair, *arguments), pair[0])
             bar.update()
     return [results[name] for name, *_ in pairs]

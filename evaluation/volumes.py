@@ -47,12 +47,16 @@ def list_volumes(folder: Path) -> dict[str, Path]:
     """The NIfTI files of a folder, by name without suffix, sorted.
 
     Raises:
-        UsageError: no such folder, or a case lies there under both suffixes.
+        UsageError: no such folder, it cannot be read, or a case lies there under both suffixes.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+    try:
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{folder}: no such folder") from None
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from None
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
             continue
         if (name := stem(path.name)) in found:
@@ -70,7 +74,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
             refusing values that are not labels.
 
     Raises:
-        CaseError: it cannot be read, is not 3D, or holds values that no label has.
+        CaseError: it cannot be read, is not 3D, has no numbers for voxels (but colours, say), or
+            holds values that no label has.
     """
     try:
         image = nibabel.load(path)
@@ -88,6 +93,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
         raise CaseError(f"{path}: cannot be read ({reason})") from None
     if values.ndim != 3:
         raise CaseError(f"{path}: not a 3D volume, its shape is {_text(values.shape)}")
+    if values.dtype.kind not in "iubf":
+        raise CaseError(f"{path}: its voxels are not numbers")
     if values.dtype != np.uint8:
         if not strict:
             _refuse_other_than_labels(path, values)

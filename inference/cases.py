@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.errors import UsageError
+from inference.paths import is_file, is_there
 from inference.reading import ENDINGS, ending
 
 _CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
@@ -70,43 +73,18 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
     Raises:
         UsageError: there is nothing to segment, or labels would replace a CT.
     """
-    if source.is_dir():
-        try:
-            files = sorted(
-                path
-                for path in source.iterdir()
-                # A link that leads nowhere is a CT that is lost, and that must be said.
-                if (path.is_file() or (path.is_symlink() and not path.exists()))
-                and not path.name.startswith(".")
-            )
-        except OSError as error:
-            raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
-        images = [path for path in files if ending(path)]
-        if not images:
-            found = ", ".join(path.name for path in files[:3]) + (" ..." if files[3:] else "")
-            raise UsageError(
-                f"{source}: no CT here ({', '.join(ENDINGS)}), only {found}"
-                if files
-                else f"{source}: no file is in this folder"
-            )
-    elif source.exists():
-        if not ending(source):
-            raise UsageError(f"{source}: not a CT by its ending ({', '.join(ENDINGS)})")
-        images = [source]
-    else:
-        raise UsageError(f"{source}: no such file or folder")
-
-    sources = {path.resolve() for path in images}
+    images, beside = _images(source)
     lacks: dict[Path, str | None] = {}
     if channels > 1:
         lacks = _first_channels(images, channels, whole_folder=source.is_dir())
         images = list(lacks)
-    numbered = _numbered(images) if channels == 1 else set()
-    targets = [folder / label_name(path.name, keep_number=path in numbered) for path in images]
+    numbered = _numbered(beside) if channels == 1 else set()
+    targets = [folder / label_name(path.name, keep_number=path.name in numbered) for path in images]
+    kept = {os.path.realpath(path) for path in beside}
     for image, target in zip(images, targets, strict=True):
-        if target.resolve() in sources:
+        if os.path.realpath(target) in kept:
             raise UsageError(
-                f"{target}: the labels of {image.name} would replace a CT;"
+                f"{target}: the labels of {image.name} would replace a CT, or labels among CTs;"
                 " choose another output folder"
             )
     claims: dict[Path, list[Path]] = {}
@@ -139,12 +117,56 @@ def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending(path) or "")]  # whatever its case
 
 
-def _numbered(images: Sequence[Path]) -> set[Path]:
-    """Those ``X_0000`` beside which ``X_0001`` or another lies: 0000 is a number like theirs."""
-    groups: dict[str, list[Path]] = {}
+def _images(source: Path) -> tuple[list[Path], list[Path]]:
+    """The CTs to segment, and all that lie in their folder, these included.
+
+    Raises:
+        UsageError: there are none.
+    """
+    endings = ", ".join(ENDINGS)
+    try:
+        source.stat()
+        if not source.is_dir():
+            if not ending(source):
+                raise UsageError(f"{source}: not a CT by its ending ({endings})")
+            with suppress(OSError):  # a folder that must not be listed
+                return [source], [source, *filter(ending, _files(source.parent))]
+            return [source], [source]
+        files = _files(source)
+    except FileNotFoundError:
+        raise UsageError(f"{source}: no such file or folder") from None
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
+    images = [path for path in files if ending(path)]
+    if not images:
+        found = ", ".join(path.name for path in files[:3]) + (" ..." if files[3:] else "")
+        raise UsageError(
+            f"{source}: no CT here ({endings}), only {found}"
+            if files
+            else f"{source}: no file is in this folder"
+        )
+    return images, images
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that are not hidden, sorted.
+
+    A link that leads nowhere is among them: it is a CT that is lost, and that must be said.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+        and (is_file(path) or (path.is_symlink() and not is_there(path)))
+    )
+
+
+def _numbered(images: Sequence[Path]) -> set[str]:
+    """Names of ``X_0000`` beside which ``X_0001`` or another lies: 0000 is a number like theirs."""
+    groups: dict[str, set[str]] = {}
     for image in images:
         if match := re.fullmatch(r"(.+)_\d{4}", _stem(image)):
-            groups.setdefault(match[1], []).append(image)
+            groups.setdefault(match[1], set()).add(image.name)
     return {image for group in groups.values() if len(group) > 1 for image in group}
 
 
@@ -171,9 +193,7 @@ def _first_channels(
             continue
         files = [first, *(_channel(first, index) for index in range(1, channels))]
         missing = [
-            path.name
-            for path in files
-            if path not in known and (whole_folder or not path.is_file())
+            path.name for path in files if path not in known and (whole_folder or not is_file(path))
         ]
         found[first] = f"{', '.join(missing)} is missing" if missing else None
     return found

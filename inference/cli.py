@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ from types import FrameType
 from inference.errors import ModelError, UsageError
 
 _INTERRUPTED = 130
-_TERMINATED = 143
+_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
+_MOST_THREADS = 4096
+_SIGNALLED = 128  # and the signal's number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,11 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Slices are worked on side by side already, and numpy's BLAS would start as many threads
     # as the host has cores. It looks at this when numpy is imported, which is not done yet.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    before = signal.signal(signal.SIGTERM, _terminate)
+    _open_standard_streams()
+    before = {number: signal.signal(number, _end) for number in _ending_signals()}
     try:
         return _run(options)
     except (UsageError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "inference":
@@ -51,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -66,8 +75,8 @@ def _run(options: argparse.Namespace) -> int:
     # What can be wrong is looked at before anything is written.
     plan = Plan.load(find_model(options.model))
     plan.choose(options.precision)
-    if options.report and options.report.is_dir():
-        raise UsageError(f"{options.report}: is a folder; --report needs a file")
+    if options.report:
+        _check_report(options.report)
     if options.demo:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
@@ -97,19 +106,47 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _check_report(path: Path) -> None:
+    """Raise UsageError where a report would not go into a file, or replace a CT or labels."""
+    from inference.reading import ending
+
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; --report needs a file")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is a device; --report needs a file")
+    if ending(path):
+        raise UsageError(f"{path}: is named like a CT; --report writes JSON")
+
+
 def _write_demo(folder: Path) -> Path:
     """Write a synthetic CT into ``folder/inputs``; return that folder."""
-    import SimpleITK as sitk
-
     from inference.phantom import make_phantom
-    from inference.writing import appearing, make_folder
+    from inference.writing import appearing, make_folder, write_image
 
     inputs = folder / "inputs"
     make_folder(inputs)
     image, _ = make_phantom()
-    with appearing(inputs / "phantom_0000.nii.gz") as temporary:
-        sitk.WriteImage(image, str(temporary), True, 1)
+    path = inputs / "phantom_0000.nii.gz"
+    try:
+        with appearing(path) as temporary:
+            write_image(image, temporary)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
     return inputs
+
+
+def _open_standard_streams() -> None:
+    """See that 0, 1 and 2 are open, and that any file name can be printed.
+
+    Where one is closed, the next file that is opened would get its number.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(_STANDARD_OUTPUT, "w")
+    sys.stderr = sys.stderr or os.fdopen(_STANDARD_ERROR, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,20 +160,20 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "-i",
         "--input",
-        type=Path,
+        type=_path,
         metavar="PATH",
         help="a CT (.nii.gz, .nii, .mha, .mhd, .nrrd) or a folder of CTs",
     )
     what.add_argument(
         "--demo",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="write a synthetic CT into FOLDER/inputs and segment it into FOLDER/outputs",
     )
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="where labels go: X_0000.nii.gz and X.nii.gz give X.nii.gz",
     )
@@ -157,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         help="default: what the CPU affinity and the container's quota allow",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write times, volumes and warnings as JSON"
+        "--report", type=_path, metavar="FILE", help="write times, volumes and warnings as JSON"
     )
     parser.add_argument(
         "--preview", action="store_true", help="write X_preview.png beside each label file"
@@ -183,12 +220,26 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def _path(text: str) -> Path:
+    if not text:  # a shell's variable that is not set; "" would be the current folder
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(text)
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_THREADS}")
     return int(text)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the program as Ctrl-C does: nothing half-written stays."""
-    raise SystemExit(_TERMINATED)
+def _ending_signals() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP (the terminal was closed) unless it is ignored, as by nohup."""
+    signals = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the program as Ctrl-C does: nothing half-written stays."""
+    raise SystemExit(_SIGNALLED + number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from inference.budget import Budget
 from inference.errors import ModelError
 from inference.machine import usable_threads
+from inference.paths import is_file
 from inference.plan import Plan
 
 if TYPE_CHECKING:
@@ -46,12 +48,12 @@ def find_model(name: str | Path | None = None) -> Path:
         ModelError: there is no such model; the message names those there are.
     """
     wanted = str(name or os.environ.get("ABDOSEG_MODEL") or DEFAULT)
-    if (Path(wanted) / "plan.json").is_file():
+    if is_file(Path(wanted) / "plan.json"):
         return Path(wanted)
     folders = weights_folders()
     if Path(wanted).name == wanted:
         for folder in folders:
-            if (folder / wanted / "plan.json").is_file():
+            if is_file(folder / wanted / "plan.json"):
                 return folder / wanted
     there = sorted({path.parent.name for f in folders for path in f.glob("*/plan.json")})
     raise ModelError(
@@ -71,6 +73,7 @@ class Model:
         threads: how many threads it uses.
         network: the network; compiled for the shape it ran last.
         budget: grants it memory, case by case.
+        turn: is held while a CT is segmented: several threads may share a model, one at a time.
     """
 
     plan: Plan
@@ -79,6 +82,7 @@ class Model:
     threads: int
     network: Network
     budget: Budget = field(default_factory=Budget)
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
     def load(
@@ -102,8 +106,8 @@ class Model:
         """
         from inference.network import Network  # brings in OpenVINO
 
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, not {threads}")
+        if threads is not None and (threads < 1 or threads != int(threads)):
+            raise ValueError(f"threads must be a whole number from 1 on, not {threads}")
         folder = find_model(name)
         plan = Plan.load(folder)
         precision = plan.choose(precision)

@@ -11,6 +11,7 @@ The format: https://nifti.nimh.nih.gov/nifti-1.
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import struct
 import sys
@@ -41,13 +42,20 @@ _FIELDS: dict[str, tuple[int, str]] = {  # offset, struct format
     "datatype": (70, "hh"),  # with bits per voxel
     "pixdim": (76, "8f"),
     "offset": (108, "f"),
+    "units": (123, "B"),
     "scale": (112, "ff"),  # slope and intercept
     "display": (124, "ff"),
     "range": (140, "ii"),
     "description": (148, "80s"),
+    "codes": (252, "2h"),  # of qform and sform; 0 where there is none
+    "quaternion": (256, "6f"),  # b, c, d and the shift
+    "rows": (280, "12f"),  # of sform
     "magic": (344, "4s"),
 }
 _UINT8 = 2
+_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
+"""Bits per voxel by data type, of real ones; the header's own number may be anything."""
+_MILLIMETRES = {1: 1000.0, 3: 0.001}  # of a metre and a micrometre; else mm
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Header:
         """Read the header of a ``.nii`` or ``.nii.gz`` file.
 
         Raises:
-            CaseError: the file is no NIfTI file, or ends within the header.
+            CaseError: the file is no NIfTI file, ends within the header, or has no voxels.
         """
         with path.open("rb") as probe:
             compressed = probe.read(2) == _GZIP
@@ -85,7 +93,11 @@ class Header:
                 raw += file.read(header.voxels_at - _SIZE)
         except (OSError, EOFError, zlib.error) as error:
             raise CaseError(f"is damaged or truncated ({error})") from None
-        return Header(raw, order, compressed)
+        header = Header(raw, order, compressed)
+        if any(n < 1 for n in header.shape[:3]):
+            text = " x ".join(map(str, header.shape))
+            raise CaseError(f"has an impossible size ({text} voxels)")
+        return header
 
     def get(self, field: str) -> tuple[Any, ...]:
         """The values of a header field."""
@@ -114,8 +126,66 @@ class Header:
     @property
     def bytes_needed(self) -> int:
         """Bytes of the (uncompressed) file up to the last voxel."""
-        bits: int = self.get("datatype")[1]
-        return self.voxels_at + math.prod(self.shape) * bits // 8
+        kind, bits = self.get("datatype")
+        return self.voxels_at + math.prod(self.shape) * _BITS.get(kind, bits) // 8
+
+    @property
+    def intercept_not_used(self) -> float:
+        """The intercept where the slope is 0, which means that values are not scaled; else 0."""
+        slope, intercept = self.get("scale")
+        return float(intercept) if slope == 0 and math.isfinite(intercept) else 0.0
+
+    @property
+    def forms(self) -> dict[str, NDArray[np.float64]]:
+        """What the header has of "qform" and "sform": matrices (4, 4), voxel to mm (RAS)."""
+        b, c, d, *shift = self.get("quaternion")
+        a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        turn = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+            ]
+        )
+        handed, *spacing = self.get("pixdim")[:4]
+        spacing[2] *= -1 if handed < 0 else 1
+        qform, sform = np.eye(4), np.eye(4)
+        qform[:3] = np.column_stack([turn * spacing, shift])
+        sform[:3] = np.reshape(self.get("rows"), (3, 4))
+        scale = _MILLIMETRES.get(self.get("units")[0] & 7, 1.0)
+        named = zip(("qform", "sform"), self.get("codes"), (qform, sform), strict=True)
+        return {
+            name: np.diag([scale, scale, scale, 1.0]) @ form for name, code, form in named if code
+        }
+
+    def doubt(self, taken: NDArray[np.float64]) -> str | None:
+        """What in the header speaks against where the volume was taken to lie.
+
+        Programs differ in which of qform and sform they take: where the two contradict each other,
+        a label may be right in one and left in another.
+
+        Args:
+            taken: matrix (4, 4), voxel to mm (RAS).
+
+        Returns:
+            A warning, or ``None``.
+        """
+        forms = self.forms
+        if not forms:
+            return "its header does not say where right and left are; labels may be on wrong sides"
+        ends = [(0, n - 1) for n in self.shape[:3]]
+        corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], np.float64)
+        apart = max(1.0, *np.abs(taken[:3, :3]).max(axis=0))  # a voxel
+        against = [
+            name for name, form in forms.items()
+            if np.abs(corners @ (form - taken).T).max() > apart
+        ]  # fmt: skip
+        if not against:
+            return None
+        return (
+            f"its {' and '.join(against)} does not say what was taken for its axes or spacing; "
+            "look at right and left"
+        )
 
     @property
     def plain(self) -> bool:
@@ -136,6 +206,7 @@ class Header:
         """The header of a uint8 label file on the same grid, bit for bit."""
         raw = bytearray(self.raw[:_SIZE] + bytes(4))  # no extensions
         for field, values in {
+            "dim": (3, *self.shape[:3], 1, 1, 1, 1),
             "datatype": (_UINT8, 8),
             "offset": (_SIZE + 4,),
             "scale": (1, 0),

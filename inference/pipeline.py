@@ -68,6 +68,8 @@ def segment(
     >>> labels = inference.segment(sitk.ReadImage("ct.nii.gz"))
     >>> sitk.WriteImage(labels, "labels.nii.gz")
 
+    Several threads may share a loaded model; it segments one CT at a time.
+
     Args:
         image: CT in HU, 3D, any orientation, any real voxel type; for a model of several
             channels, one image for each.
@@ -86,14 +88,22 @@ def segment(
     Raises:
         CaseError: the image cannot be segmented.
         ModelError: the model is not found or broken.
+        TypeError: ``image`` is no SimpleITK image.
         ValueError: ``threads`` or ``precision`` is given for a loaded model.
     """
+    images = [image] if isinstance(image, sitk.Image) else image
+    if not (
+        isinstance(images, Sequence)
+        and images
+        and all(isinstance(each, sitk.Image) for each in images)
+    ):
+        raise TypeError("image is no SimpleITK image; SimpleITK.ReadImage makes one of a file")
     if not isinstance(model, Model):
         model = Model.load(model, threads=threads, precision=precision)
     elif threads is not None or precision is not None:
         raise ValueError("threads and precision belong to Model.load when a model is passed")
-    labels = sitk.GetImageFromArray(segment_in_stages(image, model, progress).labels)
-    labels.CopyInformation(image if isinstance(image, sitk.Image) else image[0])
+    labels = sitk.GetImageFromArray(segment_in_stages(images, model, progress).labels)
+    labels.CopyInformation(images[0])
     return labels
 
 
@@ -109,10 +119,10 @@ def segment_in_stages(
     plan = model.plan
     tell = progress or _silent
     seconds: dict[str, float] = {}
-    passes = model.network.passes
     images = [image] if isinstance(image, sitk.Image) else list(image)
     image = images[0]
-    with _simpleitk_threads(model.threads):
+    with model.turn, _simpleitk_threads(model.threads):
+        passes = model.network.passes
         memory = 0
 
         def announce(shape: tuple[int, ...]) -> None:
@@ -156,6 +166,7 @@ def segment_in_stages(
                 winning,
             )
             counts = _count(labels, model.threads)
+        passes = model.network.passes - passes
     voxel = float(np.prod(image.GetSpacing())) / 1000
     warnings = list(intensities.warnings)
     if not counts[1:].any():
@@ -175,7 +186,7 @@ def segment_in_stages(
         intensities.offset,
         tuple(warnings),
         window,
-        model.network.passes - passes,
+        passes,
     )
 
 

@@ -10,11 +10,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.decode import Labels
-from inference.errors import last_line
 from inference.organs import COLOURS
 from inference.orientation import turn_to
 from inference.resample import resize, resize_labels
-from inference.writing import appearing
+from inference.writing import appearing, write_image
 
 _WINDOW = (-160.0, 240.0)  # HU, soft tissue
 _HEIGHT = 512  # pixels of the picture
@@ -51,10 +50,7 @@ def write_preview(path: Path, image: sitk.Image, labels: Labels, offset: float =
     gap = np.zeros((_HEIGHT, _GAP, 3), np.uint8)
     picture = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
     with appearing(path) as temporary:
-        try:
-            sitk.WriteImage(sitk.GetImageFromArray(picture, isVector=True), str(temporary))
-        except RuntimeError as error:
-            raise OSError(last_line(error)) from None
+        write_image(sitk.GetImageFromArray(picture, isVector=True), temporary)
 
 
 def _centre(labels: Labels) -> list[int]:

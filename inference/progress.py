@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -65,8 +66,16 @@ class Progress:
         self._print(f"error: {source}: {reason}", error=True)
 
     def _print(self, line: str, error: bool = False) -> None:
+        stream = sys.stderr if error else sys.stdout
         with terminal:
-            print(line, file=sys.stderr if error else sys.stdout, flush=True)
+            try:
+                print(line, file=stream, flush=True)
+            except OSError:
+                # Nobody reads any more (``| head -1``), or the disk with the log is full: the
+                # labels are what counts. What is still in the buffer must go somewhere.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 class Bars(Progress):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from inference.errors import CaseError, last_line
 from inference.machine import free_memory
 from inference.nifti import Header, check_complete, check_possible, inflate
+from inference.paths import is_there, is_unicode
 
 Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""
@@ -27,7 +28,15 @@ Watch = Callable[[sitk.Image, int], None]
 terminal = threading.RLock()
 """Is held while standard error is another file: who writes there meanwhile must wait."""
 
-ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+_READERS = {
+    ".nii.gz": "NiftiImageIO",
+    ".nii": "NiftiImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+}
+
+ENDINGS = tuple(_READERS)
 """File name endings of the formats that are read."""
 
 
@@ -79,14 +88,17 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             a spacing that is not positive. The message does not name the file.
     """
     header = None
-    if path.is_symlink() and not path.exists():
-        raise CaseError(f"is a link to {path.readlink()}, which is not there")
+    if not is_unicode(path):
+        raise CaseError("has a name that is not UTF-8; rename it")
+    if path.is_symlink() and not is_there(path):
+        raise CaseError(f"is a link to {path.readlink()}, which is not there or cannot be reached")
     try:
         if ending(path) in (".nii", ".nii.gz"):
             header = Header.read(path)
             _check_spacing(header.spacing, header.shape)
+            _check_header(path, header)
         else:
-            _check_spacing_text(path)
+            _check_text(path)
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     with without_noise() as noise:
@@ -94,6 +106,8 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
+        if not path.name.endswith(ENDINGS):  # ITK looks at the case of a name
+            reader.SetImageIO(_READERS[ending(path) or ".nii"])
         try:
             reader.ReadImageInformation()
             _check_kind(reader.GetSize(), reader.GetNumberOfComponents())
@@ -112,17 +126,35 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         raise CaseError(_reason(error)) from None
     if any("Uncompress failed" in line for line in noise):
         raise CaseError("is damaged (its compressed voxels cannot be inflated)")
-    warnings = []
-    if header is not None:
-        if not whole:
-            check_complete(path, header, sitk.GetArrayViewFromImage(image))
-        corrected = "ITK_sform_corrected"
-        if reader.HasMetaDataKey(corrected) and reader.GetMetaData(corrected) == "YES":
-            warnings.append("its axes are not perpendicular; taken as if they were")
+    if header is not None and not whole:
+        check_complete(path, header, sitk.GetArrayViewFromImage(image))
+        if intercept := header.intercept_not_used:  # ITK adds it all the same
+            image = image - intercept
     while image.GetDimension() > 3:  # one volume, or it would have been refused above
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     check_geometry(image)
+    warnings = []
+    corrected = "ITK_sform_corrected"
+    if not _is_perpendicular(image) or (
+        reader.HasMetaDataKey(corrected) and reader.GetMetaData(corrected) == "YES"
+    ):
+        warnings.append("its axes are not perpendicular; taken as if they were")
+    elif header is not None and (doubt := header.doubt(affine_of(image))):
+        warnings.append(doubt)
     return Scan(image, header, tuple(warnings))
+
+
+def affine_of(image: sitk.Image) -> NDArray[np.float64]:
+    """The matrix (4, 4) from voxel (x, y, z) to position in NIfTI's axes (RAS), in mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _is_perpendicular(image: sitk.Image) -> bool:
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    return bool(np.allclose(direction @ direction.T, np.eye(3), atol=1e-3))
 
 
 def _inflated(
@@ -224,6 +256,8 @@ def check_intensities(volume: NDArray[Any]) -> Intensities:
 def _check_kind(size: tuple[int, ...], components: int) -> None:
     """Raise CaseError for what is not one scalar volume; one volume in 4D passes."""
     text = " x ".join(str(n) for n in size)
+    if any(n < 1 for n in size[:3]):
+        raise CaseError(f"has an impossible size ({text} voxels)")
     if len(size) > 3 and any(n != 1 for n in size[3:]):
         raise CaseError(f"is a series of volumes ({text}), not one CT volume")
     if len(size) < 3:
@@ -248,13 +282,31 @@ def _check_spacing(spacing: tuple[float, ...], shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_spacing_text(path: Path) -> None:
-    """Look at the spacing in the text header of MetaImage and NRRD files.
+def _check_header(path: Path, header: Header) -> None:
+    """Raise CaseError for a NIfTI file whose axes or name keep ITK from reading it."""
+    if not all(np.isfinite(form).all() for form in header.forms.values()):
+        raise CaseError("has impossible axis directions")
+    suffix = path.name[-len(ending(path) or "") :]
+    if suffix not in (suffix.lower(), suffix.upper()):
+        raise CaseError(f"ends in {suffix}; rename it so that it ends in {suffix.lower()}")
+    if header.compressed and not suffix.lower().endswith(".gz"):
+        raise CaseError(f"is compressed; rename it so that it ends in {suffix}.gz")
 
-    SimpleITK takes the absolute value of a negative one without a word.
+
+def _check_text(path: Path) -> None:
+    """Look at the text header of MetaImage and NRRD files.
+
+    SimpleITK takes the absolute value of a negative spacing without a word, and of a missing file
+    with the voxels does not give the name.
     """
     with path.open("rb") as file:
         start = file.read(1 << 14)
+    apart = re.search(rb"^(?:ElementDataFile *=|data ?file *:) *([^\r\n]*)", start, re.M)
+    if apart:
+        name = os.fsdecode(apart.group(1).strip())
+        one_file = not re.match(r"LIST|LOCAL$", name) and "%" not in name
+        if one_file and not is_there(path.parent / name):
+            raise CaseError(f"lacks its voxels: {name} is not there")
     found = re.search(rb"^(?:ElementSpacing *=|spacings *:)([^\r\n]*)", start, re.M)
     if found:
         try:
@@ -303,6 +355,7 @@ def _reason(error: RuntimeError) -> str:
     message = str(error)
     for sign, meaning in {
         "Unable to determine ImageIO reader": "is not an image, whatever its name says",
+        "File cannot be read": "cannot be read, perhaps damaged or truncated",
         "orthonormal": "has axes that are not perpendicular",
         "Zero-valued spacing": "has a spacing of 0 mm",
         "determinant is 0": "has impossible axis directions",

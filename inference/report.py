@@ -51,7 +51,7 @@ class CaseReport:
 def write_report(
     path: Path, model: Model, version: str, start: float, cases: list[CaseReport]
 ) -> None:
-    """Write the report; an existing one is replaced.
+    """Write the report; an existing one is replaced, also where ``path`` is a link to it.
 
     Args:
         path: where to.
@@ -76,5 +76,5 @@ def write_report(
         "start_seconds": round(start, 4),
         "cases": [asdict(case) for case in cases],
     }
-    with appearing(path) as temporary:
+    with appearing(path.resolve()) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError, UsageError
 from inference.nifti import Header, write_labels
+from inference.paths import is_unicode
 from inference.reading import Scan, ending, without_noise
 
 _RUN = f"{os.getpid()}.{os.urandom(4).hex()}"
@@ -32,8 +34,8 @@ def appearing(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path, with the same ending.
     """
-    # Hidden, so that nobody takes it for a result.
-    temporary = path.with_name(f".{_RUN}.partial.{path.name}")
+    # Hidden, so that nobody takes it for a result; no longer than a name may be.
+    temporary = path.with_name(f".{_RUN}.partial.{path.name[-40:]}")
     try:
         yield temporary
         temporary.replace(path)
@@ -49,6 +51,8 @@ def make_folder(folder: Path) -> None:
         UsageError: it is a file, cannot be made, or cannot be written.
     """
     probe = folder / f".{_RUN}.partial"
+    if not is_unicode(folder):
+        raise UsageError(f"{folder}: its name is not UTF-8")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -78,14 +82,32 @@ def write(path: Path, labels: NDArray[np.uint8], scan: Scan, threads: int = 1) -
             else:
                 image = sitk.GetImageFromArray(labels)
                 image.CopyInformation(scan.image)
-                with without_noise():
-                    sitk.WriteImage(image, str(temporary), True, 1)
+                write_image(image, temporary)
     except OSError as error:
         raise CaseError(f"labels cannot be written to {path} ({error.strerror})") from None
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image by ITK, and see that it is there: of a full disk ITK says nothing.
+
+    Args:
+        image: of any kind.
+        path: where to; the ending gives the format.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        with without_noise():
+            sitk.WriteImage(image, str(path), True, 1)
+            there = sitk.ReadImage(str(path))
+        wanted, found = sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(there)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if "Reason:" in line]
         reason = lines[0].removeprefix("Reason: ") if lines else "is the disk full?"
-        raise CaseError(f"labels cannot be written to {path} ({reason})") from None
+        raise OSError(errno.EIO, reason) from None
+    if not np.array_equal(wanted, found):
+        raise OSError(errno.ENOSPC, "is the disk full?")
 
 
 def _write_nifti(

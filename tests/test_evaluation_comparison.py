@@ -15,7 +15,10 @@ pytest.importorskip("surface_distance", reason="needs the extra 'evaluation'")
 
 from evaluation.challenge import columns
 from evaluation.cli import main
+from evaluation.compare_command import read_scores
 from evaluation.comparison import Values, compare, interval
+from inference.errors import UsageError
+from inference.organs import ORGANS
 
 Sides: TypeAlias = dict[str, Values]
 
@@ -105,3 +108,17 @@ def test_command_on_two_tables(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("Name,Liver_DSC\na,b\n")
     command = ["compare", "--first", first, "--second", tmp_path / "bad.csv", "--out", out]
     assert main([str(word) for word in command]) == 2
+
+
+def test_tables_are_read_with_care(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    head = ",".join(columns()) + "\n"
+    path.write_text("\ufeff" + head + "a" + ",0.5" * 26 + "\n", encoding="utf-8")  # Excel's mark
+    assert set(read_scores(path, tuple(ORGANS))["a"].values()) == {0.5}
+    path.write_text(head + ("a" + ",0.5" * 26 + "\n") * 2)
+    with pytest.raises(UsageError, match="a case is there twice"):
+        read_scores(path, tuple(ORGANS))
+    for wrong in ("nan", "50"):
+        path.write_text(head + "a" + f",{wrong}" * 26 + "\n")
+        with pytest.raises(UsageError, match="a has a score that is not from 0 to 1"):
+            read_scores(path, tuple(ORGANS))

@@ -310,6 +310,9 @@ def test_two_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "b.nii.gz: only in the second" in capsys.readouterr().err
 
 
+RGB = np.dtype([(colour, np.uint8) for colour in "RGB"])
+
+
 @pytest.mark.parametrize(
     ("spoil", "words", "scored_in_strict"),
     [
@@ -319,6 +322,8 @@ def test_two_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
         (lambda t, p: save(t + np.float32(0.5), (1, 1, 2), p), ["whole numbers"], True),
         (lambda t, p: save(t.astype(np.int16) - 300, (1, 1, 2), p), ["-300"], True),
         (lambda t, p: save(np.stack([t, t], -1), (1, 1, 2), p), ["3D"], False),
+        (lambda t, p: save(t.astype(RGB), (1, 1, 2), p), ["not numbers"], False),
+        (lambda t, p: save(t.astype(np.complex64), (1, 1, 2), p), ["not numbers"], False),
         (lambda t, p: p.write_text("not a volume"), ["cannot be read"], False),
         (lambda t, p: p.write_bytes(p.read_bytes()[:-40]), ["cannot be read"], False),
     ],

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -16,7 +17,9 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,26 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(
     assert desk.run() == 1
     assert desk.there() == ["a.nii.gz"]
     assert "b.nii.gz: is a link to" in capfd.readouterr().err
+
+
+def test_a_link_to_itself_costs_no_other_case(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz")
+    (desk.inputs / "b.nii.gz").symlink_to("b.nii.gz")
+    assert desk.run() == 1
+    assert desk.there() == ["a.nii.gz"]
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_a_name_that_is_not_utf8_costs_no_other_case(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz", "c.nii.gz")
+    (desk.inputs / "a.nii.gz").rename(desk.inputs / "b\udcff.nii.gz")
+    assert desk.run() == 1
+    assert desk.there() == ["c.nii.gz"]
+    assert "a name that is not UTF-8" in capfd.readouterr().err
 
 
 def test_folder_of_every_format(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
@@ -220,6 +243,44 @@ def test_labels_never_replace_a_ct(desk: Desk) -> None:
         find_cases(desk.inputs, desk.outputs)
 
 
+@pytest.mark.parametrize(("given", "other"), [("X_0000.nii.gz", "X.nii.gz"), ("Y.mhd", "Y.mha")])
+def test_labels_of_one_file_do_not_replace_the_ct_beside_it(
+    desk: Desk, given: str, other: str
+) -> None:
+    desk.put(given, other)
+    before = (desk.inputs / other).read_bytes()
+    desk.outputs = desk.inputs
+    desk.inputs /= given
+    assert desk.run() == 2
+    assert (desk.outputs / other).read_bytes() == before
+
+
+def test_a_single_number_among_others_keeps_it(desk: Desk) -> None:
+    desk.put("X_0000.nii.gz", "X_0001.nii.gz")
+    (case,) = find_cases(desk.inputs / "X_0000.nii.gz", desk.outputs)
+    assert case.target.name == "X_0000.nii.gz"
+
+
+def test_a_report_replaces_no_ct_and_no_device(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz")
+    before = (desk.inputs / "a.nii.gz").read_bytes()
+    pipe = desk.inputs.parent / "pipe"
+    os.mkfifo(pipe)
+    for report in (desk.inputs / "a.nii.gz", desk.outputs / "a.nii.gz", pipe):
+        desk.report = report
+        assert desk.run("--report", report) == 2
+        assert len(capfd.readouterr().err.splitlines()) == 1
+    assert (desk.inputs / "a.nii.gz").read_bytes() == before
+    assert pipe.is_fifo()
+    link = desk.inputs.parent / "link.json"
+    link.symlink_to(desk.inputs.parent / "report.json")
+    assert desk.run("--report", link) == 0
+    desk.report = link.resolve()
+    assert link.is_symlink() and len(desk.cases()) == 1
+
+
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
@@ -229,12 +290,14 @@ def test_labels_never_replace_a_ct(desk: Desk) -> None:
         (lambda d: setattr(d, "model", "nothing"), "no model 'nothing'"),
         (lambda d: d.outputs.write_text("a file"), "is a file, not a folder"),
         (lambda d: setattr(d, "outputs", Path("/proc/nowhere")), "cannot be written"),
+        (lambda d: setattr(d, "outputs", d.inputs / "\udcff"), "its name is not UTF-8"),
+        (lambda d: setattr(d, "inputs", d.inputs / ("x" * 300)), "cannot be read (File name too l"),
     ],
 )
 def test_wrong_usage(
     desk: Desk, capfd: pytest.CaptureFixture[str], prepare: Any, reason: str
 ) -> None:
-    if "model" in reason or "written" in reason or "is a file" in reason:
+    if any(word in reason for word in ("model", "written", "is a file", "UTF-8")):
         desk.put("a.nii.gz")
     prepare(desk)
     assert desk.run() == 2
@@ -245,7 +308,14 @@ def test_wrong_usage(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["-i", "x"], ["--demo", "x", "-o", "y"], ["-i", "x", "-o", "y", "--threads", "0"]],
+    [
+        [],
+        ["-i", "x"],
+        ["-i", "x", "-o", ""],
+        ["--demo", "x", "-o", "y"],
+        ["-i", "x", "-o", "y", "--threads", "0"],
+        ["-i", "x", "-o", "y", "--threads", "9" * 20],
+    ],
 )
 def test_wrong_options(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
@@ -275,21 +345,27 @@ def test_existing_labels_stay_where_a_case_fails(desk: Desk) -> None:
     assert (desk.outputs / "a.nii.gz").read_text() == "old"
 
 
+@pytest.mark.parametrize("room", [2000, 0])  # ITK says something of the first alone
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mha", "a.nrrd"])
 def test_full_disk(
-    desk: Desk, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+    desk: Desk,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    room: int,
 ) -> None:
-    """Files may grow to 2000 bytes only, which acts as a disk that is full."""
+    """Files may grow to so many bytes only, which acts as a disk that is full."""
     desk.put(name)
     desk.outputs.mkdir()
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 14, sitk.GetArrayFromImage(make_ct()).shape).astype(np.uint8)
+    noise *= room > 0  # little to write
     real = inference.batch.write  # type: ignore[attr-defined]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def on_a_full_disk(path: Path, labels: Any, *rest: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         try:
             real(path, noise, *rest)
         finally:
@@ -431,13 +507,62 @@ def start(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A test run in the background ignores Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A test run in the background ignores these, and would hand that down.
+        preexec_fn=lambda: [
+            signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)
+        ],
         **settings,
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("closed", ["| true", ">/dev/full", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_labels_do_not_depend_on_who_reads_the_lines(desk: Desk, closed: str) -> None:
+    """Printed is a name that the standard streams' encoding does not know."""
+    desk.put("a.nii.gz", "b\u4e2d.nii.gz", "c.nii.gz")
+    command = shlex.join([sys.executable, "-m", "inference", *desk.arguments()])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {closed}"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert desk.there() == ["a.nii.gz", "b\u4e2d.nii.gz", "c.nii.gz"]
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_a_model_may_be_shared_by_threads(tiny_folder: Path) -> None:
+    """Also where another thread begins while one is between two stages."""
+    model = Model.load(tiny_folder)
+    cts = [make_ct(), sitk.Flip(make_ct(), (True, False, False))]
+    alone = [sitk.GetArrayFromImage(inference.segment(ct, model)) for ct in cts]
+
+    def slowly(stage: str, share: float) -> None:
+        time.sleep(0.02)
+
+    with ThreadPoolExecutor(4) as pool:
+        segment = partial(inference.segment, model=model, progress=slowly)
+        together = [sitk.GetArrayFromImage(made) for made in pool.map(segment, cts * 4)]
+    for number, labels in enumerate(together):
+        np.testing.assert_array_equal(labels, alone[number % 2])
+
+
+@pytest.mark.parametrize("image", ["ct.nii.gz", np.zeros((3, 3, 3)), [], ["ct.nii.gz"], None])
+def test_what_is_no_image_is_said(image: Any, tiny_folder: Path) -> None:
+    with pytest.raises(TypeError, match="no SimpleITK image"):
+        inference.segment(image, Model.load(tiny_folder))
+
+
+def test_a_file_of_the_longest_name_gets_labels(desk: Desk) -> None:
+    name = "\u4e2d" * 80 + "x" * 7 + ".nii.gz"  # 254 bytes of the 255 that there are
+    desk.put("a.nii.gz")
+    (desk.inputs / "a.nii.gz").rename(desk.inputs / name)
+    assert desk.run() == 0
+    assert desk.there() == [name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stopped_in_the_middle_of_writing(desk: Desk, number: signal.Signals) -> None:
     """The process is stopped while its temporary file is there."""
     desk.put("a.nii.gz", "b.nii.gz")
@@ -457,7 +582,7 @@ def test_stopped_in_the_middle_of_writing(desk: Desk, number: signal.Signals) ->
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert process.returncode == 128 + number
     assert "Traceback" not in err
     assert desk.there() == []
 

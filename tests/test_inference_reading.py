@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_model import make_ct
 
 from inference.errors import CaseError
+from inference.nifti import Header
 from inference.reading import Intensities, check_intensities, read
 
 Spoil = Callable[[Path], object]
@@ -59,14 +62,21 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def meta(spacing: str) -> Spoil:
+def made(spoil: Spoil, path: Path) -> bytes:
+    spoil(path)
+    return path.read_bytes()
+
+
+def meta(spacing: str, matrix: str = "1 0 0 0 1 0 0 0 1", slices: int = 12) -> Spoil:
     def spoil(path: Path) -> None:
         image = volume()
-        x, y, z = image.GetSize()
+        x, y, _ = image.GetSize()
+        z = slices
         path.with_suffix(".raw").write_bytes(sitk.GetArrayFromImage(image).tobytes())
         path.write_text(
             f"ObjectType = Image\nNDims = 3\nDimSize = {x} {y} {z}\nElementSpacing = {spacing}\n"
-            f"ElementType = MET_SHORT\nElementDataFile = {path.with_suffix('.raw').name}\n"
+            f"TransformMatrix = {matrix}\nElementType = MET_SHORT\n"
+            f"ElementDataFile = {path.with_suffix('.raw').name}\n"
         )
 
     return spoil
@@ -104,6 +114,21 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
     "damaged": ("a.nii.gz", flip, "is damaged or truncated"),
     "damaged mha": ("a.mha", flip, "is damaged"),
     "damaged nrrd": ("a.nrrd", flip, "damaged"),
+    "gzipped nii": ("a.nii", nifti({}), "is compressed; rename it so that it ends in .nii.gz"),
+    "mixed case": ("a.Nii.Gz", nifti({}), "ends in .Nii.Gz; rename it so that it ends in .nii.gz"),
+    "no slices": ("a.nii.gz", nifti({46: struct.pack("<h", 0)}), "impossible size (22 x 20 x 0 vo"),
+    "no slices mhd": ("a.mhd", meta("1 1 1", slices=0), "impossible size (22 x 20 x 0 voxels)"),
+    "NaN in sform": (
+        "a.nii.gz",
+        nifti({280: struct.pack("<f", float("nan"))}),
+        "has impossible axis directions",
+    ),
+    "truncated, wrong bits": (
+        "a.nii",
+        lambda p: p.write_bytes(made(nifti({72: bytes(2)}, compress=False), p)[:-99]),
+        "is truncated",
+    ),
+    "not UTF-8": ("\udcff.nii.gz", nifti({}), "has a name that is not UTF-8"),
     "2D": ("a.nii.gz", lambda p: sitk.WriteImage(volume()[:, :, 5], p), "is a 2D image (22 x 20)"),
     "4D": (
         "a.nii.gz",
@@ -173,8 +198,86 @@ def test_bad_files_are_refused(
 def test_missing_voxel_file_is_refused(tmp_path: Path) -> None:
     meta("1 1 1")(tmp_path / "a.mhd")
     (tmp_path / "a.raw").unlink()
-    with pytest.raises(CaseError, match="cannot be read"):
+    with pytest.raises(CaseError, match=r"lacks its voxels: a.raw is not there"):
         read(tmp_path / "a.mhd")
+
+
+# Where the header has the codes of qform and sform, and sform's first row.
+CODES, ROW_X = 252, 280
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({}, None),
+        ({CODES: struct.pack("<2h", 0, 0)}, "does not say where right and left are"),
+        ({ROW_X: struct.pack("<f", 1.5)}, "its qform does not say"),  # was -1.5: mirrored
+        ({ROW_X: struct.pack("<f", -0.75)}, "its sform does not say"),  # half of pixdim
+        ({ROW_X: struct.pack("<f", 1.5), CODES + 2: struct.pack("<h", 0)}, None),  # not used
+        ({ROW_X + 12: struct.pack("<f", 30.9)}, None),  # less than a voxel from 30.5
+    ],
+)
+def test_what_the_header_leaves_open_is_said(
+    tmp_path: Path, compress: bool, changes: dict[int, bytes], warning: str | None
+) -> None:
+    path = tmp_path / ("a.nii.gz" if compress else "a.nii")
+    nifti(changes, compress)(path)
+    warnings = read(path).warnings
+    assert len(warnings) == (warning is not None)
+    if warning is not None:
+        assert warning in warnings[0]
+
+
+@given(
+    turn=st.tuples(*[st.floats(-180, 180)] * 3),
+    spacing=st.tuples(*[st.floats(0.5, 5)] * 3),
+    mirrored=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_qform_is_nibabels(
+    turn: tuple[float, ...], spacing: tuple[float, ...], mirrored: bool
+) -> None:
+    """Whatever the orientation; nibabel reads the same bytes."""
+    nibabel = pytest.importorskip("nibabel", reason="the evaluation extra is not installed")
+    rotation = sitk.Euler3DTransform((0, 0, 0), *np.deg2rad(turn).tolist(), (0, 0, 0))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(rotation.GetMatrix(), (3, 3)) * spacing
+    affine[:3, 2] *= -1 if mirrored else 1
+    affine[:3, 3] = 7, -8, 9
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((3, 4, 5))
+    header.set_qform(affine, 1)
+    header.set_sform(affine, 1)
+    forms = Header(header.binaryblock, "<", compressed=False).forms
+    np.testing.assert_allclose(forms["qform"], header.get_qform(), atol=1e-4)
+    np.testing.assert_allclose(forms["sform"], affine, atol=1e-4)
+    assert Header(header.binaryblock, "<", compressed=False).doubt(affine) is None
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nii"])
+def test_axes_that_are_not_perpendicular_are_said(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".mhd":
+        meta("1 1 1", "1 0 0 0.3 1 0 0 0 1")(path)
+    else:
+        nifti({284: struct.pack("<f", 0.3), CODES: struct.pack("<h", 0)}, compress=False)(path)
+    assert "not perpendicular" in read(path).warnings[0]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_an_intercept_without_a_slope_is_none(tmp_path: Path, compress: bool) -> None:
+    """A slope of 0 means that values are not scaled (NIfTI-1), whatever the intercept."""
+    path = tmp_path / ("a.nii.gz" if compress else "a.nii")
+    nifti({112: struct.pack("<ff", 0, -1024)}, compress)(path)
+    assert (sitk.GetArrayFromImage(read(path).image) == sitk.GetArrayFromImage(volume())).all()
+
+
+@pytest.mark.parametrize("suffix", [".NII.GZ", ".NII", ".MHA", ".Mha", ".NRRD"])
+def test_endings_in_capitals_are_read(tmp_path: Path, suffix: str) -> None:
+    sitk.WriteImage(volume(), tmp_path / f"a{suffix.lower()}")
+    path = (tmp_path / f"a{suffix.lower()}").rename(tmp_path / f"b{suffix}")
+    assert (sitk.GetArrayFromImage(read(path).image) == sitk.GetArrayFromImage(volume())).all()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,20 @@ def test_code_comes_from_beside_the_script(folder: Path) -> None:
     assert "no such inputs" in result.stderr
 
 
+def test_a_link_to_the_script_is_the_script(folder: Path) -> None:
+    (folder / "segment").symlink_to(os.path.relpath(SCRIPT, folder))
+    (folder / "second").symlink_to("segment")
+    result = subprocess.run(
+        [str(SHELL), "./second", "no such inputs", "out"],
+        cwd=folder,
+        env={**os.environ, "ABDOSEG_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, "no such inputs" in result.stderr) == (2, True), result.stderr
+
+
 def test_options_that_need_no_folder(echo: Path, folder: Path) -> None:
     assert asked(call(echo, folder, "--version")) == ["--version"]
     assert asked(call(echo, folder, "--quiet", "--demo", "x")) == ["--quiet", "--demo", "x"]

@@ -1,0 +1,28 @@
+"""What can be said of a path without an exception: pathlib raises where it must not look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path leads to something that may be looked at."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a file that may be looked at."""
+    return is_there(path) and path.is_file()
+
+
+def is_unicode(path: Path) -> bool:
+    """Whether a path is text: SimpleITK ends the process where a name is not valid UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
