@@ -223,6 +223,10 @@ def _time(options: argparse.Namespace) -> int:
     else:
         image_of(options.image)  # says at once when there is none
         models = list(dict.fromkeys(options.model))
+        if len({Path(model).name for model in models}) < len(models):
+            raise UsageError(
+                "--model: two have one name, which their folders of results would have"
+            )
         for model in models:
             out = options.out / Path(model).name if len(models) > 1 else options.out
             chosen = container("-e", f"ABDOSEG_MODEL={model}")

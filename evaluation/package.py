@@ -77,6 +77,8 @@ def package(
         CaseError: the loaded image is another one, or fails on the case.
     """
     tag = tag_for(out)
+    if case is not None and not case.is_file():
+        raise UsageError(f"{case}: no such file")
     source = image_of(image)
     docker("image", "tag", image, tag)
     try:

@@ -17,9 +17,6 @@ from inference.nifti import Header, write_labels
 from inference.paths import is_unicode
 from inference.reading import Scan, ending, without_noise
 
-_RUN = f"{os.getpid()}.{os.urandom(4).hex()}"
-"""Keeps runs apart that write into one folder; in containers all have the same process number."""
-
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
@@ -34,8 +31,9 @@ def appearing(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path, with the same ending.
     """
-    # Hidden, so that nobody takes it for a result; no longer than a name may be.
-    temporary = path.with_name(f".{_RUN}.partial.{path.name[-40:]}")
+    # Hidden, so that nobody takes it for a result; no longer than a name may be; and no other's:
+    # in containers all have the same process number.
+    temporary = path.with_name(f".{os.urandom(8).hex()}.partial.{path.name[-40:]}")
     try:
         yield temporary
         temporary.replace(path)
@@ -50,7 +48,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         UsageError: it is a file, cannot be made, or cannot be written.
     """
-    probe = folder / f".{_RUN}.partial"
+    probe = folder / f".{os.urandom(8).hex()}.partial"
     if not is_unicode(folder):
         raise UsageError(f"{folder}: its name is not UTF-8")
     try:

@@ -495,6 +495,11 @@ def test_appearing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert target.read_text() == "old"
     with appearing(target) as temporary:
         assert temporary.name.endswith(".x.txt")
+        with appearing(tmp_path / f"{'a' * 99}.txt") as one:
+            with appearing(tmp_path / f"b{'a' * 99}.txt") as other:
+                assert one != other
+                other.touch()
+            one.touch()
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"

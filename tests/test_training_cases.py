@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -298,6 +299,60 @@ def test_names_that_no_case_has_are_refused(
     ours = configuration(tmp_path, empty=["acrin", "s0521"])
     assert main(["prepare", "--config", str(ours), *arguments]) == 0
     assert f"empty: {data} has none of acrin, s0521" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"annotated": {"P9": ["liver"]}}, "annotated: there is no case P9"),
+        ({"annotated": ["P1"]}, "annotated has no names and values"),
+        ({"annotated": {"P1": [["liver"]]}}, "is no list of its labels"),
+        ({"labels": ["liver"]}, "labels has no names and values"),
+        ({"labels": {"liver": 1, "ignore": -1}}, 'labels are "name": number, not "ignore": -1'),
+        ({"labels": {"1": "liver"}}, 'labels are "name": number, not "1": \'liver\''),
+        ({"labels": {"both": [1, 3]}}, "label 'both' is a region"),
+    ],
+)
+def test_descriptions_that_mean_nothing_are_refused(
+    tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    data = dataset(tmp_path, **more)
+    add(data, "P1", *a_patient())
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        find_cases(data)
+    assert str(data / "dataset.json") in str(caught.value)
+
+
+def test_files_that_are_no_cases_or_not_there_cost_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *a_patient())
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder / "._P1_0000.nii.gz").write_text("macOS")
+    (data / "cases" / ".ipynb_checkpoints").mkdir(parents=True)
+    (data / "imagesTr" / "lost_0000.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    (data / "imagesTr" / "b\udcff_0000.nii.gz").write_text("a name that is not UTF-8")
+    assert {case.name for case in find_cases(data)} == {"P1", "lost", "b\udcff"}
+    work = tmp_path / "work"
+    arguments = ["--config", str(configuration(tmp_path)), "--data", str(data)]
+    assert main(["prepare", *arguments, "--work", str(work), "--workers", "1"]) == 0
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("refused")]
+    assert len(lines) == 2 and "No such file or directory" in lines[1]
+    assert (work / "prepared" / "images" / "P1.npz").exists()
+    assert len((work / "prepared" / "refused.txt").read_text().splitlines()) == 2
+
+
+def test_damaged_prepared_files_are_named(prepared_once: tuple[Path, Path, Config]) -> None:
+    _, out, config = prepared_once
+    path = out / "images" / "P1.npz"
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:-30])
+    with pytest.raises(ValueError, match=re.escape(f"{path}: damaged")):
+        Samples(out, config)
+    (out / "settings.json").write_text("")
+    with pytest.raises(ValueError, match=r"settings\.json: cannot be read"):
+        prepare([], out, config, 1)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import pickle
@@ -24,7 +25,9 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import SimpleITK as sitk
 import torch
 import yaml
+from torch import nn
 
+from inference.errors import UsageError
 from training import checkpoint
 from training import train as loop
 from training.__main__ import _options, main
@@ -35,7 +38,7 @@ from training.evaluate import Evaluated, evaluate, logits_of
 from training.losses import partial_dice_cross_entropy
 from training.network import make_network
 from training.pseudolabel import pseudolabel
-from training.records import read_rows
+from training.records import Records, alone_in, read_rows
 from training.run import Run, steps_left
 from training.samples import Patch, Samples
 from training.teacher import Teacher
@@ -272,6 +275,78 @@ def test_interrupted_training_goes_on_to_the_same_curve(
     for number, state in a["optimiser"]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, b["optimiser"]["state"][number][key])
+
+
+def test_one_infinite_gradient_costs_one_step_and_many_end_the_training(
+    prepared: Path,
+    tmp_path: Path,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = nn.utils.clip_grad_norm_, itertools.count(1)
+    infinite = {2}
+
+    def clip(parameters: Any, most: float) -> torch.Tensor:
+        parameters = list(parameters)
+        if next(calls) in infinite:
+            parameters[0].grad[0] = torch.inf
+        return real(parameters, most)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clip)
+    config = replace(config, checkpoint_every=2)
+    path = loop.train(config, prepared, tmp_path / "run")
+    assert "iteration 2 left out: its gradient's norm is" in capsys.readouterr().out
+    state = torch.load(path, weights_only=True)
+    for part in ("network", "average"):
+        assert all(weight.isfinite().all() for weight in state[part].values())
+    steps = {int(each["step"]) for each in state["optimiser"]["state"].values()}
+    assert steps == {config.iterations - 1}
+
+    infinite.update(range(1000))
+    longer = replace(config, iterations=40)
+    with pytest.raises(ValueError, match="holds the state before"):
+        loop.train(longer, prepared, tmp_path / "run")
+    kept = torch.load(path, weights_only=True)["network"]
+    assert all(weight.isfinite().all() for weight in kept.values())
+
+
+def test_nobody_else_may_train_in_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "run"):
+        with (
+            pytest.raises(ValueError, match="another process is training there"),
+            alone_in(tmp_path / "run"),
+        ):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "run"):
+        pass
+
+
+def test_another_optimiser_does_not_go_on(config: Config) -> None:
+    network = nn.Linear(2, 2)
+    sgd = loop.make_optimiser(network, replace(config, optimiser="sgd"))
+    with pytest.raises(ValueError, match=r"it.pt: was trained with another optimiser than adamw"):
+        loop.continue_optimiser(
+            loop.make_optimiser(network, config), sgd.state_dict(), Path("it.pt"), config
+        )
+    changed = replace(config, weight_decay=0.5)
+    adamw = loop.make_optimiser(network, changed)
+    state = loop.make_optimiser(network, config).state_dict()
+    loop.continue_optimiser(adamw, state, Path("it.pt"), changed)
+    assert adamw.param_groups[0]["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "end", ["4", "4,", "4,0.5,0.1", "4,0.5,0.1,", "\0\0\0\0", "4,0.53,0.4,0.5,0.1,0.1", "4,0.5,x,0"]
+)
+def test_what_a_power_cut_left_of_a_record_is_passed_over(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"iteration,loss,seconds_per_iteration,data_wait_share\n2,0.5,0.1,0.0\n{end}")
+    assert [row["iteration"] for row in read_rows(path)] == ["2"]
+    Records(tmp_path, 2).close()
+    assert path.read_text().splitlines()[1:] == ["2,0.5,0.1,0.0"]
 
 
 def test_an_evaluation_that_was_cut_short_is_done_again(
@@ -622,6 +697,18 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
         ({"batch": 6, "drawn_at_once": 4}, "neither of batch and drawn_at_once"),
         ({"augmentation": {"blurr": {}}}, "there is no blurr"),
         ({"placement": {"rule": "everywhere"}}, "there is no rule 'everywhere'"),
+        ({"learning_rate": "1e-3"}, "learning_rate: YAML takes 1e-3 for text; write 0.001"),
+        ({"iterations": 1.5}, "iterations is 1.5, not a whole number"),
+        ({"checkpoint_every": 0}, "checkpoint_every is less than 1"),
+        ({"ema": float("nan")}, "ema is nan, which cannot be"),
+        ({"gradient_clip": -1}, "gradient_clip is -1, which cannot be"),
+        ({"divide": "some"}, "divide is 'some', not a number"),
+        ({"batch_dice": "maybe"}, "batch_dice is 'maybe', neither true nor false"),
+        ({"name": 3}, "name is 3, not text"),
+        ({"patch": "abc"}, "patch is no list of sizes"),
+        ({"holdout": "kept"}, "holdout is no list of names"),
+        ({"precision": "INT8"}, "precision 'INT8' is none of"),
+        ({"postprocessing": [{"step": "keep_larges", "labels": [1]}]}, "bad postprocessing"),
         ({"self_training": {"rounds": 2}}, "self_training needs rounds, iterations and"),
         (
             {"self_training": {"rounds": 0, "iterations": 9, "learning_rate": 0.001}},
@@ -719,7 +806,15 @@ def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path)
         (tmp_path / "work" / name / "checkpoint.pt").touch()
     assert steps() == "prepare1 train1 pseudolabel2 prepare2 train2 export2"
     assert steps("--run", "second") == steps("--fold", "0") == from_the_first
+    (tmp_path / "annotated.json").write_text("{}")
     assert steps("--pseudolabels", str(tmp_path)) == "prepare0 train0 export0"
+    with pytest.raises(ValueError, match="no pseudo-labels here"):
+        steps("--pseudolabels", str(tmp_path / "mistyped"))
+    with pytest.raises(UsageError, match="exists and is no model folder"):
+        steps("--out", str(data))
+    (tmp_path / "work" / "run" / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match=r"run: has no checkpoint, but .*run_round1 has"):
+        steps()
     corrections = tmp_path / "corrections.yaml"
     corrections.write_text("of_nobody:\n  - doubt: [liver]\n")
     with pytest.raises(ValueError, match="of_nobody: there is no such case"):

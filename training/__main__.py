@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inference.errors import AbdosegError
+from inference.errors import AbdosegError, last_line
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -74,6 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        print(f"training: too little memory ({last_line(error)})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("training: interrupted; the same command goes on or begins anew", file=sys.stderr)
         return 130
@@ -130,7 +135,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "folder (default: this training's)",
     )
     add("--corrections", type=Path, help="for 'pseudolabel': YAML file of what an eye saw")
-    add("--agreement", type=float, default=0.85, help="DSC that pseudo-labels of an organ need")
+    add("--agreement", type=_share, default=0.85, help="DSC that pseudo-labels of an organ need")
     add(
         "--accuracy-aware",
         action="store_true",
@@ -138,6 +143,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--int8-only", action="store_true", help="export no floating point network beside int8")
     return parser.parse_args(arguments)
+
+
+def _share(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
 
 
 def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> int:
@@ -151,10 +162,10 @@ def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> 
     for step in steps:
         command = [sys.executable, "-m", "training", *step, *arguments]
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
-        with _signals_go_to(process):
+        with _signals_go_to(process) as came:
             code = process.wait()
-        if code:
-            return code if code > 0 else 128 - code
+        if code or came:  # it may have come when the step was as good as done
+            return 128 + came[0] if not code else code if code > 0 else 128 - code
     return 0
 
 
@@ -173,15 +184,23 @@ def _termination_is_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave Ctrl-C to a child, which gets it too, and hand SIGTERM on to it."""
-    handlers: dict[int, Any] = {
-        signal.SIGINT: signal.SIG_IGN,
-        signal.SIGTERM: lambda *_: process.terminate(),
-    }
+def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Leave Ctrl-C to a child, which gets it too, and hand SIGTERM on to it.
+
+    Yields:
+        A list of the signals that came.
+    """
+    came: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        came.append(number)
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    handlers: dict[int, Any] = {signal.SIGINT: hand_on, signal.SIGTERM: hand_on}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

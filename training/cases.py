@@ -169,7 +169,11 @@ def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:
 def read_annotated(folder: Path) -> dict[str, list[str]]:
     """Which organs a folder of pseudo-labels tells, by case; empty where there is none."""
     path = folder / ANNOTATED
-    return _json(path) if path.is_file() else {}
+    kept = read_json(path) if path.is_file() else {}
+    for name, organs in kept.items():
+        if not isinstance(organs, list) or not set(organs) <= set(LABEL_OF):
+            raise ValueError(f"{path}: {name}: {organs} is no list of organs")
+    return kept
 
 
 def _with_pseudolabels(case: Case, folder: Path | None, organs: list[str]) -> Case:
@@ -192,21 +196,26 @@ def _folders_of_cases(folder: Path) -> list[Case]:
         ("labelmaps", "labelmap"),
         ("unlabelled", "unlabelled"),
     ):
-        for path in sorted((folder / directory).glob("*/")):
-            meta = _json(path / "meta.json") if (path / "meta.json").is_file() else {}
+        for path in sorted((folder / directory).glob("[!.]*/")):
+            meta = read_json(path / "meta.json") if (path / "meta.json").is_file() else {}
             labelled = kind != "unlabelled"
             everything = tuple(ORGANS) if labelled else ()
             full = path / "full_labels.nii.gz"
             names = path / "full_labels_names.json"
+            annotated = meta.get("annotated_labels", everything)
+            if not isinstance(annotated, (list, tuple)) or not set(annotated) <= set(ORGANS):
+                raise ValueError(
+                    f"{path / 'meta.json'}: annotated_labels: {annotated} is no list of our labels"
+                )
             cases.append(
                 Case(
                     name=path.name,
                     kind=kind,
                     image=path / "ct.nii.gz" if kind != "labelmap" else None,
                     label_file=path / "labels.nii.gz" if labelled else None,
-                    annotated=tuple(meta.get("annotated_labels", everything)),
+                    annotated=tuple(annotated),
                     tissue_file=full if full.is_file() else None,
-                    tissue_names=_json(names) if full.is_file() else {},
+                    tissue_names=read_json(names) if full.is_file() else {},
                     source=meta.get("original_dataset", "unknown"),
                     licence=meta.get("licence", "unknown"),
                 )
@@ -218,29 +227,38 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
     description = folder / "dataset.json"
     if not description.is_file():
         raise ValueError(f"{folder}: has imagesTr or labelsTr but no dataset.json")
-    dataset = _json(description)
+    dataset = read_json(description)
     values = {0: 0, UNKNOWN: UNKNOWN}
-    for name, value in dataset.get("labels", {}).items():
-        if not isinstance(value, int):
+    for key in ("labels", "annotated"):
+        if not isinstance(dataset.setdefault(key, {}), dict):
+            raise ValueError(f"{description}: {key} has no names and values")
+    for name, value in dataset["labels"].items():
+        if isinstance(value, list):
             raise ValueError(f"{description}: label {name!r} is a region; one number is needed")
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f'{description}: labels are "name": number, not "{name}": {value!r}')
         values[value] = _our_label(name) if value else 0
     organs = tuple(sorted({v for v in values.values() if 0 < v < UNKNOWN}))
     if not organs:
         raise ValueError(f"{description}: none of its labels is one of the 13 organs")
     partly = {}
-    for case, names in dataset.get("annotated", {}).items():
-        if not isinstance(names, list) or set(names) - set(dataset["labels"]):
+    for case, names in dataset["annotated"].items():
+        if not isinstance(names, list) or any(n not in list(dataset["labels"]) for n in names):
             raise ValueError(f"{description}: annotated: {case}: {names} is no list of its labels")
         partly[case] = tuple(v for v in map(_our_label, names) if v in ORGANS)
     images: dict[str, Path] = {}
-    for path in sorted((folder / "imagesTr").glob("*")):
+    for path in sorted((folder / "imagesTr").glob("[!.]*")):
         if (end := ending(path)) is None:
             continue
         name, _, channel = path.name[: -len(end)].rpartition("_")
         if channel != "0000":
             raise ValueError(f"{path}: not NAME_0000{end}; CT has one channel")
+        if name in images:
+            raise ValueError(f"{path}: the case is there twice, as {images[name].name} too")
         images[name] = path
     made, given = (_labels(folder / f) for f in ("pseudolabelsTr", "labelsTr"))
+    if strange := sorted(set(partly) - {*images, *made, *given}):
+        raise ValueError(f"{description}: annotated: there is no case {', '.join(strange)}")
     cases = []
     for name in sorted({*images, *given}):
         image = images.get(name)
@@ -264,7 +282,7 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
 def _labels(folder: Path) -> dict[str, Path]:
     return {
         path.name[: -len(end)]: path
-        for path in sorted(folder.glob("*"))
+        for path in sorted(folder.glob("[!.]*"))
         if (end := ending(path)) is not None
     }
 
@@ -276,7 +294,12 @@ def _our_label(name: str) -> int:
     return LABEL_OF.get(_OTHER_NAMES.get(plain, plain), UNKNOWN)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, or holds none; the message names the file.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ def save(
         average: the moving average of its weights.
         optimiser: its optimiser.
         done: steps that were made.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
     """
     state = {
         "iteration": done,
@@ -33,8 +37,14 @@ def save(
         "average": average.state_dict(),
         "optimiser": optimiser.state_dict(),
     }
-    with appearing(path) as partial:
-        torch.save(state, partial)
+    try:
+        with appearing(path) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the old one's place
+    except (OSError, RuntimeError) as error:  # torch's own where the disk is full
+        reason = getattr(error, "strerror", None) or "is the disk full?"
+        raise OSError(f"{path}: cannot be written ({reason})") from None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,11 +12,34 @@ from typing import Any
 import numpy as np
 import yaml
 
+from inference.errors import ModelError
 from inference.organs import LABEL_OF
 from inference.plan import Plan
+from inference.postprocess import postprocess
 
 KINDS = ("synthetic", "transferred", "labelled", "empty", "pseudo")
 """Kinds of training data."""
+
+
+_TEXTS = ("name", "version", "crop", "tiling", "precision", "optimiser", "schedule")
+_FLAGS = ("batch_dice",)
+_COUNTS = {  # the least of each
+    **dict.fromkeys(("drawn_at_once", "batch", "iterations"), 1),
+    **dict.fromkeys(("folds", "evaluate_every", "checkpoint_every"), 1),
+    **dict.fromkeys(("warmup", "seed"), 0),
+}
+_NUMBERS = {  # the least and the most of each
+    "subtract": (-math.inf, math.inf),
+    "divide": (1e-9, math.inf),
+    "overlap": (0.0, 0.95),
+    "synthesis_spacing": (0.1, math.inf),
+    "learning_rate": (1e-12, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "gradient_clip": (1e-9, math.inf),
+    "ema": (0.0, 1.0),
+    "pseudo_weight": (0.0, math.inf),
+    "freeze_norm": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +138,9 @@ class Config:
     not_int8: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = _wrong_values(self)
+        if problems:
+            raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
         groups = ("network", "placement", "augmentation", "shares", "coarse_first", "self_training")
         for name in groups:
             if not isinstance(getattr(self, name), Mapping):
@@ -122,8 +149,6 @@ class Config:
             problems.append(f"augmentation: {', '.join(wrong)}: no names and values; {{}} for none")
         if any(not isinstance(share, (int, float)) for share in self.shares.values()):
             raise ValueError(f"configuration {self.name!r}: shares are not numbers")
-        if isinstance(self.holdout, str) or isinstance(self.empty, str):
-            problems.append("holdout and empty are lists of names")
         for name in ("clip", "stored", "patch", "spacing", "size"):
             if len(getattr(self, name)) != (2 if name in ("clip", "stored") else 3):
                 raise ValueError(f"configuration {self.name!r}: {name} has the wrong length")
@@ -135,9 +160,6 @@ class Config:
             problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
         if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
             problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")
-        for kind in ("batch", "drawn_at_once", "iterations", "evaluate_every", "checkpoint_every"):
-            if getattr(self, kind) < 1:
-                problems.append(f"{kind} is less than 1")
         if not problems and self.batch % self.drawn_at_once and self.drawn_at_once % self.batch:
             problems.append("neither of batch and drawn_at_once is a multiple of the other")
         if self.class_weights and len(self.class_weights) != 1 + len(LABEL_OF):
@@ -230,7 +252,7 @@ class Config:
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: not a configuration")
@@ -245,6 +267,49 @@ class Config:
             values: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
             }
-            return Config(**values)
-        except (TypeError, ValueError, AttributeError) as error:
+            for names in ("holdout", "empty"):
+                if isinstance(values[names], tuple):
+                    values[names] = tuple(map(str, values[names]))  # a name may be all digits
+            config = Config(**values)
+            # What inference would refuse is better refused before the training.
+            nothing = np.zeros((1 + len(LABEL_OF), 1, 1, 1), np.float32)
+            postprocess(nothing, (1.0, 1.0, 1.0), config.plan((1, 1, 1), {"f32": ""}))
+            return config
+        except (TypeError, ValueError, AttributeError, ModelError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def _wrong_values(config: Config) -> list[str]:
+    """What is of another type than it must be, or out of range."""
+    problems = []
+    for name in _TEXTS:
+        if not isinstance(getattr(config, name), str):
+            problems.append(f"{name} is {getattr(config, name)!r}, not text")
+    for name in _FLAGS:
+        if not isinstance(getattr(config, name), bool):
+            problems.append(f"{name} is {getattr(config, name)!r}, neither true nor false")
+    for name, least in _COUNTS.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            problems.append(f"{name} is {value!r}, not a whole number")
+        elif value < least:
+            problems.append(f"{name} is less than {least}")
+    for name, (low, high) in _NUMBERS.items():
+        value = getattr(config, name)
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
+            problems.append(f"{name}: YAML takes {value} for text; write {float(value)!r}")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            problems.append(f"{name} is {value!r}, not a number")
+        elif not (math.isfinite(value) and low <= value <= high):
+            problems.append(f"{name} is {value}, which cannot be")
+    for name in ("holdout", "empty"):
+        value = getattr(config, name)
+        if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+            problems.append(f"{name} is no list of names")
+    if not isinstance(config.patch, tuple) or not all(
+        isinstance(n, int) and n > 0 for n in config.patch
+    ):
+        problems.append("patch is no list of sizes")
+    if config.precision not in ("f32", "bf16", "int8"):
+        problems.append(f"precision {config.precision!r} is none of 'f32', 'bf16', 'int8'")
+    return problems

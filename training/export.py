@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from nncf.quantization.range_estimator import (
 from torch import nn
 
 from inference.decode import winners
-from inference.errors import ModelError, UsageError
+from inference.errors import ModelError
 from inference.int8 import centre_upsampling_inputs
 from inference.logits import floats
 from inference.machine import free_memory, usable_threads
@@ -37,6 +34,7 @@ from inference.windows import predict as predict_in_windows
 from training.checkpoint import load_average
 from training.config import Config
 from training.evaluate import dice, logits_of, multiple_of
+from training.model_folder import check_place, model_folder
 from training.samples import Samples
 
 _NETWORKS = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
@@ -139,6 +137,7 @@ def export(
         ModelError: the checkpoint is a folder that holds no model.
         UsageError: ``out`` exists and is no model folder.
     """
+    check_place(out)
     network = load_average(checkpoint, config)
     volumes = volumes_for_checks(prepared, config, holdout)
     patches = [patch_of(volume, config) for volume in volumes]
@@ -163,28 +162,6 @@ def export(
             for volume in volumes[:_CHECKED_ON]
             for agreement in _compare(network, folder, plan, config, volume)
         ]
-
-
-@contextmanager
-def model_folder(out: Path) -> Iterator[Path]:
-    """A folder to write a model into, which takes the place of ``out`` when all is done.
-
-    It lies in a temporary folder beside ``out``; if something goes wrong, ``out`` stays as it was.
-
-    Raises:
-        UsageError: ``out`` exists and is no model folder, so it must not be replaced.
-    """
-    if out.exists() and not (out / "plan.json").is_file():
-        raise UsageError(f"{out}: exists and is no model folder; it is not replaced")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as made:
-        folder = Path(made) / out.name
-        folder.mkdir()
-        yield folder
-        folder.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
 
 
 def to_openvino(

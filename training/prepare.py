@@ -31,6 +31,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +47,13 @@ from inference.resample import resize_labels
 from inference.writing import appearing
 from training.augment import UNKNOWN
 from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
-from training.cases import Case
+from training.cases import Case, read_json
 from training.config import Config
 
 KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
+
+SETTINGS = "settings.json"
+"""In a prepared folder: what all images there have in common."""
 
 _MADE_OF = "made_of"
 
@@ -81,12 +85,15 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
 
     Raises:
         KeyboardInterrupt: as it came; what is complete is kept, and no process goes on.
+        OSError: ``out`` cannot be written.
         ValueError: ``out`` holds images that were prepared for another grid, or one of the
             processes was killed.
     """
     for folder in KINDS_OF_FILES:
         (out / folder).mkdir(parents=True, exist_ok=True)
-    _check_settings(out, config)
+    check_settings(out, config)
+    with appearing(out / SETTINGS) as path:
+        path.write_text(json.dumps(_settings(config)) + "\n")
     plan = replace(
         config.plan((1, 1, 1), {"f32": ""}), clip=config.stored, subtract=0.0, divide=1.0
     )
@@ -113,7 +120,9 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
             for process in set(active_children()).difference(others):
                 process.terminate()
             raise
-    (out / "refused.txt").write_text("".join(f"{line}\n" for line in sorted(refused)))
+    with appearing(out / "refused.txt") as path:
+        text = "".join(f"{line}\n" for line in sorted(refused))
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return sorted(refused)
 
 
@@ -248,12 +257,22 @@ def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_J
     return jobs
 
 
-def _check_settings(out: Path, config: Config) -> None:
-    """Images that exist must have been prepared for the same grid."""
+def _settings(config: Config) -> dict[str, Any]:
+    """What all images of a prepared folder have in common, as JSON gives it back."""
     names = ("spacing", "size", "crop", "stored")
-    wanted = json.loads(json.dumps({name: getattr(config, name) for name in names}))
-    path = out / "settings.json"
-    there = json.loads(path.read_text()) if path.exists() else None
+    wanted: dict[str, Any] = json.loads(json.dumps({n: getattr(config, n) for n in names}))
+    return wanted
+
+
+def check_settings(out: Path, config: Config) -> None:
+    """See that what was prepared is what a configuration wants.
+
+    Raises:
+        ValueError: images were prepared for another grid, or it cannot be told.
+    """
+    wanted = _settings(config)
+    path = out / SETTINGS
+    there = read_json(path) if path.exists() else None
     # Bodies have a grid of their own.
     old = [k for k in KINDS_OF_FILES if k != "bodies" and any((out / k).glob("*.npz"))]
     if there != wanted and old:
@@ -261,7 +280,6 @@ def _check_settings(out: Path, config: Config) -> None:
             f"{out}: images were prepared with other settings ({there}); remove "
             f"{', '.join(f'{kind}/' for kind in old)} there, or choose another --work"
         )
-    path.write_text(json.dumps(wanted) + "\n")
 
 
 _told_to_end = False
@@ -292,8 +310,8 @@ def _run(job: _Job) -> str | None:
 
 
 def _try(job: _Job) -> str | None:
-    made_of = _made_of(job)  # before it is read: what changes meanwhile is then noticed
     try:
+        made_of = _made_of(job)  # before it is read: what changes meanwhile is then noticed
         if job.target.parent.name == "bodies":
             arrays = _body(job.case, job.atlas)
         elif job.atlas is not None:
@@ -302,8 +320,12 @@ def _try(job: _Job) -> str | None:
             arrays = _image(job.case, job.plan, job.target.parent.name == "empty")
     except MemoryError:
         return "there is too little memory for it"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (AbdosegError, ValueError, RuntimeError) as error:
         return last_line(error)  # SimpleITK writes several
+    except (IndexError, KeyError, TypeError) as error:  # odd names or numbers of tissues
+        return f"failed unexpectedly ({type(error).__name__}: {last_line(error)})"
     with appearing(job.target) as temporary:
         np.savez_compressed(temporary, **arrays, **{_MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
     return None

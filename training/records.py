@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import fcntl
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -133,12 +136,44 @@ class Records:
             csv.writer(file).writerow(row)
 
 
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """See that no other process trains in a folder.
+
+    Raises:
+        ValueError: one does.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{run}: another process is training there") from None
+        yield
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no such file."""
+    """The whole rows of a record; none where there is no such file.
+
+    What a power cut left of a row, or made of it, is passed over.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    return [row for row in csv.DictReader(io.StringIO(text, newline="")) if _is_whole(row)]
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    if None in row or None in row.values() or ("loss" in row and "" in row.values()):
+        return False
+    try:
+        int(row["iteration"])
+        for name, cell in row.items():
+            if name != "case" and cell:
+                float(cell)
+    except (KeyError, ValueError):
+        return False
+    return True
 
 
 def draw_curves(run: Path) -> None:

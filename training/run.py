@@ -73,12 +73,16 @@ class Run:
             if options.step == "pseudolabel":
                 self.checkpoints = options.checkpoint or self.initial
         self.pseudolabels: Path = options.pseudolabels or own
+        if options.step != "pseudolabel":
+            _check_pseudolabels(options)
         self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
         _check_names(config, {case.name for case in self.cases}, options.data)
         self.holdout: tuple[str, ...] = ()
         if options.fold is not None:
             labelled = [case.name for case in self.cases if case.kind == "labelled"]
             self.holdout = fold_of(labelled, options.fold, config.folds, config.seed)
+            if not self.holdout:
+                raise ValueError(f"fold {options.fold} is empty: {len(labelled)} labelled case(s)")
 
     def prepare(self) -> None:
         """Check and resample the data."""
@@ -125,9 +129,12 @@ class Run:
     def train(self) -> None:
         """Train, or go on."""
         from training.config import Config
+        from training.prepare import SETTINGS, check_settings
         from training.teacher import Teacher
         from training.train import train
 
+        if (self.prepared / SETTINGS).exists():
+            check_settings(self.prepared, self.config)
         note, mine = self._pseudolabelled_for, self._training_in_words
         there = note.read_text() if note.exists() else None
         if self.round and there != mine:
@@ -221,13 +228,27 @@ def _check_names(config: Config, names: set[str], data: Path) -> None:
             )
 
 
+def _check_pseudolabels(options: argparse.Namespace) -> None:
+    """Refuse a folder without pseudo-labels: mistyped, it would be as if there were none."""
+    from training.cases import ANNOTATED
+
+    if options.pseudolabels and not (options.pseudolabels / ANNOTATED).is_file():
+        raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")
+
+
 def steps_left(config: Config, options: argparse.Namespace) -> list[list[str]]:
     """The steps of a whole training that are not done yet, as arguments of this program.
 
     Raises:
-        ValueError: options that only a single step takes, or corrections of cases that there
-            are not: better said now than after the first training.
+        UsageError: the model folder's place is taken.
+        ValueError: options that only a single step takes, corrections of cases or pseudo-labels
+            that there are not, or a round without the training before it: better said now than
+            after the first training.
     """
+    from training.model_folder import check_place
+
+    check_place(options.out or Path("weights") / config.name)
+    _check_pseudolabels(options)
     if options.round is not None:
         raise ValueError("--round is for one step alone; without one all rounds are made")
     if options.checkpoint:
@@ -238,6 +259,10 @@ def steps_left(config: Config, options: argparse.Namespace) -> list[list[str]]:
     folders = [_folder_of(config, options, number) for number in range(rounds + 1)]
     begun = [n for n, folder in enumerate(folders) if (folder / "checkpoint.pt").exists()]
     first = max(begun, default=0)
+    if begun and 0 not in begun:
+        raise ValueError(
+            f"{folders[0]}: has no checkpoint, but {folders[first]} has; to begin anew, remove that"
+        )
     steps = []
     for number in range(first, rounds + 1):
         made = ["pseudolabel"] if number > first else []

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -279,7 +281,7 @@ class Samples(Dataset[Patch]):
 
     def _load(self, path: Path) -> _Source:
         if path not in self._loaded:
-            with np.load(path) as content:
+            with _opened(path) as content:
                 arrays = {k: content[k] for k in content.files}
             size = sum(arrays[k].nbytes for k in _VOLUMES if k in arrays)
             with self._lock:  # several threads load at once
@@ -336,8 +338,22 @@ def _extent(marked: np.ndarray) -> tuple[int, int]:
 
 
 def _is_labelled(path: Path) -> bool:
-    with np.load(path) as content:
+    with _opened(path) as content:
         return bool(content["annotated"].size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A prepared file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(path) as content:
+            yield content
+    except (BadZipFile, EOFError, KeyError, zlib.error):
+        raise ValueError(f"{path}: damaged; remove it and prepare again") from None
 
 
 def _arrays(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,16 @@ from training.losses import (
     partial_dice_cross_entropy,
 )
 from training.network import autocast, make_network
-from training.records import Records
+from training.records import Records, alone_in
 from training.samples import Samples
 from training.teacher import Teacher
 from training.team import Team, join
 
 _RESIDENT = 0.5
 """Share of the GPU's free memory that the prepared images may take."""
+
+_MOST_LEFT_OUT = 10
+"""Steps in a row whose gradient may be infinite."""
 
 _MEASURED_ON = 16
 """Patches that give a model folder's batch norms their statistics."""
@@ -69,8 +73,8 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM came; the checkpoint holds all that was done.
         FileNotFoundError: nothing is prepared, or there is no such initial checkpoint.
         ModelError: an initial folder holds no model.
-        ValueError: a checkpoint is of another network, the loss is no number any more, or the
-            batch does not divide among the GPUs.
+        ValueError: a checkpoint is of another network or optimiser, the loss is no number any
+            more, another process trains there, or the batch does not divide among the GPUs.
     """
     with join() as team, _stop_request() as stop, ExitStack() as until_the_end:
         # What is trained, and its moving average, which is what will be exported.
@@ -84,6 +88,8 @@ def train(
         average = copy.deepcopy(network).requires_grad_(False)
         optimiser = make_optimiser(network, config)
 
+        if team.leads:
+            until_the_end.enter_context(alone_in(run))
         # Go on where the last checkpoint was written.
         checkpoint = run / "checkpoint.pt"
         start = 0
@@ -91,7 +97,7 @@ def train(
             state = load(checkpoint)
             fill(network, state["network"], checkpoint, config)
             fill(average, state["average"], checkpoint, config)
-            optimiser.load_state_dict(state["optimiser"])
+            continue_optimiser(optimiser, state["optimiser"], checkpoint, config)
             start = state["iteration"]
             _say(team, f"going on at iteration {start}")
 
@@ -137,6 +143,7 @@ def train(
         if start:  # it may have been stopped between a checkpoint and its scores
             score(start)
         losses: list[float] = []
+        left_out = 0  # steps in a row
         waited, began = 0.0, time.monotonic()
         network.train()
         for iteration in range(start, config.iterations):
@@ -160,15 +167,20 @@ def train(
                 loss = (1 - teacher.weight) * loss + teacher.weight * lesson
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-            optimiser.step()
-            _follow(average, network, min(config.ema, (1 + iteration) / (10 + iteration)))
+            norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip))
             losses.append(team.mean(loss))
-            if not math.isfinite(losses[-1]):
+            # bf16 may give an infinite gradient now and then; a step with it would be the end.
+            left_out = 0 if math.isfinite(norm) else left_out + 1
+            if not math.isfinite(losses[-1]) or left_out > _MOST_LEFT_OUT:
                 raise ValueError(
-                    f"the loss is {losses[-1]} at iteration {iteration + 1}; "
-                    f"{checkpoint} holds the state before"
+                    f"the loss is {losses[-1]}, its gradient's norm {norm} at iteration "
+                    f"{iteration + 1}; {checkpoint} holds the state before"
                 )
+            if left_out:
+                _say(team, f"iteration {iteration + 1} left out: its gradient's norm is {norm}")
+            else:
+                optimiser.step()
+                _follow(average, network, min(config.ema, (1 + iteration) / (10 + iteration)))
 
             # Checkpoint, records, evaluation.
             done = iteration + 1
@@ -185,6 +197,8 @@ def train(
             began += time.monotonic() - before
         if records:
             records.close()
+        if team.any(stop["requested"]):  # during the last evaluation: what follows must not begin
+            raise KeyboardInterrupt
     return checkpoint
 
 
@@ -207,6 +221,22 @@ def make_optimiser(network: nn.Module, config: Config) -> torch.optim.Optimizer:
             network.parameters(), lr=rate, momentum=0.99, nesterov=True, weight_decay=decay
         )
     return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
+
+
+def continue_optimiser(
+    optimiser: torch.optim.Optimizer, state: dict[str, Any], path: Path, config: Config
+) -> None:
+    """Give an optimiser a checkpoint's state, but the configuration's settings.
+
+    Raises:
+        ValueError: it is the state of another optimiser.
+    """
+    saved, own = state["param_groups"][0], optimiser.param_groups[0]
+    if ("momentum" in saved) != ("momentum" in own):
+        raise ValueError(f"{path}: was trained with another optimiser than {config.optimiser}")
+    optimiser.load_state_dict(state)
+    for group in optimiser.param_groups:
+        group["weight_decay"] = config.weight_decay
 
 
 def learning_rate(config: Config, iteration: int) -> float:

@@ -15,7 +15,8 @@ from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
 from inference.network import Network
 from inference.plan import Plan
-from training.export import bytes_per_voxel, model_folder, quantise, to_openvino
+from training.export import bytes_per_voxel, quantise, to_openvino
+from training.model_folder import check_place, model_folder
 from training.network import parameter_count
 from training.nnunet.card import write_card
 from training.nnunet.checkpoint import load_checkpoint
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> None:
             "note: --calibrate is not used: fp32 with nnU-Net's tiling is nnU-Net's own way already"
         )
         options.calibrate = None
+    check_place(options.out)
     label_map = LabelMap.load(options.map_labels) if options.map_labels else None
     folds = tuple(dict.fromkeys(options.folds or ()))
     with open_results(

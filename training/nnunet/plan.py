@@ -60,11 +60,14 @@ def outputs_of(dataset: Mapping[str, Any], label_map: LabelMap | None = None) ->
         ModelError: the labels are not what nnU-Net v2 writes, or are too many.
         UsageError: the map does not fit.
     """
-    named = {
-        name: [int(v) for v in value] if isinstance(value, list) else [int(value)]
-        for name, value in required(dataset, "labels", "dataset.json").items()
-        if name != "ignore"
-    }
+    try:
+        named = {
+            name: [int(v) for v in value] if isinstance(value, list) else [int(value)]
+            for name, value in required(dataset, "labels", "dataset.json").items()
+            if name != "ignore"
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise ModelError('dataset.json: its labels are not "name": number') from None
     if named.get("background") != [0]:
         raise ModelError("dataset.json: no label 'background' with the value 0")
     order: list[Any] = dataset.get("regions_class_order") or []

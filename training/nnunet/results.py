@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -78,9 +79,14 @@ def open_results(
             wanted += [
                 folder / f"fold_{f}" / checkpoint for f in _folds(folder, names, folds, checkpoint)
             ]
-            files = {
-                name: Path(archive.extract(names[name], made)) for name in wanted if name in names
-            }
+            try:
+                files = {
+                    name: Path(archive.extract(names[name], made))
+                    for name in wanted
+                    if name in names
+                }
+            except (zipfile.BadZipFile, zlib.error) as error:
+                raise ModelError(f"{path}: damaged ({error})") from None
             yield _read(path, folder, files, folds, checkpoint)
 
 
@@ -194,6 +200,8 @@ def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
             there = ", ".join(configurations)
             raise ModelError(f"plans: no configuration {wanted!r}, only {there}")
         seen.append(wanted)
+        if not isinstance(configurations[wanted], Mapping):
+            raise ModelError(f"plans: configuration {wanted!r} has no names and values")
         chain.append(configurations[wanted])
         wanted = chain[-1].get("inherits_from")
     merged: dict[str, Any] = {}
