@@ -73,7 +73,7 @@ class Model:
         threads: how many threads it uses.
         network: the network; compiled for the shape it ran last.
         budget: grants it memory, case by case.
-        turn: is held while a CT is segmented: several threads may share a model, one at a time.
+        lock: is held while a CT is segmented: several threads may share a model, one at a time.
     """
 
     plan: Plan
@@ -82,7 +82,7 @@ class Model:
     threads: int
     network: Network
     budget: Budget = field(default_factory=Budget)
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
     def load(

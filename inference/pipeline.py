@@ -121,7 +121,7 @@ def segment_in_stages(
     seconds: dict[str, float] = {}
     images = [image] if isinstance(image, sitk.Image) else list(image)
     image = images[0]
-    with model.turn, _simpleitk_threads(model.threads):
+    with model.lock, _simpleitk_threads(model.threads):
         passes = model.network.passes
         memory = 0
 
