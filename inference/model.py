@@ -107,7 +107,7 @@ class Model:
         from inference.network import Network  # brings in OpenVINO
 
         if threads is not None and (threads < 1 or threads != int(threads)):
-            raise ValueError(f"threads must be a whole number from 1 on, not {threads}")
+            raise ValueError(f"threads must be a whole number, at least 1, not {threads}")
         folder = find_model(name)
         plan = Plan.load(folder)
         precision = plan.choose(precision)

@@ -123,5 +123,5 @@ def test_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Model.load("three")
     with pytest.raises(ModelError, match="has no 'int8' network, only f32"):
         Model.load("one", precision="int8")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least 1, not 0"):
         Model.load("one", threads=0)
