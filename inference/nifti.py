@@ -55,6 +55,7 @@ _FIELDS: dict[str, tuple[int, str]] = {  # offset, struct format
 _UINT8 = 2
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 """Bits per voxel by data type, of real ones; the header's own number may be anything."""
+_HALF_TURN = 4e-7  # of a quaternion in float32: what is left for a half turn's first number
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # of a metre and a micrometre; else mm
 
 
@@ -139,7 +140,8 @@ class Header:
     def forms(self) -> dict[str, NDArray[np.float64]]:
         """What the header has of "qform" and "sform": matrices (4, 4), voxel to mm (RAS)."""
         b, c, d, *shift = self.get("quaternion")
-        a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+        a = 1 - b * b - c * c - d * d
+        a = math.sqrt(a) if a > _HALF_TURN else 0.0
         turn = np.array(
             [
                 [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
