@@ -16,7 +16,10 @@ def is_there(path: Path) -> bool:
 
 def is_file(path: Path) -> bool:
     """Whether a path leads to a file that may be looked at."""
-    return is_there(path) and path.is_file()
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def is_unicode(path: Path) -> bool:

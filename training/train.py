@@ -35,7 +35,7 @@ _RESIDENT = 0.5
 """Share of the GPU's free memory that the prepared images may take."""
 
 _MOST_LEFT_OUT = 10
-"""Steps in a row whose gradient may be infinite."""
+"""Steps in a row whose gradient may be infinite; with one more the training ends."""
 
 _MEASURED_ON = 16
 """Patches that give a model folder's batch norms their statistics."""
