@@ -35,6 +35,7 @@ from inference.model import weights_folders
 from inference.organs import ORGANS
 from inference.phantom import make_phantom
 from inference.plan import Plan
+from inference.processor import instruction_sets
 from inference.reading import read
 
 STAGES = (
@@ -288,7 +289,7 @@ def list_systems(
             absent = None
             if precision == "int8" and find_spec("nncf") is None:
                 absent = "nncf is not installed (extra 'training')"
-            elif precision == "bf16" and "avx512_bf16" not in host.flags():
+            elif precision == "bf16" and "avx512_bf16" not in instruction_sets():
                 absent = "this processor has no bf16 instructions"
             with_levels.append(
                 System(
@@ -326,7 +327,7 @@ def list_systems(
     systems += with_levels
     for level in levels:
         absent = None
-        if ISA_LEVELS[level] not in host.flags():
+        if ISA_LEVELS[level] not in instruction_sets():
             absent = f"this processor has no {level.replace('_CORE', '')}"
         systems += [
             replace(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.model import Model
+from inference.processor import processor_name
 from inference.writing import appearing
 
 
@@ -72,6 +73,7 @@ def write_report(
             "precision": model.precision,
             "arithmetic": model.network.arithmetic,
         },
+        "processor": processor_name(),
         "threads": model.threads,
         "start_seconds": round(start, 4),
         "cases": [asdict(case) for case in cases],

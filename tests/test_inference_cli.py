@@ -396,6 +396,7 @@ def test_report(desk: Desk) -> None:
     # These tests' own process began it all, however long ago that is by now.
     assert 0 < content["start_seconds"] < seconds_since_start()
     assert content["threads"] == 2
+    assert content["processor"]
     (case,) = content["cases"]
     assert case["file"] == str(desk.inputs / "a_0000.nii.gz")
     assert case["model"] == "tiny 1"

@@ -25,11 +25,12 @@ from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
 from training.neighbours import add_neighbours
+from training.pancreas import age_pancreas
 from training.prepare import prepare
 from training.pseudolabel import judge
 from training.samples import Samples
 from training.separable import blur, upsample
-from training.synthesis import _hounsfield, _loose_colon, age_pancreas, synthesise
+from training.synthesis import _hounsfield, _loose_colon, synthesise
 from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
 from training.warp import (
     random_places,

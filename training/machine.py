@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
-
 import torch
 
 from inference.machine import usable_threads
+from inference.processor import processor_name
 
 
 def machine_in_words() -> str:
@@ -19,12 +17,4 @@ def machine_in_words() -> str:
 
 def cpu_in_words() -> str:
     """The CPU's name with the number of cores that may be used."""
-    cores = usable_threads()
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    return f"{cores} cores of a CPU ({name})"
+    return f"{usable_threads()} cores of a CPU ({processor_name()})"

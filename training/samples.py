@@ -39,7 +39,8 @@ from training.bodies import SPACING as BODY_SPACING
 from training.chance import Chance
 from training.config import Config
 from training.neighbours import add_neighbours
-from training.synthesis import age_pancreas, synthesise
+from training.pancreas import age_pancreas
+from training.synthesis import synthesise
 from training.tissues import organs_only
 from training.warp import NearestVoxels, sample_linear, sample_nearest, triple, turned_places
 

@@ -1,10 +1,11 @@
-"""What is done axis by axis, as one matrix product each: blur, and upsampling of a few knots."""
+"""What is done axis by axis: blur, upsampling of a few knots, counting in cubes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,3 +50,15 @@ def upsample(knots: Tensor, shape: Sequence[int]) -> Tensor:
     )
     rows = y @ (knots @ x.T)
     return (z @ rows.flatten(-2)).unflatten(-1, (shape[1], shape[2]))
+
+
+def share_nearby(mask: Tensor, size: int) -> Tensor:
+    """Share of a cube of ``size`` voxels around each voxel that is in the mask."""
+    count = F.pad(mask.to(torch.int16), [size // 2] * 6)
+    for axis in range(3):  # running sums along one axis at a time; small integers add fastest
+        n = count.shape[axis] - size + 1
+        total = count.narrow(axis, 0, n).clone()
+        for offset in range(1, size):
+            total += count.narrow(axis, offset, n)
+        count = total
+    return count.float() / size**3

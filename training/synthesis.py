@@ -9,12 +9,11 @@ by construction, whatever the image looks like.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.chance import Chance
-from training.separable import blur
+from training.separable import blur, share_nearby
 from training.tissues import TISSUES, Tissue
 
 
@@ -56,28 +55,6 @@ def synthesise(
     hu = _scanner(hu, chance, spacing)
     seen = _field_of_view(shape, chance).to(hu.device).expand(shape)
     return hu.masked_fill(~seen, -1024), seen
-
-
-def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
-    """A pancreas as it is in many old patients: thin, its lobes apart, with fat between them.
-
-    The label maps at hand are of few patients, so without this most of them have a full one.
-
-    Args:
-        tissues: integer (z, y, x), values of `training.tissues`.
-        spacing: isotropic spacing in mm.
-        chance: source of chance, on the tissues' device.
-
-    Returns:
-        The tissues; in two of five calls a pancreas among them has lost its outer layer.
-    """
-    if not chance.happens(0.4):
-        return tissues
-    pancreas = tissues == LABEL_OF["pancreas"]
-    depth = _share_nearby(pancreas, 2 * round(4 / spacing) + 1)
-    lobes = 0.08 * chance.field(tissues.shape, 7 / spacing)
-    lost = pancreas & (depth + lobes < chance.uniform(0.5, 0.85))
-    return tissues.masked_fill(lost, Tissue.NONE)
 
 
 def _phase(chance: Chance) -> tuple[float, float]:
@@ -222,10 +199,10 @@ def _vessels_and_lesions(
 def _kidneys(hu: Tensor, tissues: Tensor, chance: Chance, a: float, v: float) -> None:
     """Cortex brighter than medulla early; urine in the middle, dark or full of contrast."""
     kidney = (tissues == LABEL_OF["right_kidney"]) | (tissues == LABEL_OF["left_kidney"])
-    depth = _share_nearby(kidney, 5)
+    depth = share_nearby(kidney, 5)
     medulla = kidney & (depth > 0.92)
     hu[medulla] -= chance.uniform(10, 100) * a * (1 - 0.7 * v)
-    pelvis = kidney & (_share_nearby(kidney, 7) > chance.uniform(0.9, 1.2))
+    pelvis = kidney & (share_nearby(kidney, 7) > chance.uniform(0.9, 1.2))
     hu[pelvis] = chance.uniform(150, 600) if chance.happens(0.12) else chance.uniform(-30, 30)
 
 
@@ -249,7 +226,7 @@ def _hollow_organs(
         mask = tissues == value
         if chance.happens(collapsed) or not mask.any():
             continue
-        lumen = mask & (_share_nearby(mask, 3) > chance.uniform(0.75, 0.99))
+        lumen = mask & (share_nearby(mask, 3) > chance.uniform(0.75, 0.99))
         if value == Tissue.COLON and not (oral_contrast and chance.happens(0.4)):
             content = chance.uniform(-60, 50) + 45 * grain + 30 * clumps
         elif oral_contrast and (value == Tissue.COLON or chance.happens(0.8)):
@@ -270,7 +247,7 @@ def _hollow_organs(
 
 def _bones(hu: Tensor, tissues: Tensor, chance: Chance) -> None:
     bone = tissues == Tissue.BONE
-    cortex = bone & (_share_nearby(bone, 3) < 0.8)
+    cortex = bone & (share_nearby(bone, 3) < 0.8)
     hu[cortex] = chance.uniform(250, 700)
 
 
@@ -339,15 +316,3 @@ def _field_of_view(shape: torch.Size, chance: Chance) -> Tensor:
     radius = chance.uniform(0.7, 1.0)
     inside: Tensor = y**2 + x**2 <= radius**2
     return inside
-
-
-def _share_nearby(mask: Tensor, size: int) -> Tensor:
-    """Share of a cube of ``size`` voxels around each voxel that is in the mask."""
-    count = F.pad(mask.to(torch.int16), [size // 2] * 6)
-    for axis in range(3):  # running sums along one axis at a time; small integers add fastest
-        n = count.shape[axis] - size + 1
-        total = count.narrow(axis, 0, n).clone()
-        for offset in range(1, size):
-            total += count.narrow(axis, offset, n)
-        count = total
-    return count.float() / size**3
