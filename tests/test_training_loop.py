@@ -30,13 +30,14 @@ from torch import nn
 from inference.errors import UsageError
 from training import checkpoint
 from training import train as loop
-from training.__main__ import _options, main
+from training.__main__ import main
 from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
 from training.evaluate import Evaluated, evaluate, logits_of
 from training.losses import partial_dice_cross_entropy
 from training.network import make_network
+from training.options import parse
 from training.pseudolabel import pseudolabel
 from training.records import Records, alone_in, read_rows
 from training.run import Run, steps_left
@@ -794,7 +795,7 @@ def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path)
 
     def steps(*more: str) -> str:
         given = ["--config", "c", "--data", str(data), "--work", str(tmp_path / "work"), *more]
-        made = steps_left(config, _options(given))
+        made = steps_left(config, parse(given))
         return " ".join(f"{step}{flag.removeprefix('--round=')}" for step, flag in made)
 
     from_the_first = (
@@ -826,7 +827,7 @@ def test_a_round_has_the_pseudo_labels_and_weights_of_the_training_before(tmp_pa
 
     def of(step: str, number: int) -> Run:
         given = [step, "--config", "c", "--data", str(data), "--work", str(tmp_path)]
-        return Run(config, _options([*given, "--run", "it", f"--round={number}"]))
+        return Run(config, parse([*given, "--run", "it", f"--round={number}"]))
 
     for number, before in ((1, "it"), (2, "it_round1")):
         weights = [tmp_path / before / "checkpoint.pt"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -13,25 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import AbdosegError, last_line
+from training.options import parse
 
 if TYPE_CHECKING:
     from training.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
-STEPS = {
-    "prepare": "check and resample the data",
-    "train": "train, or go on with an interrupted training",
-    "export": "write the model folder, in fp16 and int8, with its model card",
-    "pseudolabel": "label the CTs without labels, where the trained networks are sure",
-    "measure": "print what configurations cost on this machine",
-    "import-nnunet": "make a model folder of a trained nnU-Net v2 model (has its own --help)",
-}
-
-DESCRIPTION = """Rebuild a model's weights from a folder of CTs and labels.
-
-Without a step: prepare, train, the configuration's rounds of self-training (pseudolabel, prepare,
-train), export; interrupted, the same command goes on. Steps:
-""" + "\n".join(f"  {step:13} {what}" for step, what in STEPS.items())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             with _termination_is_ctrl_c():
                 import_nnunet(given[1:])
             return 0
-        options = _options(arguments)
+        options = parse(arguments)
         from training.config import Config
         from training.run import Run, steps_left
 
@@ -83,72 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("training: interrupted; the same command goes on or begins anew", file=sys.stderr)
         return 130
     return 0
-
-
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("step", nargs="?", choices=STEPS, metavar="STEP", help="one step alone")
-    add("--config", type=Path, action="append", default=[], help="training/configs/NAME.yaml")
-    add("--data", type=Path, help="folder with nnU-Net's imagesTr/ or with cases/ and the like")
-    add("--out", type=Path, help="the model folder (default: weights/NAME)")
-    add("--work", type=Path, help="working folder (default: runs/NAME)")
-    # torchrun takes "--run" for an abbreviation of an option of its own.
-    name = "name of this training within the working folder"
-    add("--run", "--name", dest="run", default="run", help=name)
-    add("--round", type=int, help="one step alone: of this round of self-training (1, 2, ...)")
-    add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
-    add("--workers", type=int, help="processes that prepare (default: one per CPU)")
-    add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
-    add(
-        "--initial",
-        type=Path,
-        action="append",
-        default=[],
-        help="begin with the weights of this checkpoint or model folder, or with the mean of "
-        "several checkpoints (a round of self-training begins with those before it)",
-    )
-    add(
-        "--teacher",
-        type=Path,
-        nargs=2,
-        metavar=("CONFIG", "CHECKPOINT"),
-        help="learn from this larger network too (a checkpoint or a model folder)",
-    )
-    add("--teacher-weight", type=float, default=0.5, help="its share of the loss")
-    add(
-        "--pseudolabels",
-        type=Path,
-        help="folder that 'pseudolabel' writes and 'prepare' reads (default: WORK/pseudolabels, "
-        "with --fold N WORK/pseudolabels_foldN, with --round pseudolabels in the round's folder); "
-        "without a step: in the place of self-training",
-    )
-    add(
-        "--checkpoint",
-        type=Path,
-        action="append",
-        help="for 'pseudolabel' (where several must agree) and 'export': a checkpoint, or a model "
-        "folder (default: this training's)",
-    )
-    add("--corrections", type=Path, help="for 'pseudolabel': YAML file of what an eye saw")
-    add("--agreement", type=_share, default=0.85, help="DSC that pseudo-labels of an organ need")
-    add(
-        "--accuracy-aware",
-        action="store_true",
-        help="keep layers that int8 hurts in higher precision (slow)",
-    )
-    add("--int8-only", action="store_true", help="export no floating point network beside int8")
-    return parser.parse_args(arguments)
-
-
-def _share(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
 
 
 def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> int:

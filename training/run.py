@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from training.options import Options
 
 if TYPE_CHECKING:
     from training.cases import Case
     from training.config import Config
 
 
-def _work_of(config: Config, options: argparse.Namespace) -> Path:
-    work: Path = options.work or Path("runs") / config.name
-    return work
+def _work_of(config: Config, options: Options) -> Path:
+    return options.work or Path("runs") / config.name
 
 
-def _fold(options: argparse.Namespace) -> str:
+def _fold(options: Options) -> str:
     return "" if options.fold is None else f"_fold{options.fold}"
 
 
-def _folder_of(config: Config, options: argparse.Namespace, number: int) -> Path:
+def _folder_of(config: Config, options: Options, number: int) -> Path:
     """The folder of the first training (0) or of a round of self-training."""
     which = f"_round{number}" if number else ""
     return _work_of(config, options) / f"{options.run}{_fold(options)}{which}"
@@ -50,7 +50,7 @@ class Run:
             the data does not have.
     """
 
-    def __init__(self, config: Config, options: argparse.Namespace) -> None:
+    def __init__(self, config: Config, options: Options) -> None:
         from training.cases import find_cases
         from training.folds import fold_of
 
@@ -228,7 +228,7 @@ def _check_names(config: Config, names: set[str], data: Path) -> None:
             )
 
 
-def _check_pseudolabels(options: argparse.Namespace) -> None:
+def _check_pseudolabels(options: Options) -> None:
     """Refuse a folder without pseudo-labels: mistyped, it would be as if there were none."""
     from training.cases import ANNOTATED
 
@@ -236,7 +236,7 @@ def _check_pseudolabels(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")
 
 
-def steps_left(config: Config, options: argparse.Namespace) -> list[list[str]]:
+def steps_left(config: Config, options: Options) -> list[list[str]]:
     """The steps of a whole training that are not done yet, as arguments of this program.
 
     Raises:
@@ -270,7 +270,7 @@ def steps_left(config: Config, options: argparse.Namespace) -> list[list[str]]:
     return [*steps, ["export", f"--round={rounds}"]]
 
 
-def _possible_rounds(config: Config, options: argparse.Namespace) -> int:
+def _possible_rounds(config: Config, options: Options) -> int:
     """The configuration's rounds of self-training; none where no CT lacks labels."""
     from training.cases import find_cases
     from training.corrections import load_corrections, refuse_unknown
