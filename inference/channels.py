@@ -7,8 +7,8 @@ nnU-Net's: crop to what is not zero, normalise, resample. nnU-Net: Isensee et al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,80 +17,17 @@ from numpy.typing import NDArray
 
 from inference.body import Box, whole_box
 from inference.errors import CaseError
+from inference.normalisation import Channel
 from inference.plan import Plan
-from inference.preprocess import Prepared
-from inference.resample import Float32Array
+from inference.preprocess import Prepared, check_memory
 from inference.spline import Rule, resample, shape_at
 
 Mask = NDArray[np.bool_]
 
-_EPSILON = 1e-8  # nnU-Net's: nothing is divided by less
-
-
-@dataclass(frozen=True)
-class Channel:
-    """What becomes of a channel's intensities.
-
-    Attributes:
-        name: what the channel shows ("CT", "T1", ...).
-        normalisation: "ct" (clip, subtract and divide by fixed values), "z-score" (by the
-            volume's own mean and standard deviation), "none", "rescale" (to 0 to 1) or "rgb"
-            (0 to 255 becomes 0 to 1).
-        clip: for "ct", the range to which intensities are limited.
-        subtract: for "ct", taken from the clipped intensities.
-        divide: for "ct", then they are divided by this.
-        masked: for "z-score", whether mean and deviation are those of what is not zero (with
-            the holes in it), and all else is left as it is.
-    """
-
-    name: str
-    normalisation: str
-    clip: tuple[float, float] = (0.0, 0.0)
-    subtract: float = 0.0
-    divide: float = 1.0
-    masked: bool = False
-
-    def apply(self, values: Float32Array, inside: Mask | None = None) -> None:
-        """Normalise in place.
-
-        Args:
-            values: float32 array (z, y, x).
-            inside: what is not zero, where ``masked`` wants to know.
-
-        Raises:
-            CaseError: "rgb" values that are not in 0 to 255.
-        """
-        if self.normalisation == "ct":
-            np.clip(values, *self.clip, out=values)
-            values -= np.float32(self.subtract)
-            values /= np.float32(max(self.divide, _EPSILON))
-        elif self.normalisation == "z-score":
-            part = values[inside] if self.masked and inside is not None else values
-            mean, deviation = part.mean(), max(part.std(), np.float32(_EPSILON))
-            if part is values:
-                values -= mean
-                values /= deviation
-            else:
-                values[inside] = (part - mean) / deviation
-        elif self.normalisation == "rescale":
-            values -= values.min()
-            values /= max(values.max(), np.float32(_EPSILON))
-        elif self.normalisation == "rgb":
-            if values.min() < 0 or values.max() > 255:
-                raise CaseError(f"channel {self.name!r} is no colour: it is not within 0 to 255")
-            values /= np.float32(255)
-
 
 def channels_of(plan: Plan) -> list[Channel]:
     """The channels that a plan describes."""
-    return [_channel(content) for content in plan.channels]
-
-
-def _channel(content: Mapping[str, Any]) -> Channel:
-    fields = dict(content)
-    if "clip" in fields:
-        fields["clip"] = tuple(fields["clip"])
-    return Channel(**fields)
+    return [Channel.of(content) for content in plan.channels]
 
 
 def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
@@ -148,7 +85,8 @@ def preprocess_channels(
         The network's input, ``values`` of shape (C, z, y, x), and where it lies in the volume.
 
     Raises:
-        CaseError: every voxel is zero, or a channel is not what the plan says.
+        CaseError: every voxel is zero, a channel is not what the plan says, or there is not
+            enough memory for it.
     """
     channels = channels_of(plan)
     masked = any(channel.masked for channel in channels)
@@ -157,8 +95,10 @@ def preprocess_channels(
         box = whole_box(volumes[0].shape)
     shape = tuple(part.stop - part.start for part in box)
     wanted = tuple(to or now for to, now in zip(plan.spacing, spacing, strict=True))
-    rule = Rule(**plan.resampling["data"]) if plan.resampling["data"] else None
+    rule = Rule.of(plan.resampling["data"])
     new_shape = shape_at(shape, spacing, wanted) if rule else shape
+    # One channel more: a volume of its own while it is resampled.
+    check_memory((1 + len(channels)) * math.prod(new_shape), shape, spacing)
     values = np.empty((len(channels), *new_shape), np.float32)
     for index, (volume, channel) in enumerate(zip(volumes, channels, strict=True)):
         part = np.array(volume[box], np.float32, order="C")

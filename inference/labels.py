@@ -67,9 +67,9 @@ def _upsampler(
     plan: Plan, spacing: Spacing, new_spacing: Spacing, winning: Labels | None = None
 ) -> _Upsampler:
     """What resamples logits and takes the largest; it may know those of the logits already."""
-    if not plan.channels or plan.resampling["logits"] is None:
+    rule = Rule.of(plan.resampling["logits"]) if plan.channels else None
+    if rule is None:
         return partial(decode, planes=winning)
-    rule = Rule(**plan.resampling["logits"])
     axis = rule.separate_axis(spacing, new_spacing)
 
     def in_slices(

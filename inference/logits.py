@@ -41,6 +41,13 @@ def comparable(logits: Logits) -> NDArray[Any]:
     return ordered
 
 
+def any_nan(logits: Logits) -> bool:
+    """Whether any of the logits is no number."""
+    if logits.dtype != np.uint16:
+        return bool(np.isnan(logits).any())
+    return bool(((logits & 0x7FFF) > 0x7F80).any())  # largest exponent, and a fraction
+
+
 def above(values: Float32Array, kind: np.dtype[Any]) -> Logits:
     """Something larger than each value, as logits of a type; `below` gives something smaller."""
     return stored(values + _step(values), kind)

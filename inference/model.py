@@ -47,11 +47,11 @@ def find_model(name: str | Path | None = None) -> Path:
     Raises:
         ModelError: there is no such model; the message names those there are.
     """
-    wanted = str(name or os.environ.get("ABDOSEG_MODEL") or DEFAULT)
-    if is_file(Path(wanted) / "plan.json"):
+    wanted = str(os.environ.get("ABDOSEG_MODEL") or DEFAULT if name is None else name)
+    if wanted and is_file(Path(wanted) / "plan.json"):
         return Path(wanted)
     folders = weights_folders()
-    if Path(wanted).name == wanted:
+    if wanted and Path(wanted).name == wanted:
         for folder in folders:
             if is_file(folder / wanted / "plan.json"):
                 return folder / wanted

@@ -54,13 +54,19 @@ class Network:
             raise ModelError(f"{path}: OpenVINO cannot read it ({last_line(error)})") from None
         if len(self._model.inputs) != 1 or len(self._model.outputs) != 1:
             raise ModelError(f"{path}: has not one input and one output")
-        made = self._model.output(0).partial_shape
-        if made.rank.is_static and made.rank.get_length() != 5:
-            raise ModelError(f"{path}: its output is not (1, C, z, y, x) but {made}")
-        if made.rank.is_static and made[1].is_static and made[1].get_length() != channels:
-            raise ModelError(
-                f"{path}: {made[1].get_length()} channels, but the plan has {channels}"
-            )
+        for what, port, wanted in (
+            ("input", self._model.input(0), inputs),
+            ("output", self._model.output(0), channels),
+        ):
+            shape = port.partial_shape
+            if shape.rank.is_static and shape.rank.get_length() != 5:
+                raise ModelError(f"{path}: its {what} is not (1, channels, z, y, x) but {shape}")
+            if shape.rank.is_static and shape[1].is_static and shape[1].get_length() != wanted:
+                raise ModelError(
+                    f"{path}: {what} of {shape[1].get_length()} channels, but the plan has {wanted}"
+                )
+            if port.element_type != ov.Type.f32:
+                raise ModelError(f"{path}: its {what} is not float32 but {port.element_type}")
         self._channels = channels
         self._inputs = inputs
         self.passes = 0

@@ -14,9 +14,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.channels import check_channels, preprocess_channels
-from inference.errors import CaseError
+from inference.errors import CaseError, ModelError
 from inference.labels import write_labels
 from inference.locate import locate, look_shape
+from inference.logits import any_nan
 from inference.model import Model
 from inference.orientation import Turn, turn_to
 from inference.patches import Mirrored, predict_in_patches
@@ -150,6 +151,9 @@ def segment_in_stages(
                 memory,
                 lambda share: tell("network", share),
             )
+            # A convolution with weights that are no numbers spoils all channels; one tells it.
+            if any(any_nan(plane) for plane in logits[0]):
+                raise ModelError(f"{model.folder}: the network's logits are no numbers (NaN)")
         with _timed("postprocess", seconds, tell):
             winning = postprocess(logits, prepared.spacing, plan, model.threads)
         with _timed("labels", seconds, tell):

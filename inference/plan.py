@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from inference.errors import ModelError
+from inference.paths import is_file
+from inference.plan_check import problems_of
 
 FORMAT = 1
 """Version of the plan's format that this code reads and writes."""
@@ -100,49 +102,8 @@ class Plan:
     members: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.divide == 0:
-            problems.append("divide is 0")
-        if not self.clip[0] < self.clip[1]:
-            problems.append(f"clip {list(self.clip)} is not a range")
-        if any(step is not None and step <= 0 for step in self.spacing):
-            problems.append(f"spacing {list(self.spacing)} is not positive")
-        if any(p % m for p, m in zip(self.patch, self.multiple, strict=True)):
-            problems.append(f"patch {self.patch} is no multiple of {self.multiple}")
-        if self.tiling not in ("whole", "window", "nnunet"):
-            problems.append(f"tiling {self.tiling!r} is none of 'whole', 'window', 'nnunet'")
-        if self.crop not in ("body", "nonzero", "none"):
-            problems.append(f"crop {self.crop!r} is none of 'body', 'nonzero', 'none'")
-        if self.channels and set(self.resampling) != {"data", "logits"}:
-            problems.append("channels need a resampling of 'data' and 'logits'")
-        if self.crop == ("body" if self.channels else "nonzero"):
-            problems.append(f"crop {self.crop!r} is not for this kind of plan")
-        if self.look and not (
-            set(self.look) == {"spacing", "margin"} and all(n > 0 for n in self.look.values())
-        ):
-            problems.append("look needs a spacing and a margin, both positive")
-        if self.look and (self.channels or self.tiling != "whole" or None in self.spacing):
-            problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
-        if sorted(self.transpose) != [0, 1, 2]:
-            problems.append(f"transpose {list(self.transpose)} is no order of 0, 1, 2")
-        if not set(self.mirror) <= {0, 1, 2}:
-            problems.append(f"mirror {list(self.mirror)} has other axes than 0, 1, 2")
-        if self.regions and not self.outputs:
-            problems.append("regions need outputs")
-        if self.regions and self.postprocessing:
-            problems.append("regions cannot be post-processed")
-        if not all(0 <= value < 256 for value in self.outputs):
-            problems.append("outputs are not numbers from 0 to 255")
-        if not 0 <= self.overlap < 1:
-            problems.append(f"overlap {self.overlap} is not in [0, 1)")
-        if self.precision not in self.networks:
-            problems.append(f"precision {self.precision!r} has no network")
-        if len(set(self.labels.values())) != len(self.labels) or not all(
-            0 < value < 256 for value in self.labels.values()
-        ):
-            problems.append("labels are not different numbers from 1 to 255")
-        if problems:
-            raise ModelError(f"plan of {self.name!r}: " + "; ".join(problems))
+        if problems := problems_of(self):
+            raise ModelError("; ".join(problems))
 
     @property
     def label_values(self) -> tuple[int, ...]:
@@ -174,29 +135,35 @@ class Plan:
 
         Raises:
             ModelError: no such folder or file, not JSON, of another format, or keys that are
-                missing, unknown or contradict each other.
+                missing, unknown, given twice, or have values that cannot be.
         """
         path = folder / "plan.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text, parse_constant=_no_number, object_pairs_hook=_each_once)
         except FileNotFoundError:
             raise ModelError(f"{folder}: no model here (plan.json is missing)") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path}: cannot be read ({error})") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ModelError(f"{path}: not a plan of format {FORMAT}")
-        known = {f.name for f in fields(Plan)}
-        if unknown := sorted(set(content) - known):
-            raise ModelError(f"{path}: unknown keys {', '.join(unknown)}")
-        for key, value in content.items():
-            if isinstance(value, list):
-                content[key] = tuple(value)
+        keys = {f.name: f.default is f.default_factory is MISSING for f in fields(Plan)}
+        for what, names in (
+            ("unknown", set(content) - set(keys)),
+            ("missing", {key for key, needed in keys.items() if needed} - set(content)),
+        ):
+            if names:
+                raise ModelError(f"{path}: {what} keys {', '.join(sorted(names))}")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in content.items()
+        }
         try:
-            plan = Plan(**content)
-        except (TypeError, ValueError) as error:  # too few numbers, say
-            raise ModelError(f"{path}: {str(error).replace('Plan.__init__() ', '')}") from None
+            plan = Plan(**values)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
         for file in plan.networks.values():
-            if not (folder / file).is_file():
+            if not is_file(folder / file):
                 raise ModelError(f"{folder / file}: missing, though plan.json names it")
         return plan
 
@@ -209,3 +176,15 @@ class Plan:
         if self.outside is not None:
             content["outside"] = self.outside
         (folder / "plan.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return content

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.decode import Labels, all_winners
-from inference.errors import ModelError
-from inference.logits import Logits, above, below, floats
+from inference.logits import Logits, above, below, comparable, floats
 from inference.morphology import closed
 from inference.plan import Plan
 
@@ -49,22 +48,14 @@ def postprocess(
 
     Returns:
         The channels (z, y, x) that win after it; ``None`` if the plan asks for no step.
-
-    Raises:
-        ModelError: a step that does not exist, a label that the model does not have.
     """
     if not plan.postprocessing:
         return None
     labels = all_winners(logits, threads)
     answer = _Answer(logits, labels, float(np.prod(spacing)) / 1000)
     for step in plan.postprocessing:
-        try:
-            channels = [plan.label_values.index(value) for value in step["labels"]]
-            if 0 in channels:
-                raise ValueError
-            _STEPS[step["step"]](answer, channels, step)
-        except (KeyError, ValueError, IndexError, TypeError):
-            raise ModelError(f"plan of {plan.name!r}: bad postprocessing {dict(step)}") from None
+        channels = [plan.label_values.index(value) for value in step["labels"]]
+        _STEPS[step["step"]](answer, channels, step)
     return labels
 
 
@@ -185,6 +176,12 @@ def _sides(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> Non
             there = parts.voxels_of(wrong & (parts.channels == channel))
             here, mirrored = (channel, *there), (other, *there)
             logits[here], logits[mirrored] = logits[mirrored], logits[here]
+            # Of equal logits the first channel's would win.
+            values = logits[(slice(None),) + there]
+            tied = comparable(values).argmax(axis=0) != other
+            best = floats(values[:, tied]).max(axis=0)
+            z, y, x = (along[tied] for along in there)
+            logits[other, z, y, x] = above(best, logits.dtype)
             labels[there] = other
     answer.forget_parts()
 

@@ -69,13 +69,7 @@ def preprocess(
         fixed or shape_at_spacing([n], [size], [wanted or size])[0]
         for n, size, wanted, fixed in zip(part.shape, spacing, plan.spacing, plan.size, strict=True)
     )
-    if math.prod(shape) * np.dtype(np.float32).itemsize > free_memory():
-        metres = " x ".join(
-            f"{n * size / 1000:.3g}" for n, size in zip(part.shape, spacing, strict=True)
-        )
-        raise CaseError(
-            f"is too large for the memory there is: {metres} m (z, y, x); is its spacing right?"
-        )
+    check_memory(math.prod(shape), part.shape, spacing)
     if announce:
         announce(shape)
     low, high = plan.clip
@@ -86,6 +80,26 @@ def preprocess(
         n * size / m for n, size, m in zip(part.shape, spacing, shape, strict=True)
     )
     return Prepared(values, box, (depth, height, width))
+
+
+def check_memory(values: int, shape: tuple[int, ...], spacing: tuple[float, float, float]) -> None:
+    """Refuse a volume whose prepared form would not fit into memory.
+
+    Args:
+        values: float32 numbers of the prepared form.
+        shape: voxels (z, y, x) of the volume.
+        spacing: millimetres per axis (z, y, x).
+
+    Raises:
+        CaseError: it would not.
+    """
+    if values * np.dtype(np.float32).itemsize > free_memory():
+        metres = " x ".join(
+            f"{n * size / 1000:.3g}" for n, size in zip(shape, spacing, strict=True)
+        )
+        raise CaseError(
+            f"is too large for the memory there is: {metres} m (z, y, x); is its spacing right?"
+        )
 
 
 def air(plan: Plan) -> float:

@@ -12,7 +12,7 @@ voxel, so the matrix is a band.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.kinds import FLAG, number, optional, whole, wrong
 from inference.resample import Float32Array
 
 Float64Array = NDArray[np.float64]
@@ -29,6 +30,15 @@ Float64Array = NDArray[np.float64]
 _FRAME = 12  # voxels by which SciPy continues the edges before it fits a spline
 _NOTHING = 1e-9  # weights below are left out
 _ROWS = 32  # of a matrix that are applied at once
+
+
+_KINDS = {
+    "order": whole(0, 5),
+    "order_z": whole(0, 5),
+    "separate": optional(FLAG),
+    "threshold": number(above=0),
+    "half": FLAG,
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,20 @@ class Rule:
     half: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 <= self.order <= 5 and 0 <= self.order_z <= 5):
-            raise ValueError(f"spline orders {self.order} and {self.order_z} are not in 0 to 5")
+        if problems := wrong(vars(self), _KINDS):
+            raise ValueError("; ".join(problems))
+
+    @staticmethod
+    def of(content: Mapping[str, Any] | None) -> Rule | None:
+        """The rule that a plan describes; ``None`` for no resampling at all.
+
+        Raises:
+            ValueError: it describes none.
+        """
+        try:
+            return Rule(**content) if content is not None else None
+        except TypeError as error:  # a key that it does not have
+            raise ValueError(str(error).split("__init__() ")[-1]) from None
 
     def separate_axis(self, spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
         """The axis that is treated separately, if there is one.

@@ -16,10 +16,11 @@ from scipy import ndimage
 from tiny_model import make_ct, make_tiny_model
 
 from inference.cases import find_cases
-from inference.channels import Channel, preprocess_channels
+from inference.channels import preprocess_channels
 from inference.errors import CaseError, ModelError
 from inference.labels import write_labels
 from inference.model import Model
+from inference.normalisation import Channel
 from inference.patches import Mirrored, patch_weights, predict_in_patches
 from inference.pipeline import segment_in_stages
 from inference.plan import Plan
@@ -67,7 +68,7 @@ def test_plan_is_read_as_it_was_written(tiny: Model, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"resampling": {}}, "channels need a resampling"),
-        ({"crop": "body"}, "crop 'body' is not for this kind"),
+        ({"crop": "body"}, "crop is 'body', not one of nonzero, none"),
         ({"transpose": (0, 0, 1)}, "transpose"),
         ({"mirror": (3,)}, "mirror"),
         ({"regions": True}, "regions need outputs"),

@@ -159,6 +159,19 @@ def test_sides_gives_parts_to_the_organ_of_their_side(tiny: Model) -> None:
     assert (winners(apply(tiny, labels, step)) == labels).all()
 
 
+def test_sides_decides_where_both_are_as_likely(tiny: Model) -> None:
+    labels = np.zeros((8, 8, 30), np.uint8)
+    labels[:, 3:5, 14:17] = 3
+    labels[1:5, 1:5, 22:26] = 1  # the right one, on the left
+    for kind in (np.float32, np.float16):
+        logits = logits_of(labels).astype(kind)
+        logits[2, labels == 1] = logits[1, labels == 1]  # and the left one just as much
+        steps = ({"step": "sides", "labels": [3, 1, 2]},)
+        found = postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps))
+        assert found is not None and (found[labels == 1] == 2).all()
+        assert (winners(logits) == found).all(), "the logits say the same"
+
+
 @pytest.mark.parametrize(
     "step",
     [

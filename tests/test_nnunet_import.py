@@ -161,6 +161,32 @@ def test_the_working_directory_is_a_model(tmp_path: Path, monkeypatch: pytest.Mo
             assert found.checkpoints["0"].is_file()
 
 
+def test_a_link_to_a_model_is_followed_and_one_above_itself_too(
+    results: Path, tmp_path: Path
+) -> None:
+    """Results often lie on another disk; a link to a folder above must not go round for ever."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / results.name).symlink_to(results)
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    with open_results(tmp_path / "a") as found:
+        assert found.name == results.name and set(found.checkpoints) == {"0", "1"}
+
+
+def test_an_encrypted_zip_is_one_line(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(results.rglob("*.*")):
+            archive.write(path, f"{results.name}/{path.relative_to(results)}")
+    content = bytearray(file.read_bytes())
+    for signature, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        start = -1
+        while (start := content.find(signature, start + 1)) >= 0:
+            content[start + flags] |= 1
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot be unpacked \(.*encrypted"), open_results(file):
+        pass
+
+
 def test_folds(tmp_path: Path) -> None:
     """Numbered folds are nnU-Net's cross-validation; "all" is a training on everything."""
     checkpoint = "checkpoint_final.pth"
@@ -225,9 +251,12 @@ def test_label_maps(tmp_path: Path) -> None:
     for text, message in (
         ("[]", "no map"),
         ("a: []", "no class is named"),
-        ("a: {value: 300, from: liver}", "not a number from 1 to 255"),
+        ("a: {value: 300, from: liver}", "not a whole number from 1 to 255"),
         ("a: {value: 2, from: liver}\nb: spleen", "the same value"),
-        ("a: {b: [", "cannot be read"),
+        ("a: {b: [", "not YAML"),
+        ("liver: {from: liver, valeu: 9}", "unknown valeu"),
+        ("a: {value: true, from: liver}", "value is True"),
+        ("a: liver\nb: spleen\na: kidney left", "'a' is given twice"),
     ):
         with pytest.raises(UsageError, match=message):
             load(text)
@@ -294,6 +323,9 @@ def test_old_plans_name_the_network_otherwise() -> None:
         architecture_of({**old, "UNet_class_name": "Other"})
 
 
+ARGUMENTS = architecture()["arch_kwargs"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -312,7 +344,16 @@ def test_old_plans_name_the_network_otherwise() -> None:
             {"architecture": architecture(strides=((1, 1, 1), (2, 2, 2)))},
             "not those of the network in the plans",
         ),
+        (
+            {"architecture": {**architecture(), "arch_kwargs": ARGUMENTS | {"n_stages": 7}}},
+            "architecture of PlainConvUNet: not as nnU-Net writes it",
+        ),
         ({"configurations": {}}, "no configuration 'model'"),
+        ({"patch_size": [8, 8, 8, 8]}, "are not of 2 or 3 axes"),
+        ({"spacing": [2.0, 2.0, float("nan")]}, "spacing is [2.0, 2.0, nan], not"),
+        ({"spacing": None}, "plans.json: not as nnU-Net writes it"),
+        ({"resampling_fn_data_kwargs": {"order": 7}}, "resampling: order is 7"),
+        ({"image_reader_writer": ["SimpleITKIO"]}, "plans.json: not as nnU-Net writes it"),
     ],
 )
 def test_what_cannot_be_served_gets_one_line(

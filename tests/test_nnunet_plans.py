@@ -106,7 +106,7 @@ def test_the_card_lists_regions_as_they_are_painted(tmp_path: Path) -> None:
     plan = understood(plans, dataset, configuration, outputs_of(dataset, LabelMap.load(file)))
     results = Results("model", plans, dataset, {"0": tmp_path / "checkpoint_final.pth"})
     checkpoint = Checkpoint({}, configuration, "nnUNetTrainer", 1000, ())
-    write_card(tmp_path, plan, results, configuration, [checkpoint], [], 1, 0.0)
+    write_card(tmp_path, plan, results, configuration, [checkpoint], [], 1, "single", 0.0)
     card = (tmp_path / "README.md").read_text()
     assert "painted in this order" in card
     # The whole is nnU-Net's first region: the core is painted over it.

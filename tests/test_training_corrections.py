@@ -134,6 +134,9 @@ def test_trust_and_doubt_outdo_the_looks(tmp_path: Path) -> None:
         "  - {draw: [liver, spleen], hu: [0, 1], outline: [[1, 2], [3, 4], [5, 9]]}\n",
         "  - {draw: [liver], outline: [[1, 2], [3, 4], [5, 9]]}\n",
         "  - {erase: [liver], w: [1, 2]}\n",
+        "  - {trust: [liver], z: [1, 5]}\n",
+        "  - {draw: [liver], hu: [100, 1], outline: [[1, 2], [3, 4], [5, 9]]}\n",
+        "  - {grow: [liver], hu: [.nan, 1]}\n",
         "  - liver\n",
         "  - {: [\n",
     ],
@@ -148,6 +151,22 @@ def test_nothing_to_grow_is_said(tmp_path: Path) -> None:
     labels = np.zeros((5, 5, 5), np.uint8)
     with pytest.raises(ValueError, match="nothing between -30 and 80 HU"):
         correct(labels, np.full(labels.shape, -100, np.int16), SPACING, edits)
+
+
+@pytest.mark.parametrize("kind", ["erase", "doubt", "grow"])
+def test_a_box_outside_the_ct_is_said(tmp_path: Path, kind: str) -> None:
+    hu = ", hu: [0, 9]" if kind == "grow" else ""
+    edits = _corrections(tmp_path, f"  - {{{kind}: [liver], z: [60, 62]{hu}}}\n")
+    labels = np.zeros((6, 5, 5), np.uint8)
+    with pytest.raises(ValueError, match=rf"{kind}: its box lies outside"):
+        correct(labels, labels.astype(np.int16), SPACING, edits)
+
+
+def test_a_case_that_is_named_twice_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "corrections.yaml"
+    file.write_text("a:\n  - {trust: [liver]}\na:\n  - {trust: [spleen]}\n")
+    with pytest.raises(ValueError, match=r"'a' is given twice \(line 3\)"):
+        load_corrections(file)
 
 
 def test_the_recipe_s_own_corrections_are_understood() -> None:

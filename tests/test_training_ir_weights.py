@@ -160,6 +160,10 @@ def test_a_folder_that_cannot_be_begun_with_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model here"):
         load_average(tmp_path, config)
     plan = json.loads((folder / "plan.json").read_text())
+    names = dict(zip(reversed(plan["labels"]), plan["labels"].values(), strict=True))
+    (folder / "plan.json").write_text(json.dumps(plan | {"labels": names}))
+    with pytest.raises(ValueError, match="model: its classes are not the 13 organs"):
+        load_average(folder, config)
     plan |= {"networks": {"int8": "network.xml"}, "precision": "int8"}
     (folder / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="no network in floating point"):

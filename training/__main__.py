@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inference.errors import AbdosegError, last_line
+from inference.errors import AbdosegError, last_line, os_error_line
 from training.options import parse
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _in_processes_of_their_own(steps_left(configs[0], options), given)
         with _termination_is_ctrl_c():
             getattr(Run(configs[0], options), options.step)()
-    except (AbdosegError, OSError, ValueError) as error:
+    except OSError as error:
+        print(f"training: {os_error_line(error)}", file=sys.stderr)
+        return 2
+    except (AbdosegError, ValueError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

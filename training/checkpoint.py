@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,13 @@ def load_average(path: Path, config: Config) -> nn.Module:
     """
     network = make_network(dict(config.network))
     if path.is_dir():
-        fill_from_ir(network, path)
+        plan = fill_from_ir(network, path)
+        if (*plan.clip, plan.subtract, plan.divide) != (
+            *config.clip,
+            config.subtract,
+            config.divide,
+        ):
+            print(f"note: {path} wants other intensities than {config.name!r}", file=sys.stderr)
     else:
         fill(network, load(path)["average"], path, config)
     return network.eval()

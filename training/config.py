@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -10,36 +9,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from inference.errors import ModelError
+from inference.kinds import FLAG, TEXT, Kind, by_name, number, one_of, several, whole, wrong
 from inference.organs import LABEL_OF
 from inference.plan import Plan
-from inference.postprocess import postprocess
+from training.yaml_file import load_yaml
 
 KINDS = ("synthetic", "transferred", "labelled", "empty", "pseudo")
 """Kinds of training data."""
 
 
-_TEXTS = ("name", "version", "crop", "tiling", "precision", "optimiser", "schedule")
-_FLAGS = ("batch_dice",)
-_COUNTS = {  # the least of each
-    **dict.fromkeys(("drawn_at_once", "batch", "iterations"), 1),
-    **dict.fromkeys(("folds", "evaluate_every", "checkpoint_every"), 1),
-    **dict.fromkeys(("warmup", "seed"), 0),
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+# Of the model's plan, inference says what its values must be.
+_KINDS = {
+    **dict.fromkeys(("drawn_at_once", "batch", "iterations"), whole(1)),
+    **dict.fromkeys(("folds", "evaluate_every", "checkpoint_every"), whole(1)),
+    **dict.fromkeys(("warmup", "seed"), whole(0)),
+    **dict.fromkeys(("learning_rate", "gradient_clip"), number(above=0)),
+    **dict.fromkeys(("weight_decay", "pseudo_weight"), number(0)),
+    **dict.fromkeys(("ema", "freeze_norm"), number(0, 1)),
+    **dict.fromkeys(("holdout", "empty"), several(TEXT)),
+    "name": TEXT,
+    "version": TEXT,
+    "clip": several(number(), 2),
+    "stored": several(number(), 2),
+    "patch": several(whole(1), 3),
+    "synthesis_spacing": number(0.1),
+    "overlap": number(0, 0.95),
+    "optimiser": one_of("adamw", "sgd"),
+    "schedule": one_of("cosine", "polynomial"),
+    "class_weights": several(number(0)),
+    "batch_dice": FLAG,
+    "not_int8": several(whole(-1000, 1000)),
+    "shares": by_name(number(0)),
+    "augmentation": by_name(Kind("names and values, {} for none", _is_mapping)),
+    **dict.fromkeys(
+        ("network", "placement", "coarse_first", "self_training"),
+        Kind("names and values", _is_mapping),
+    ),
 }
-_NUMBERS = {  # the least and the most of each
-    "subtract": (-math.inf, math.inf),
-    "divide": (1e-9, math.inf),
-    "overlap": (0.0, 0.95),
-    "synthesis_spacing": (0.1, math.inf),
-    "learning_rate": (1e-12, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "gradient_clip": (1e-9, math.inf),
-    "ema": (0.0, 1.0),
-    "pseudo_weight": (0.0, math.inf),
-    "freeze_norm": (0.0, 1.0),
+_SELF_TRAINING = {
+    "rounds": whole(1),
+    "iterations": whole(1),
+    "learning_rate": number(above=0),
 }
+
+
+_NETWORK = {"f32": "network.xml"}
 
 
 @dataclass(frozen=True)
@@ -138,60 +158,40 @@ class Config:
     not_int8: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = _wrong_values(self)
-        if problems:
-            raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
-        groups = ("network", "placement", "augmentation", "shares", "coarse_first", "self_training")
-        for name in groups:
-            if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"configuration {self.name!r}: {name} has no names and values")
-        if wrong := [k for k, v in self.augmentation.items() if not isinstance(v, Mapping)]:
-            problems.append(f"augmentation: {', '.join(wrong)}: no names and values; {{}} for none")
-        if any(not isinstance(share, (int, float)) for share in self.shares.values()):
-            raise ValueError(f"configuration {self.name!r}: shares are not numbers")
-        for name in ("clip", "stored", "patch", "spacing", "size"):
-            if len(getattr(self, name)) != (2 if name in ("clip", "stored") else 3):
-                raise ValueError(f"configuration {self.name!r}: {name} has the wrong length")
-        if self.optimiser not in ("adamw", "sgd"):
-            problems.append(f"optimiser {self.optimiser!r} is neither 'adamw' nor 'sgd'")
-        if self.schedule not in ("cosine", "polynomial"):
-            problems.append(f"schedule {self.schedule!r} is neither 'cosine' nor 'polynomial'")
+        if problems := [*wrong(vars(self), _KINDS), *_meant_as_numbers(self)]:
+            raise ValueError("; ".join(problems))
         if unknown := set(self.shares) - set(KINDS):
             problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
         if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
             problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")
-        if not problems and self.batch % self.drawn_at_once and self.drawn_at_once % self.batch:
+        if self.batch % self.drawn_at_once and self.drawn_at_once % self.batch:
             problems.append("neither of batch and drawn_at_once is a multiple of the other")
         if self.class_weights and len(self.class_weights) != 1 + len(LABEL_OF):
             problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
         if self.coarse_first and set(self.coarse_first) != {"share", "spacing", "patch"}:
             problems.append("coarse_first needs a share, a spacing and a patch")
         if self.self_training:
-            if set(self.self_training) != {"rounds", "iterations", "learning_rate"}:
+            if set(self.self_training) != set(_SELF_TRAINING):
                 problems.append("self_training needs rounds, iterations and a learning_rate")
             else:
-                rate = self.self_training["learning_rate"]
-                counts = [self.self_training[key] for key in ("rounds", "iterations")]
-                if any(not isinstance(count, int) or count < 1 for count in counts):
-                    problems.append("self_training: rounds and iterations are not 1 or more")
-                if not isinstance(rate, (int, float)) or rate <= 0:
-                    problems.append("self_training: the learning_rate is no number above 0")
+                found = wrong(self.self_training, _SELF_TRAINING)
+                problems += [f"self_training: {problem}" for problem in found]
         if "scan" in self.augmentation and None not in self.spacing:
             problems.append("augmentation: scan changes nothing where all spacings are set")
         if problems:
-            raise ValueError(f"configuration {self.name!r}: " + "; ".join(problems))
+            raise ValueError("; ".join(problems))
 
     def plan(
         self,
         multiple: tuple[int, int, int],
-        networks: Mapping[str, str],
+        networks: Mapping[str, str] = _NETWORK,
         bytes_per_voxel: float = 0.0,
     ) -> Plan:
         """The plan of a model that was trained with this configuration.
 
         Args:
             multiple: the network's.
-            networks: precision to file name.
+            networks: precision to file name; by default as if there were one network.
             bytes_per_voxel: as measured.
         """
         return Plan(
@@ -250,10 +250,7 @@ class Config:
             ValueError: not YAML, a key is missing or unknown, or a value is impossible.
             FileNotFoundError: there is no such file.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        content = load_yaml(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path}: not a configuration")
         known = {entry.name for entry in fields(Config)}
@@ -271,45 +268,16 @@ class Config:
                 if isinstance(values[names], tuple):
                     values[names] = tuple(map(str, values[names]))  # a name may be all digits
             config = Config(**values)
-            # What inference would refuse is better refused before the training.
-            nothing = np.zeros((1 + len(LABEL_OF), 1, 1, 1), np.float32)
-            postprocess(nothing, (1.0, 1.0, 1.0), config.plan((1, 1, 1), {"f32": ""}))
+            config.plan((1, 1, 1), dict.fromkeys(("f32", "bf16", "int8"), "network.xml"))
             return config
-        except (TypeError, ValueError, AttributeError, ModelError) as error:
+        except (TypeError, ValueError, ModelError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _wrong_values(config: Config) -> list[str]:
-    """What is of another type than it must be, or out of range."""
-    problems = []
-    for name in _TEXTS:
-        if not isinstance(getattr(config, name), str):
-            problems.append(f"{name} is {getattr(config, name)!r}, not text")
-    for name in _FLAGS:
-        if not isinstance(getattr(config, name), bool):
-            problems.append(f"{name} is {getattr(config, name)!r}, neither true nor false")
-    for name, least in _COUNTS.items():
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            problems.append(f"{name} is {value!r}, not a whole number")
-        elif value < least:
-            problems.append(f"{name} is less than {least}")
-    for name, (low, high) in _NUMBERS.items():
-        value = getattr(config, name)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
-            problems.append(f"{name}: YAML takes {value} for text; write {float(value)!r}")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            problems.append(f"{name} is {value!r}, not a number")
-        elif not (math.isfinite(value) and low <= value <= high):
-            problems.append(f"{name} is {value}, which cannot be")
-    for name in ("holdout", "empty"):
-        value = getattr(config, name)
-        if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
-            problems.append(f"{name} is no list of names")
-    if not isinstance(config.patch, tuple) or not all(
-        isinstance(n, int) and n > 0 for n in config.patch
-    ):
-        problems.append("patch is no list of sizes")
-    if config.precision not in ("f32", "bf16", "int8"):
-        problems.append(f"precision {config.precision!r} is none of 'f32', 'bf16', 'int8'")
-    return problems
+def _meant_as_numbers(config: Config) -> list[str]:
+    """Numbers that YAML takes for text."""
+    return [
+        f"{name}: YAML takes {value} for text; write {float(value)!r}"
+        for name, value in vars(config).items()
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value)
+    ]

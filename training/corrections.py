@@ -35,13 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.path import Path as Outline
 from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from training.augment import UNKNOWN
 from training.cases import Case
+from training.yaml_file import load_yaml
 
 KINDS = ("trust", "doubt", "erase", "clear", "grow", "draw")
 _AXES = ("z", "y", "x")
@@ -80,11 +80,9 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
         ValueError: not YAML, or an entry is of no known kind, in one line.
         FileNotFoundError: there is no such file.
     """
+    content = load_yaml(path) or {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         return {str(case): [_edit(entry) for entry in edits] for case, edits in content.items()}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not corrections ({error})") from None
 
@@ -101,8 +99,13 @@ def refuse_unknown(corrections: Mapping[str, Sequence[Edit]], cases: Iterable[Ca
 
 def _edit(entry: Mapping[str, Any]) -> Edit:
     kinds = [kind for kind in KINDS if kind in entry]
-    more = {"clear": {"but"}, "grow": {"hu"}, "draw": {"hu", "outline"}}
-    if len(kinds) != 1 or set(entry) - {*kinds, *_AXES, *more.get(kinds[0], ())}:
+    more = {
+        "trust": set(),  # of the whole CT alone
+        "clear": {"but", *_AXES},
+        "grow": {"hu", *_AXES},
+        "draw": {"hu", "outline", *_AXES},
+    }
+    if len(kinds) != 1 or set(entry) - {*kinds, *more.get(kinds[0], _AXES)}:
         raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
     kind = kinds[0]
     organs: tuple[int, ...]
@@ -116,11 +119,13 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     else:
         organs = _organs(entry[kind])
     z, y, x = (_range(entry[axis]) if axis in entry else slice(None) for axis in _AXES)
-    low, high = entry["hu"] if kind in ("grow", "draw") else (0, 0)
+    low, high = map(float, entry["hu"]) if kind in ("grow", "draw") else (0.0, 1.0)
+    if not low < high:
+        raise ValueError(f"{dict(entry)}: hu is not a range")
     outline = tuple((float(a), float(b)) for a, b in entry.get("outline", ()))
     if kind == "draw" and (len(outline) < 3 or len(organs) != 1):
         raise ValueError(f"{dict(entry)} does not outline one organ")
-    return Edit(kind, organs, (z, y, x), (float(low), float(high)), outline)
+    return Edit(kind, organs, (z, y, x), (low, high), outline)
 
 
 def _organs(names: Any) -> tuple[int, ...]:
@@ -154,9 +159,11 @@ def correct(
         edits: those of other kinds are passed over.
 
     Raises:
-        ValueError: nothing grows in a box.
+        ValueError: nothing grows in a box, or a box lies outside the CT.
     """
     for edit in edits:
+        if any((part.start or 0) >= n for part, n in zip(edit.box, labels.shape, strict=True)):
+            raise ValueError(f"{edit.kind}: its box lies outside the CT's {labels.shape} voxels")
         part = labels[edit.box]
         if edit.kind == "doubt":
             part[np.isin(part, edit.organs)] = UNKNOWN

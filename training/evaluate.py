@@ -76,7 +76,7 @@ def evaluate(
 def predict(network: nn.Module, hu: np.ndarray, spacing: Triple, config: Config) -> np.ndarray:
     """Labels uint8 (z, y, x) of a prepared volume in HU, post-processed as in inference."""
     logits = logits_of(network, hu, config)
-    found = postprocess(logits, spacing, config.plan(multiple_of(network), {"f32": ""}))
+    found = postprocess(logits, spacing, config.plan(multiple_of(network)))
     return winners(logits) if found is None else found
 
 
@@ -95,7 +95,7 @@ def logits_of(
     # Memory of one pass: about 25 bytes per voxel and feature of the finest stage.
     free = free_gpu_memory(device) if device.type == "cuda" else free_memory()
     per_voxel = 25.0 * config.network["features"][0]
-    plan = config.plan(multiple_of(network), {"f32": ""}, per_voxel)
+    plan = config.plan(multiple_of(network), bytes_per_voxel=per_voxel)
     runner = TorchRunner(network, exact)
     return predict_in_windows(runner, config.normalise(hu), plan, config.air, int(free * 0.7))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.errors import ModelError, last_line
+from inference.organs import LABEL_OF
 from inference.plan import Plan
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d)
@@ -22,7 +23,7 @@ _LAYERS = _CONVOLUTIONS + _NORMS
 
 
 @torch.no_grad()
-def fill_from_ir(network: nn.Module, folder: Path) -> None:
+def fill_from_ir(network: nn.Module, folder: Path) -> Plan:
     """Give a network the floating-point weights of a model folder.
 
     The export has folded each batch norm into the convolution before it. Such a norm does nothing
@@ -34,11 +35,17 @@ def fill_from_ir(network: nn.Module, folder: Path) -> None:
         network: of the same kind; left in evaluation mode.
         folder: a model folder that `training.export.export` wrote.
 
+    Returns:
+        The folder's plan.
+
     Raises:
         ModelError: it is no model folder.
-        ValueError: it has no floating-point network, or that of another architecture.
+        ValueError: it has no floating-point network, that of another architecture, or one of
+            other classes.
     """
     plan = Plan.load(folder)
+    if plan.channels or plan.outputs or dict(plan.labels) != LABEL_OF:
+        raise ValueError(f"{folder}: its classes are not the 13 organs in their order")
     file = plan.networks.get("f32") or plan.networks.get("bf16")
     if file is None:
         raise ValueError(f"{folder}: has no network in floating point")
@@ -62,6 +69,7 @@ def fill_from_ir(network: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder}: its network is another one")
     for parameter, values in zip(stored, constants, strict=True):
         parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    return plan
 
 
 @torch.no_grad()

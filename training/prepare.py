@@ -38,7 +38,7 @@ import torch
 from scipy import ndimage
 from tqdm import tqdm
 
-from inference.errors import AbdosegError, last_line
+from inference.errors import AbdosegError, last_line, os_error_line
 from inference.machine import usable_threads
 from inference.organs import LABEL_OF, ORGANS
 from inference.plan import Plan
@@ -94,9 +94,7 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     check_settings(out, config)
     with appearing(out / SETTINGS) as path:
         path.write_text(json.dumps(_settings(config)) + "\n")
-    plan = replace(
-        config.plan((1, 1, 1), {"f32": ""}), clip=config.stored, subtract=0.0, divide=1.0
-    )
+    plan = replace(config.plan((1, 1, 1)), clip=config.stored, subtract=0.0, divide=1.0)
     jobs = _images(cases, out, config, plan) + _bodies(cases, out, config, plan)
     _remove_others(jobs, cases, out, config, plan)
     jobs = [job for job in jobs if not _is_done(job)]
@@ -321,7 +319,7 @@ def _try(job: _Job) -> str | None:
     except MemoryError:
         return "there is too little memory for it"
     except OSError as error:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return os_error_line(error)
     except (AbdosegError, ValueError, RuntimeError) as error:
         return last_line(error)  # SimpleITK writes several
     except (IndexError, KeyError, TypeError) as error:  # odd names or numbers of tissues

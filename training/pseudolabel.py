@@ -109,7 +109,7 @@ def pseudolabel(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
-    plan = config.plan((1, 1, 1), {"f32": ""})
+    plan = config.plan((1, 1, 1))
     plan = replace(plan, clip=config.stored, subtract=0.0, divide=1.0)
     out.mkdir(parents=True, exist_ok=True)
     done = read_annotated(out)

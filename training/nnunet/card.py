@@ -20,6 +20,7 @@ def write_card(
     checkpoints: Sequence[Checkpoint],
     comparisons: Sequence[Comparison],
     parameters: int,
+    stored: str,
     error: float,
 ) -> None:
     """Write ``README.md`` into a model folder.
@@ -32,7 +33,8 @@ def write_card(
         checkpoints: of the folds.
         comparisons: the fast form beside nnU-Net's way; empty for nnU-Net's way itself.
         parameters: of one network.
-        error: relative RMS difference of the exported logits from PyTorch's.
+        stored: the precision in which the floating-point network's weights are stored.
+        error: relative RMS difference of that network's logits from PyTorch's.
     """
     first, dataset = checkpoints[0], results.dataset
     step = " x ".join("as it is" if s is None else f"{s:g}" for s in plan.spacing)
@@ -56,6 +58,7 @@ def write_card(
         "tiling": plan.tiling,
         "mirrored axes": mirrored,
         "precision": plan.precision,
+        "weights in floating point": f"stored in {stored} precision",
     }
     names = {value: name for name, value in plan.labels.items()}
     values = plan.outputs if plan.regions else names  # regions as they are painted
@@ -84,8 +87,8 @@ def write_card(
         "",
         "## Agreement",
         "",
-        f"On a patch of noise the exported logits differ from PyTorch's by {error:.1e} (RMS, "
-        "relative).",
+        f"On a patch of noise the logits of the network in floating point, with its weights in "
+        f"{stored} precision, differ from PyTorch's by {error:.1e} (RMS, relative).",
         "",
         *_comparisons(comparisons),
         "nnU-Net's separate step of post-processing (`nnUNetv2_apply_postprocessing`) is not part "

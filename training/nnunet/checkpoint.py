@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from inference.errors import ModelError
+from training.nnunet.results import written_by_nnunet
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -86,16 +87,17 @@ def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         raise ModelError(f"{where}: cannot be read ({first})") from None
     if not isinstance(state, dict) or not {"network_weights", "trainer_name"} <= set(state):
         raise ModelError(f"{where}: no checkpoint of nnU-Net v2")
-    weights = {_plain(name): value for name, value in state["network_weights"].items()}
-    axes = state.get("inference_allowed_mirroring_axes") or ()
-    epochs = state.get("current_epoch")
-    return Checkpoint(
-        weights,
-        (state.get("init_args") or {}).get("configuration"),
-        str(state["trainer_name"]),
-        int(epochs) if epochs is not None else None,
-        tuple(int(axis) for axis in axes),
-    )
+    with written_by_nnunet(where):
+        weights = {_plain(name): value for name, value in state["network_weights"].items()}
+        axes = state.get("inference_allowed_mirroring_axes") or ()
+        epochs = state.get("current_epoch")
+        return Checkpoint(
+            weights,
+            (state.get("init_args") or {}).get("configuration"),
+            str(state["trainer_name"]),
+            int(epochs) if epochs is not None else None,
+            tuple(int(axis) for axis in axes),
+        )
 
 
 def _plain(name: str) -> str:

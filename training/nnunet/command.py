@@ -30,6 +30,7 @@ from training.nnunet.results import (
     configuration_of,
     open_results,
     required,
+    written_by_nnunet,
 )
 
 _MOST_ERROR = 1e-2  # of the exported logits, relative; rounding gives 1e-6, fp16 weights 1e-3
@@ -115,9 +116,11 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
     chosen = first.configuration or configuration_in_name(results.name)
     if chosen is None:
         raise ModelError("the checkpoint does not say which configuration was trained")
-    configuration = configuration_of(results.plans, chosen)
-    outputs = outputs_of(results.dataset, label_map)
-    inputs = len(inputs_of(results.dataset))
+    with written_by_nnunet("plans.json"):
+        configuration = configuration_of(results.plans, chosen)
+    with written_by_nnunet("dataset.json"):
+        outputs = outputs_of(results.dataset, label_map)
+        inputs = len(inputs_of(results.dataset))
     # The plan first: what cannot be served is refused before anything is built.
     plan_with = partial(
         plan_of,
@@ -129,16 +132,17 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
         mirror=first.mirror_axes if options.mirror else (),
     )
     networks = {"f32": _FILES["fp32"], "bf16": _FILES["fp32"]}
-    exact_plan = plan_with(
-        strides=None, tiling="nnunet", networks=networks, precision="f32", bytes_per_voxel=0.0
-    )
+    with written_by_nnunet("plans.json"):
+        exact_plan = plan_with(
+            strides=None, tiling="nnunet", networks=networks, precision="f32", bytes_per_voxel=0.0
+        )
+        architecture = architecture_of(configuration)
+        dimensions = len(required(configuration, "patch_size"))
+        strides = strides_of(architecture, dimensions)
     if options.mirror and not exact_plan.mirror:
         print("note: this model was trained without mirroring; --mirror changes nothing")
     if not first.trainer.startswith("nnUNetTrainer"):
         print(f"note: trainer {first.trainer!r} is not nnU-Net's own; its network is the plans'")
-    architecture = architecture_of(configuration)
-    dimensions = len(required(configuration, "patch_size"))
-    strides = strides_of(architecture, dimensions)
     if options.tiling == "whole" and strides is None:
         raise ModelError("this network takes patches of one size alone: not --tiling whole")
     folds = [build(architecture, c, inputs, outputs.channels) for c in checkpoints]
@@ -156,8 +160,9 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
     with model_folder(options.out) as folder:
         exact = folder.parent / "exact.xml"
         ov.save_model(model, exact, compress_to_fp16=False)
-        ov.save_model(model, folder / _FILES["fp32"], compress_to_fp16=options.precision != "fp32")
-        error = _check(network, exact, exact_plan)
+        floating = folder / _FILES["fp32"]
+        ov.save_model(model, floating, compress_to_fp16=options.precision != "fp32")
+        error = _check(network, floating, exact_plan)
         if options.precision == "int8":
             networks = {**networks, "int8": _FILES["int8"]}
         plan = plan_with(
@@ -176,7 +181,10 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
             comparisons = compare(cases, plan, folder, exact_plan, exact)
             for comparison in comparisons:
                 print(comparison, flush=True)
-        write_card(folder, plan, results, chosen, checkpoints, comparisons, parameters, error)
+        stored = "single" if options.precision == "fp32" else "half"
+        write_card(
+            folder, plan, results, chosen, checkpoints, comparisons, parameters, stored, error
+        )
     print(f"{options.out}: {chosen}, fold(s) {', '.join(results.checkpoints)}, {plan.precision}")
 
 

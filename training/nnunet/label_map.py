@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from inference.errors import UsageError
+from inference.errors import UsageError, os_error_line
+from inference.kinds import whole, wrong
 from inference.organs import LABEL_OF
+from training.yaml_file import load_yaml
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class LabelMap:
             UsageError: it cannot be read or is no such map.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = load_yaml(path)
         except FileNotFoundError:
             raise UsageError(f"{path}: no such file") from None
-        except (OSError, UnicodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        except OSError as error:
+            raise UsageError(os_error_line(error)) from None
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         if not isinstance(content, dict) or not content:
             raise UsageError(f"{path}: no map of names to classes")
         organs = all(name in LABEL_OF for name in content)
@@ -49,12 +51,14 @@ class LabelMap:
         for number, (name, entry) in enumerate(content.items(), start=1):
             value: Any = LABEL_OF[name] if organs else number
             if isinstance(entry, dict):
+                if unknown := set(entry) - {"value", "from"}:
+                    raise UsageError(f"{path}: {name}: unknown {', '.join(map(str, unknown))}")
                 value, entry = entry.get("value", value), entry.get("from")
             names = [entry] if isinstance(entry, (str, int)) else entry
             if not isinstance(names, list) or not names:
                 raise UsageError(f"{path}: {name}: no class is named")
-            if not isinstance(value, int) or not 0 < value < 256:
-                raise UsageError(f"{path}: {name}: value {value} is not a number from 1 to 255")
+            if problem := wrong({"value": value}, {"value": whole(1, 255)}):
+                raise UsageError(f"{path}: {name}: {problem[0]}")
             labels[str(name)] = value
             sources[str(name)] = tuple(str(source) for source in names)
         if len(set(labels.values())) != len(labels):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inference.errors import ModelError
 from training.nnunet.checkpoint import Checkpoint
-from training.nnunet.results import required
+from training.nnunet.results import required, written_by_nnunet
 
 _MAY_BE_NAMED = ("torch.nn.", "dynamic_network_architectures.")
 
@@ -100,12 +100,10 @@ def build(
         if isinstance(arguments.get(key), str):
             arguments[key] = _named(arguments[key])
     kind = _network_class(architecture["network_class_name"])
-    try:
+    with written_by_nnunet(f"plans: architecture of {kind.__name__}"):
         network: nn.Module = kind(
             input_channels=inputs, num_classes=outputs, deep_supervision=False, **arguments
         )
-    except TypeError as error:
-        raise ModelError(f"plans: {kind.__name__} cannot be built ({error})") from None
     try:
         network.load_state_dict(checkpoint.weights)
     except RuntimeError:

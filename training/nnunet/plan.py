@@ -132,8 +132,8 @@ def _mapped_members(
 def inputs_of(dataset: Mapping[str, Any]) -> list[str]:
     """The names of the input channels, in order."""
     names = dataset.get("channel_names") or dataset.get("modality")
-    if not names:
-        raise ModelError("dataset.json: no channel_names")
+    if not isinstance(names, Mapping) or not all(str(key).isdecimal() for key in names):
+        raise ModelError('dataset.json: no channel_names that are "0": name, "1": name, ...')
     return [str(names[key]) for key in sorted(names, key=int)]
 
 
@@ -179,6 +179,8 @@ def plan_of(
     patch = list(required(configuration, "patch_size"))
     spacing = list(required(configuration, "spacing"))
     multiple = list(strides or patch)
+    if not len(patch) == len(spacing) or len(patch) not in (2, 3):
+        raise ModelError(f"plans: patch_size {patch} and spacing {spacing} are not of 2 or 3 axes")
     if len(patch) == 2:
         patch, multiple = [1, *patch], [1, *multiple]
         mirror = tuple(axis + 1 for axis in mirror)

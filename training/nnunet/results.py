@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import zipfile
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from inference.errors import ModelError
+from inference.errors import ModelError, last_line
 
 _FILES = ("plans.json", "dataset.json")
 
@@ -62,8 +63,9 @@ def open_results(
     if path.is_dir():
         files = {
             PurePosixPath(found.relative_to(path).as_posix()): found
-            for pattern in (*_FILES, f"fold_*/{checkpoint}")
-            for found in path.rglob(pattern)
+            for found in _files_below(path)
+            if found.name in _FILES
+            or (found.name == checkpoint and found.parent.name.startswith("fold_"))
         }
         folder = _choose(path, list(files), configuration)
         yield _read(path, folder, files, folds, checkpoint)
@@ -85,9 +87,23 @@ def open_results(
                     for name in wanted
                     if name in names
                 }
-            except (zipfile.BadZipFile, zlib.error) as error:
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise ModelError(f"{path}: damaged ({error})") from None
+            except (RuntimeError, NotImplementedError) as error:  # encrypted, a rare compression
+                raise ModelError(f"{path}: cannot be unpacked ({error})") from None
             yield _read(path, folder, files, folds, checkpoint)
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """All files below a folder, through links too: results often lie on another disk."""
+    seen = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        where = Path(folder).resolve()
+        if where in seen:  # a link to what was there before, above it even
+            folders.clear()
+            continue
+        seen.add(where)
+        yield from (Path(folder, name) for name in names)
 
 
 def _choose(path: Path, names: list[PurePosixPath], configuration: str | None) -> PurePosixPath:
@@ -181,6 +197,30 @@ def required(content: Mapping[str, Any], key: str, file: str = "plans.json") -> 
     if key not in content:
         raise ModelError(f"{file}: {key!r} is missing")
     return content[key]
+
+
+@contextmanager
+def written_by_nnunet(what: str) -> Iterator[None]:
+    """Say of what cannot be understood that nnU-Net does not write it so, in one line.
+
+    Args:
+        what: the file, or what in it is looked at.
+
+    Raises:
+        ModelError: a value was of another type, length or range than could be used.
+    """
+    try:
+        yield
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        reason = f"{type(error).__name__}: {last_line(error)}"
+        raise ModelError(f"{what}: not as nnU-Net writes it ({reason})") from None
 
 
 def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:

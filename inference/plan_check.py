@@ -1,0 +1,142 @@
+"""What can be wrong with a plan, found before anything is segmented."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inference.kinds import (
+    FLAG,
+    TEXT,
+    Kind,
+    by_name,
+    number,
+    one_of,
+    optional,
+    several,
+    whole,
+    wrong,
+)
+from inference.normalisation import Channel
+from inference.orientation import turn_to
+from inference.spline import Rule
+
+if TYPE_CHECKING:
+    from inference.plan import Plan
+
+# Steps of post-processing, and which numbers each has beside its labels.
+_STEPS: dict[str, tuple[str, ...]] = {
+    "keep_largest": (),
+    "remove_small": ("millilitres",),
+    "close": (),
+    "sides": (),
+}
+
+
+def _fits_orientation(value: Any) -> bool:
+    try:
+        turn_to((1, 0, 0, 0, 1, 0, 0, 0, 1), value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+_LABEL = whole(0, 255)
+_ANYTHING = Kind("any value", lambda value: True)  # it is looked at where it belongs
+_KINDS: dict[str, Kind] = {
+    "name": TEXT,
+    "version": TEXT,
+    "spacing": several(optional(number(above=0)), 3),
+    "clip": several(number(), 2),
+    "subtract": number(),
+    "divide": number(above=0),
+    "patch": several(whole(1), 3),
+    "multiple": several(whole(1), 3),
+    "networks": by_name(TEXT),
+    "precision": one_of("f32", "bf16", "int8"),
+    "labels": by_name(whole(1, 255)),
+    "bytes_per_voxel": number(0),
+    "orientation": Kind("three letters as LPS, or null", _fits_orientation),
+    "size": several(optional(whole(1)), 3),
+    "crop": one_of("body", "none"),
+    "tiling": one_of("whole", "window", "nnunet"),
+    "overlap": number(0, 0.99),
+    "postprocessing": several(by_name(_ANYTHING)),
+    "look": by_name(number(above=0)),
+    "channels": several(by_name(_ANYTHING)),
+    "transpose": several(whole(0, 2), 3),
+    "outside": optional(number()),
+    "mirror": several(whole(0, 2)),
+    "outputs": several(_LABEL),
+    "regions": FLAG,
+    "members": by_name(several(_LABEL)),
+}
+_OF_CHANNELS: dict[str, Kind] = {
+    "crop": one_of("nonzero", "none"),
+    "size": Kind(
+        "three times null, as it is beside channels", lambda value: value == (None, None, None)
+    ),
+    "resampling": by_name(optional(by_name(_ANYTHING))),
+}
+
+
+def problems_of(plan: Plan) -> list[str]:
+    """What is wrong with a plan, in words; nothing if it can be used."""
+    kinds = _KINDS | (_OF_CHANNELS if plan.channels else {})
+    # Whether values fit together can only be asked of values that are what they must be.
+    return wrong(vars(plan), kinds) or [*_contradictions(plan), *_wrong_parts(plan)]
+
+
+def _contradictions(plan: Plan) -> list[str]:
+    """What cannot be together."""
+    problems = []
+    if plan.clip[0] >= plan.clip[1] and not plan.channels:
+        problems.append(f"clip {list(plan.clip)} is not a range")
+    if any(p % m for p, m in zip(plan.patch, plan.multiple, strict=True)):
+        problems.append(f"patch {list(plan.patch)} is no multiple of {list(plan.multiple)}")
+    if unknown := set(plan.networks) - {"f32", "bf16", "int8"}:
+        problems.append(f"networks of no precision: {', '.join(sorted(unknown))}")
+    if plan.precision not in plan.networks:
+        problems.append(f"precision {plan.precision!r} has no network")
+    if not plan.labels or len(set(plan.labels.values())) != len(plan.labels):
+        problems.append("labels are not different numbers")
+    for name, axes in (("transpose", plan.transpose), ("mirror", plan.mirror)):
+        if len(set(axes)) < len(axes):
+            problems.append(f"{name} {list(axes)} names an axis twice")
+    if plan.look and set(plan.look) != {"spacing", "margin"}:
+        problems.append("look needs a spacing and a margin")
+    if plan.look and (plan.channels or plan.tiling != "whole" or None in plan.spacing):
+        problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
+    if plan.regions and not plan.outputs:
+        problems.append("regions need outputs")
+    if plan.regions and plan.postprocessing:
+        problems.append("regions cannot be post-processed")
+    if plan.channels and set(plan.resampling) != {"data", "logits"}:
+        problems.append("channels need a resampling of 'data' and 'logits'")
+    return problems
+
+
+def _wrong_parts(plan: Plan) -> list[str]:
+    """What is wrong with post-processing, channels and resampling."""
+    problems = []
+    organs = {value for value in plan.label_values if value}
+    for step in plan.postprocessing:
+        keys = _STEPS.get(str(step.get("step")))
+        if (
+            keys is None
+            or set(step) != {"step", "labels", *keys}
+            or not several(_LABEL).fits(step["labels"])
+            or not organs.issuperset(step["labels"])
+            or (step["step"] == "sides" and len(step["labels"]) % 2 == 0)
+            or any(not number(0).fits(step[key]) for key in keys)
+        ):
+            problems.append(f"bad postprocessing {dict(step)}")
+    for what, of, contents in (
+        ("channels", Channel.of, plan.channels),
+        ("resampling", Rule.of, plan.resampling.values()),
+    ):
+        for content in contents:
+            try:
+                of(content)
+            except ValueError as error:
+                problems.append(f"{what}: {error}")
+    return problems
