@@ -136,7 +136,7 @@ case ${1:-} in '' | -*) ;; *) inputs=$1 && shift ;; esac
 case ${1:-} in '' | -*) ;; *) outputs=$1 && shift ;; esac
 if [ -z "$inputs" ]; then
     inputs=$(first_of /workspace/inputs /inputs ./inputs)
-    [ -d "$inputs" ] || die "no folder /workspace/inputs, /inputs or ./inputs; name one: sh predict.sh INPUTS OUTPUTS"
+    [ -d "$inputs" ] || die "no folder /workspace/inputs, /inputs or ./inputs; name one, before any options: sh predict.sh INPUTS OUTPUTS"
     outputs=${inputs%inputs}outputs
 fi
 [ -n "$outputs" ] || outputs=$(first_of /workspace/outputs /outputs ./outputs)

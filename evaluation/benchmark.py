@@ -37,6 +37,7 @@ from inference.phantom import make_phantom
 from inference.plan import Plan
 from inference.processor import instruction_sets
 from inference.reading import read
+from inference.writing import write_image
 
 STAGES = (
     *("start", "load", "read", "preprocess", "look", "compile"),
@@ -179,7 +180,7 @@ def _case(case: Path | None, work: Path, slices: int, plane: int) -> tuple[Path,
         return _upright(case, work)
     image, _ = make_phantom((slices, plane, plane), (2.5, 0.8 * 512 / plane, 0.8 * 512 / plane))
     path = work / "phantom_0000.nii.gz"
-    sitk.WriteImage(image, str(path), True)
+    write_image(image, path, compression=-1)
     return path, image.GetSize()
 
 
@@ -197,7 +198,7 @@ def _upright(case: Path, work: Path) -> tuple[Path, tuple[int, ...]]:
     if turned.GetDirection() == image.GetDirection():
         return case, image.GetSize()
     copy = work / case.name
-    sitk.WriteImage(turned, str(copy), copy.name.endswith(".gz"))
+    write_image(turned, copy)
     return copy, turned.GetSize()
 
 

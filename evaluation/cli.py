@@ -1,6 +1,7 @@
 """The commands of ``python -m evaluation``: arguments in, exit code out.
 
-Exit codes: 0, all went well; 1, some case failed or is missing; 2, wrong usage.
+Exit codes: 0, all went well; 1, some case failed or is missing; 2, wrong usage; 129, 130 and 143,
+stopped by a signal.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from evaluation.challenge import SHORT_NAMES, label_of
 from inference.errors import AbdosegError, UsageError
 from inference.machine import usable_threads
 from inference.organs import ORGANS
+from inference.progress import say
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -32,25 +34,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     command: Command = options.command
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt  # what runs is ended, what is unfinished removed
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         return command(options)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except AbdosegError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("evaluation", "inference", "training"):
             raise
-        print(
+        say(
             f"error: {error.name} is not installed; this needs pip install '.[evaluation]'",
-            file=sys.stderr,
+            error=True,
         )
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        say("stopped", error=True)
+        return 128 + (came or [signal.SIGINT])[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,9 +130,9 @@ def _score(options: argparse.Namespace) -> int:
     )
     for score in scores:
         for note in score.notes:
-            print(f"{score.status}: {note}", file=sys.stderr)
+            say(f"{score.status}: {note}", error=True)
     if not options.quiet:
-        print((options.out / "summary.md").read_text(encoding="utf-8").rstrip())
+        say((options.out / "summary.md").read_text(encoding="utf-8").rstrip())
     return 1 if scoring.failed(scores, options.strict_challenge) else 0
 
 
@@ -149,9 +161,9 @@ def _compare(options: argparse.Namespace) -> int:
         options.quiet,
     )
     for note in notes:
-        print(note, file=sys.stderr)
+        say(note, error=True)
     if not options.quiet:
-        print((options.out / "comparison.md").read_text(encoding="utf-8").rstrip())
+        say((options.out / "comparison.md").read_text(encoding="utf-8").rstrip())
     return 1 if bad else 0
 
 
@@ -204,6 +216,10 @@ def _time(options: argparse.Namespace) -> int:
 
     if options.image is None and options.model:
         raise UsageError("--model needs --image; a --command names its model itself")
+    if options.image is None and options.docker_args:
+        raise UsageError("--docker-args needs --image")
+    if options.image is None and options.cpus is not None and options.cpus != int(options.cpus):
+        raise UsageError("--cpus of a --command is a whole number")
 
     def timed(runner: Runner, out: Path, title: str, memory: int | None = None) -> list[CaseTiming]:
         return time_cases(
@@ -216,7 +232,7 @@ def _time(options: argparse.Namespace) -> int:
 
     timings: dict[str, list[CaseTiming]] = {}
     if options.image is None:
-        cpus = None if options.cpus is None else max(1, round(options.cpus))
+        cpus = None if options.cpus is None else int(options.cpus)
         runner = command_runner(options.template, cpus, options.give_up)
         memory = _bytes(options.memory)
         timings[""] = timed(runner, options.out, options.template, memory)
@@ -236,7 +252,7 @@ def _time(options: argparse.Namespace) -> int:
         if not models:
             timings[""] = timed(container(), options.out, options.image)
     if not options.quiet:
-        print((options.out / "timing.md").read_text(encoding="utf-8").rstrip())
+        say((options.out / "timing.md").read_text(encoding="utf-8").rstrip())
     return 0 if all(timing.passed for side in timings.values() for timing in side) else 1
 
 
@@ -265,7 +281,7 @@ def _make_timing_cases(options: argparse.Namespace) -> int:
     if unknown := sorted(set(slices) - set(SLICES)):
         raise UsageError(f"--slices: {unknown[0]} is none of {', '.join(map(str, SLICES))}")
     for path in make_timing_cases(options.out, slices, options.plane, options.quiet):
-        print(path)
+        say(str(path))
     return 0
 
 
@@ -311,7 +327,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         options.quiet,
     )
     if not options.quiet:
-        print((options.out / "benchmark.md").read_text(encoding="utf-8").rstrip())
+        say((options.out / "benchmark.md").read_text(encoding="utf-8").rstrip())
     # What is not installed was never run; what was run and failed is a failure.
     return 1 if any(row.problem and row.system.problem is None for row in rows) else 0
 
@@ -350,9 +366,9 @@ def _package(options: argparse.Namespace) -> int:
         options.docker_args,
         options.quiet,
     )
-    print(f"{done.path}: {done.size / 2**20:.1f} MiB, image {done.tag}")
-    print(f"sha256 {done.sha256}")
-    print(f"loaded again and run on one case: {done.usage.seconds:.2f} s, exit code 0")
+    say(f"{done.path}: {done.size / 2**20:.1f} MiB, image {done.tag}")
+    say(f"sha256 {done.sha256}")
+    say(f"loaded again and run on one case: {done.usage.seconds:.2f} s, exit code 0")
     return 0
 
 

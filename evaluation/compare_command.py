@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evaluation.score_command import write_scores
 from evaluation.scoring import ALL_LABELS, failed, score_folders
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from inference.errors import UsageError
+from inference.writing import make_folder
 
 
 def run(
@@ -50,14 +52,17 @@ def run(
     notes: list[str] = []
     bad = False
     sides: list[dict[str, Values]] = []
+    for path in (first, second):
+        if not path.exists():
+            raise UsageError(f"{path}: no such folder or table")
+        if path.is_dir() and reference is None:
+            raise UsageError(f"{path}: to score a folder, --reference is needed")
+    make_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for side, path in (("first", first), ("second", second)):
-            if path.is_file():
+            if not path.is_dir() or reference is None:
                 sides.append(read_scores(path, labels))
                 continue
-            if reference is None:
-                raise UsageError(f"{path}: to score a folder, --reference is needed")
             scores = score_folders(reference, path, strict, labels, workers, quiet)
             write_scores(scores, labels, out / f"scores_{side}.csv")
             sides.append({score.name: score.values for score in scores if score.values})
@@ -91,24 +96,34 @@ def read_scores(path: Path, labels: Sequence[int]) -> dict[str, Values]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a mark before it
             reader = csv.DictReader(file)
-            if missing := sorted(set(wanted) - set(reader.fieldnames or ())):
-                raise UsageError(f"{path}: no column {', '.join(missing)}")
+            there = reader.fieldnames or []
+            if missing := sorted(set(wanted) - set(there)):
+                hint = "; are its cells separated by commas?" if len(there) == 1 else ""
+                raise UsageError(f"{path}: no column {', '.join(missing)}{hint}")
             rows = list(reader)
-        scores: dict[str, Values] = {
-            row["Name"]: {
-                key: float(row[column]) for key, column in zip(keys, wanted[1:], strict=True)
+        scores: dict[str, Values] = {}
+        for line, row in enumerate(rows, start=2):
+            if len(row) != len(there) or None in row.values():
+                raise UsageError(f"{path}: row {line} has not {len(there)} cells")
+            scores[row["Name"]] = {
+                key: _score(row[column], f"{path}: row {line}, {column}")
+                for key, column in zip(keys, wanted[1:], strict=True)
             }
-            for row in rows
-        }
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: not a table of scores ({error})") from None
     if len(scores) < len(rows):
         raise UsageError(f"{path}: a case is there twice")
-    if wrong := [
-        name for name, row in scores.items() if not all(0 <= v <= 1 for v in row.values())
-    ]:
-        raise UsageError(f"{path}: {wrong[0]} has a score that is not from 0 to 1")
     return scores
+
+
+def _score(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UsageError(f"{where}: {text!r} is no score from 0 to 1")
+    return value
 
 
 def _write(rows: Sequence[Difference], first: Path, second: Path, out: Path) -> None:
@@ -125,7 +140,7 @@ def _write(rows: Sequence[Difference], first: Path, second: Path, out: Path) -> 
             *(number(v, DECIMALS + 1) for v in (row.mean, row.low, row.high)),
             str(row.better),
             str(row.worse),
-            *(number(v, 6) for v in (row.p, row.p_holm)),
+            *("-" if math.isnan(p) else f"{p:.3g}" for p in (row.p, row.p_holm)),
         ]
         for row in rows
     ]

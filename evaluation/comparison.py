@@ -151,9 +151,10 @@ def interval(delta: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _wilcoxon(delta: NDArray[np.float64]) -> float:
-    if not delta.any():
+    differing = delta[delta != 0]  # else scipy gives up the exact distribution for their sake
+    if not len(differing):
         return 1.0
-    return float(stats.wilcoxon(delta, zero_method="wilcox", alternative="two-sided").pvalue)
+    return float(stats.wilcoxon(differing, alternative="two-sided").pvalue)
 
 
 def _with_holm(rows: Sequence[Difference]) -> list[Difference]:

@@ -5,7 +5,7 @@ Drawn without pyplot, so that nothing needs a screen and several may be drawn at
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,16 +14,14 @@ from matplotlib.figure import Figure
 from evaluation.challenge import COLUMN_OF, METRICS
 from evaluation.scoring import CaseScore
 from inference.organs import COLOURS
+from inference.writing import appearing
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with appearing(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in letters that the font does not have
         figure.savefig(temporary, format="png", dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def box_plots(scores: Sequence[CaseScore], labels: Sequence[int], path: Path) -> None:
@@ -83,7 +81,7 @@ def differences(
         axes.set_yticks(heights, [organ for organ, *_ in own])
         axes.set_xlabel(f"difference in {metric}")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     save(figure, path)
 
 
@@ -112,5 +110,5 @@ def seconds_against_slices(
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)  # a command may hold dollars
     save(figure, path)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from evaluation.challenge import COLUMN_OF
 from evaluation.figures import save
 from evaluation.scoring import CaseScore
-from evaluation.volumes import LabelVolume, check_same_grid, read_labels
+from evaluation.volumes import LabelVolume, check_header, check_same_grid, read_labels
 from inference.errors import CaseError
 from inference.organs import COLOURS
 
@@ -43,6 +43,7 @@ def draw(
         CaseError: a file cannot be read or the label volumes differ in size.
     """
     truth = read_labels(reference)
+    check_header(truth)
     if prediction is None:
         guess = LabelVolume(reference, np.zeros_like(truth.labels), truth.zooms, truth.affine)
     else:
@@ -85,13 +86,14 @@ def draw(
             axes.set_title(f"{_PLANES[axis]}, {title}", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
-    figure.suptitle(_title(score, truth))
+    figure.suptitle(_title(score, truth), parse_math=False)  # a name may hold dollars
     save(figure, path)
 
 
 def _read_ct(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
-        image = nibabel.load(path)
+        with nibabel.imageglobals.LoggingOutputSuppressor():
+            image = nibabel.load(path)
         values: NDArray[np.float32] = np.asanyarray(image.dataobj).astype(np.float32)  # type: ignore[attr-defined]
     except Exception as error:  # gzip, zlib, nibabel and numpy each raise their own
         raise CaseError(f"{path}: cannot be read ({error})") from None

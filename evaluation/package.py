@@ -10,10 +10,10 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import uuid
@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from evaluation.container import Container, docker, image_of
 from evaluation.usage import Usage
 from inference.errors import CaseError, UsageError
 from inference.phantom import make_phantom
+from inference.writing import appearing, make_folder, write_image
 
 _SUFFIX = ".tar.gz"
 _CHUNK = 1 << 20
@@ -79,15 +79,31 @@ def package(
     tag = tag_for(out)
     if case is not None and not case.is_file():
         raise UsageError(f"{case}: no such file")
+    if out.is_dir():
+        raise UsageError(f"{out}: is a folder")
     source = image_of(image)
-    docker("image", "tag", image, tag)
+    make_folder(out.parent)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        digest = _save(tag, out, int(source["Size"]), quiet)
-        usage = _check(out, source["Id"], case, memory, arguments)
+        before = image_of(tag)["Id"]
+    except UsageError:
+        before = None
+    docker("image", "tag", image, tag)
+    if before not in (None, source["Id"]):
+        print(f"note: {tag} was another image, {before}; it is {image} now", file=sys.stderr)
+    try:
+        # It appears under its name when it has been tried.
+        with appearing(out) as archive:
+            digest = _save(tag, archive, int(source["Size"]), quiet)
+            usage = _check(archive, out.name, source["Id"], case, memory, arguments)
         return Package(out, tag, out.stat().st_size, digest, usage)
-    except OSError as error:
-        raise UsageError(f"{out}: {error.strerror or error}") from None
+    except BaseException as error:
+        if before is None:
+            docker("image", "rm", tag)
+        else:
+            docker("image", "tag", before, tag)
+        if isinstance(error, OSError):
+            raise UsageError(f"{out}: {error.strerror or error}") from None
+        raise
 
 
 def tag_for(out: Path) -> str:
@@ -105,46 +121,45 @@ def tag_for(out: Path) -> str:
 
 
 def _save(tag: str, out: Path, size: int, quiet: bool) -> str:
-    """Write the compressed archive, complete or not at all; return its checksum."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    """Write the compressed archive; return its checksum."""
     digest = hashlib.sha256()
-    try:
-        with (
-            subprocess.Popen(
-                ["docker", "image", "save", tag], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            ) as saving,
-            temporary.open("wb") as file,
-            # No name and no time inside: the same image gives the same archive.
-            gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
-            tqdm(
-                total=size, unit="B", unit_scale=True, desc="saving", disable=quiet or None
-            ) as bar,
-        ):
-            assert saving.stdout is not None and saving.stderr is not None
-            while chunk := saving.stdout.read(_CHUNK):
-                packed.write(chunk)
-                bar.update(len(chunk))
-            reason = saving.stderr.read().decode(errors="replace").strip()
-            if saving.wait():
-                raise UsageError(f"docker image save {tag}: {reason}")
-        with temporary.open("rb") as written:
-            while chunk := written.read(_CHUNK):
-                digest.update(chunk)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        subprocess.Popen(
+            ["docker", "image", "save", tag], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as saving,
+        out.open("wb") as file,
+        # No name and no time inside: the same image gives the same archive.
+        gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
+        tqdm(total=size, unit="B", unit_scale=True, desc="saving", disable=quiet or None) as bar,
+    ):
+        assert saving.stdout is not None and saving.stderr is not None
+        while chunk := saving.stdout.read(_CHUNK):
+            packed.write(chunk)
+            bar.update(len(chunk))
+        reason = saving.stderr.read().decode(errors="replace").strip()
+        if saving.wait():
+            raise UsageError(f"docker image save {tag}: {reason}")
+    with out.open("rb") as written:
+        while chunk := written.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def _check(
-    archive: Path, wanted: str, case: Path | None, memory: str, arguments: Sequence[str]
+    archive: Path,
+    name: str,
+    wanted: str,
+    case: Path | None,
+    memory: str,
+    arguments: Sequence[str],
 ) -> Usage:
+    """Load an archive (that will have a name) and run a case with its image."""
     tag = f"abdoseg-check-{uuid.uuid4().hex[:12]}:loaded"
     load_as(archive, tag)
     try:
         loaded = image_of(tag)["Id"]
         if loaded != wanted:
-            raise CaseError(f"{archive}: holds the image {loaded}, not {wanted}")
+            raise CaseError(f"{name}: holds the image {loaded}, not {wanted}")
         with tempfile.TemporaryDirectory(prefix=".check-", dir=archive.parent) as folder:
             work = Path(folder)
             work.chmod(0o755)
@@ -154,7 +169,7 @@ def _check(
             outputs.chmod(0o777)  # the container's user may be another one
             if case is None:
                 ct, _ = make_phantom((60, 128, 128), (5.0, 3.0, 3.0))
-                sitk.WriteImage(ct, str(inputs / "phantom_0000.nii.gz"), useCompression=True)
+                write_image(ct, inputs / "phantom_0000.nii.gz")
             else:
                 shutil.copyfile(case, inputs / case.name)
             usage = Container(tag, memory, arguments=arguments)(inputs, outputs, log)
@@ -163,7 +178,7 @@ def _check(
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 reason = f"exit code {usage.exit_code}" if usage.exit_code else "no labels"
                 raise CaseError(
-                    f"{archive}: the loaded image failed on the case ({reason}"
+                    f"{name}: the loaded image failed on the case ({reason}"
                     + (f"; it said: {said[-1]})" if said else ")")
                 )
         return usage

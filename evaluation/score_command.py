@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from evaluation import figures, overlay, summary
 from evaluation.challenge import COLUMN_OF, METRICS, columns
@@ -11,6 +13,7 @@ from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from evaluation.volumes import list_volumes, stem
 from inference.errors import CaseError, UsageError
+from inference.writing import make_folder
 
 
 def run(
@@ -45,9 +48,9 @@ def run(
         UsageError: a folder is missing or empty, or ``out`` cannot be written.
     """
     cts = {} if images is None else list_volumes(images)
+    make_folder(out)  # what is wrong with it is better said before the scoring
     scores = score_folders(reference, prediction, strict, labels, workers, quiet)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_scores(scores, labels, out / "scores.csv")
         _write_cases(scores, out / "cases.csv")
         _write_summary(scores, labels, strict, out)
@@ -160,21 +163,27 @@ def _write_worst(
     out: Path,
 ) -> None:
     pictures = out / "overlays"
-    if pictures.is_dir():  # of an earlier run: pictures of other cases would mislead
-        for old in pictures.glob("*.png"):
-            old.unlink()
+    # Of an earlier run: pictures of other cases would mislead. Only ours: those that it lists.
+    earlier = out / "worst.md"
+    if earlier.is_file():
+        text = earlier.read_text(encoding="utf-8", errors="replace")
+        for link in re.findall(r"\(overlays/([^/)]+\.png)\)", text):
+            (pictures / unquote(link)).unlink(missing_ok=True)
     rows, trouble = [], []
     for case in cases:
         name = stem(case.name)
         picture = pictures / f"{name}.png"
         pictures.mkdir(exist_ok=True)
-        link = f"[picture](overlays/{picture.name})"
-        try:
-            ct = cts.get(name, cts.get(f"{name}_0000"))
-            overlay.draw(case, truths[name], guesses.get(name), ct, picture)
-        except CaseError as error:
-            link = "-"
-            trouble.append(f"- no picture: {error}\n")
+        link = "-"
+        ct = cts.get(name, cts.get(f"{name}_0000"))
+        for under in (ct, None) if ct else (None,):
+            try:
+                overlay.draw(case, truths[name], guesses.get(name), under, picture)
+            except CaseError as error:
+                trouble.append(f"- {'no CT in the picture' if under else 'no picture'}: {error}\n")
+            else:
+                link = f"[picture](overlays/{quote(picture.name, safe='')})"
+                break
         label = case.worst_label
         lowest = "-"
         if label is not None:

@@ -21,10 +21,11 @@ scoring was killed
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NoReturn
@@ -36,7 +37,14 @@ from tqdm import tqdm
 
 from evaluation.challenge import COLUMN_OF, DECIMALS, METRICS
 from evaluation.metrics import Box, is_single_slice, score_organ
-from evaluation.volumes import LabelVolume, check_same_grid, list_volumes, read_labels
+from evaluation.volumes import (
+    LabelVolume,
+    check_header,
+    check_same_grid,
+    list_volumes,
+    read_labels,
+    shown,
+)
 from inference.errors import CaseError, UsageError
 from inference.organs import ORGANS
 
@@ -151,10 +159,13 @@ def score_case(
         return CaseScore(name, "missing", zeros, notes=(f"{name}: prediction is missing",))
     try:
         truth = read_labels(reference, strict)
+        check_header(truth)
     except CaseError as error:  # nothing can be said about the prediction
         return CaseScore(name, "error", notes=(str(error),))
     try:
         guess = read_labels(prediction, strict)
+        if not strict:  # the organisers never look at it
+            check_header(guess)
         difference = check_same_grid(truth, guess, strict)
     except CaseError as error:
         return CaseScore(name, "error", zeros, notes=(str(error),))
@@ -214,17 +225,17 @@ def score_folders(
     truths, guesses = list_volumes(reference), list_volumes(prediction)
     if not truths:
         raise UsageError(f"{reference}: no .nii.gz or .nii file in the reference folder")
-    pairs = [(path.name, path, guesses.get(name)) for name, path in truths.items()]
+    pairs = [(shown(path), path, guesses.get(name)) for name, path in truths.items()]
     with tqdm(total=len(pairs), unit="case", desc="scoring", disable=quiet or None) as bar:
         if min(workers, len(pairs)) == 1:
             results = []
             for pair in pairs:
-                results.append(score_case(*pair, strict, labels))
+                results.append(_result(partial(score_case, *pair, strict, labels), pair[0]))
                 bar.update()
         else:
             results = _score_in_processes(pairs, strict, labels, workers, bar)
     extras = [
-        CaseScore(path.name, "extra", notes=(f"{path}: has no reference, so no score",))
+        CaseScore(shown(path), "extra", notes=(f"{path}: has no reference, so no score",))
         for name, path in guesses.items()
         if name not in truths
     ]
@@ -254,20 +265,21 @@ def _score_in_processes(
                 jobs[pool.submit(score_case, *pair, *arguments)] = pair[0]
         for job in as_completed(jobs):
             if not isinstance(job.exception(), BrokenExecutor):
-                results[jobs[job]] = _result(job, jobs[job])
+                results[jobs[job]] = _result(job.result, jobs[job])
                 bar.update()
     for pair in pairs:
         if pair[0] not in results:
             with ProcessPoolExecutor(1, context, *_SILENT_END) as pool:
-                results[pair[0]] = _result(pool.submit(score_case, *pair, *arguments), pair[0])
+                job = pool.submit(score_case, *pair, *arguments)
+                results[pair[0]] = _result(job.result, pair[0])
             bar.update()
     return [results[name] for name, *_ in pairs]
 
 
-def _result(job: Future[CaseScore], name: str) -> CaseScore:
+def _result(score: Callable[[], CaseScore], name: str) -> CaseScore:
     """A case's score, or why there is none."""
     try:
-        return job.result()
+        return score()
     except (MemoryError, OSError, BrokenExecutor) as error:
         killed = not isinstance(error, OSError)
         reason = "a process was killed or ran out of memory" if killed else str(error)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from inference.writing import appearing
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it, so that no half file stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a file, complete or not at all."""
+    with appearing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -32,8 +29,12 @@ def markdown_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> st
     """A table as Markdown: the first column to the left, the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
+        "| " + " | ".join(_in_a_cell(str(cell)) for cell in line) + " |\n" for line in lines
     )
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def number(value: float, decimals: int = 4) -> str:

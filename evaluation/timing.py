@@ -16,7 +16,7 @@ from evaluation import host
 from evaluation.figures import seconds_against_slices
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from evaluation.usage import Runner, Usage
-from evaluation.volumes import list_volumes
+from evaluation.volumes import list_volumes, shown
 from inference.cases import label_name
 from inference.errors import CaseError, UsageError
 
@@ -104,10 +104,11 @@ def write_side_by_side(out: Path, timings: Mapping[str, Sequence[CaseTiming]], t
     Raises:
         UsageError: ``out`` cannot be written.
     """
-    header = ["Size", *(f"{t}: {x}" for t in timings for x in ("s", "MiB", "CPU s", "verdict"))]
+    columns = ("s", "MiB", "CPU s", "verdict")
+    header = ["Name", "Size", *(f"{model}: {column}" for model in timings for column in columns)]
     rows = []
     for sides in zip(*timings.values(), strict=True):
-        row = [" x ".join(map(str, sides[0].shape)) or sides[0].name]
+        row = [sides[0].name, " x ".join(map(str, sides[0].shape)) or "-"]
         for side in sides:
             row += [*_numbers(side.usage), side.verdict]
         rows.append(row)
@@ -149,23 +150,44 @@ def _time_case(
         outputs.mkdir()
         outputs.chmod(0o777)  # the container's user may be another one
         work.chmod(0o755)
-        shutil.copyfile(path, inputs / path.name)
+        try:
+            shutil.copyfile(path, inputs / path.name)
+        except OSError as error:
+            reason = f"failed: cannot be read ({error.strerror or error})"
+            return CaseTiming(shown(path), shape, zooms, None, reason)
         try:
             usage = runner(inputs, outputs, out / "logs" / f"{name}.txt")
         except CaseError as error:
-            return CaseTiming(path.name, shape, zooms, None, f"failed: {error}")
-        labels = outputs / label_name(path.name)
-        verdict = _verdict(usage, limit, memory, labels.is_file())
+            return CaseTiming(shown(path), shape, zooms, None, f"failed: {error}")
+        verdict = _verdict(usage, limit, memory)
+        if verdict in ("ok", "too slow", "too much memory"):
+            verdict = _trouble(outputs, label_name(path.name), shape) or verdict
         for written in outputs.iterdir():
             target = out / "outputs" / written.name
             if written.is_file():
                 shutil.move(written, target)
-        return CaseTiming(path.name, shape, zooms, usage, verdict)
+        return CaseTiming(shown(path), shape, zooms, usage, verdict)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _verdict(usage: Usage, limit: float, memory: int | None, has_labels: bool) -> str:
+def _trouble(outputs: Path, wanted: str, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the labels that a run wrote; only their header is read."""
+    if not (outputs / wanted).is_file():
+        others = ", ".join(sorted(shown(path) for path in outputs.iterdir()))
+        return f"failed: wrote {others}, not {wanted}" if others else "failed: no labels written"
+    try:
+        with nibabel.imageglobals.LoggingOutputSuppressor():
+            found: Any = nibabel.load(outputs / wanted).header
+    except Exception as error:  # gzip, zlib and nibabel each raise their own
+        return f"failed: {wanted} cannot be read ({' '.join(str(error).split())})"
+    size = tuple(int(n) for n in found.get_data_shape())
+    if shape and size != shape:
+        return f"failed: {wanted} has {size} voxels, not {shape}"
+    return None
+
+
+def _verdict(usage: Usage, limit: float, memory: int | None) -> str:
     if usage.out_of_memory:
         return "out of memory"
     if usage.gave_up:
@@ -174,8 +196,6 @@ def _verdict(usage: Usage, limit: float, memory: int | None, has_labels: bool) -
         return f"killed by signal {-usage.exit_code}"
     if usage.exit_code:
         return f"failed: exit code {usage.exit_code}"
-    if not has_labels:
-        return "failed: no labels written"
     if memory is not None and usage.peak_memory is not None and usage.peak_memory > memory:
         return "too much memory"
     return "ok" if usage.seconds <= limit else "too slow"

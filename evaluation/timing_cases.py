@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from inference.errors import UsageError
 from inference.phantom import make_phantom
+from inference.writing import appearing, make_folder, write_image
 
 SLICES: tuple[int, ...] = (55, 124, 152, 218, 299, 316, 457, 597)
 """Slices of the eight cases, each of 512 x 512 pixels."""
@@ -47,20 +46,15 @@ def make_timing_cases(
     """
     paths = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for number in tqdm(slices, unit="case", desc="timing cases", disable=quiet or None):
             z, y, x = SPACING_MM[number]
             spacing = (z, y * 512 / plane, x * 512 / plane)
             ct, _ = make_phantom((number, plane, plane), spacing, seed=number)
             path = out / f"timing_{number:03d}_0000.nii.gz"
-            temporary = out / f".{os.getpid()}.part.nii.gz"
-            try:
-                sitk.WriteImage(ct, str(temporary), useCompression=True)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with appearing(path) as temporary:
+                write_image(ct, temporary, compression=-1)
             paths.append(path)
-    except (OSError, RuntimeError) as error:  # SimpleITK's are RuntimeErrors of many lines
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no reason given"
-        raise UsageError(f"{out}: cannot be written ({reason})") from None
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
     return paths

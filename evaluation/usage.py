@@ -67,7 +67,9 @@ def command_runner(template: str, cpus: int | None, give_up: float) -> Runner:
 
     def run(inputs: Path, outputs: Path, log: Path) -> Usage:
         command = [
-            word.replace("{inputs}", str(inputs)).replace("{outputs}", str(outputs))
+            word.replace("{inputs}", str(inputs.resolve())).replace(
+                "{outputs}", str(outputs.resolve())
+            )
             for word in words
         ]
         return run_command(command, log, give_up=give_up, cpus=cpus)
@@ -84,7 +86,8 @@ def run_command(
 ) -> Usage:
     """Run a program and measure it together with all processes that it starts.
 
-    Processor time is exact (the kernel's account of the ended processes). Memory is the sum of
+    Processor time is exact (the kernel's account of the ended processes), but for processes that
+    the command did not wait for; those are ended with it, as in a container. Memory is the sum of
     the resident memory of the program and its descendants, sampled every 30 ms, or the kernel's
     own maximum for the program itself where that is larger.
 
@@ -127,6 +130,7 @@ def run_command(
         finally:
             seconds = time.perf_counter() - start
             watch.stop()
+            watch.kill()  # what outlives the command would run into the next case's time
     process.returncode = os.waitstatus_to_exitcode(status)
     return Usage(
         seconds,

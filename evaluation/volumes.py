@@ -6,6 +6,7 @@ third axis and of the header's zooms.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from inference.errors import CaseError, UsageError
 
 SUFFIXES = (".nii.gz", ".nii")
+
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class LabelVolume:
     affine: NDArray[np.float64]
 
 
+def shown(path: Path) -> str:
+    """A file's name as text; bytes that are not UTF-8 are spelt out."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+
+
 def stem(name: str) -> str:
     """A file's name without ``.nii.gz`` or ``.nii``."""
     for suffix in SUFFIXES:
@@ -44,7 +52,7 @@ def stem(name: str) -> str:
 
 
 def list_volumes(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder, by name without suffix, sorted.
+    """The NIfTI files of a folder, by name (as `shown`) without suffix, sorted.
 
     Raises:
         UsageError: no such folder, it cannot be read, or a case lies there under both suffixes.
@@ -59,7 +67,7 @@ def list_volumes(folder: Path) -> dict[str, Path]:
     for path in paths:
         if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
             continue
-        if (name := stem(path.name)) in found:
+        if (name := stem(shown(path))) in found:
             raise UsageError(f"{path}: the case is there twice, as {found[name].name} too")
         found[name] = path
     return found
@@ -78,7 +86,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
             holds values that no label has.
     """
     try:
-        image = nibabel.load(path)
+        with nibabel.imageglobals.LoggingOutputSuppressor():  # it does not name the file
+            image = nibabel.load(path)
         if not isinstance(image, nibabel.spatialimages.SpatialImage):
             raise CaseError(f"{path}: not a volume")
         values = np.asanyarray(image.dataobj)
@@ -104,12 +113,26 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
 
 
 def _refuse_other_than_labels(path: Path, values: NDArray[np.generic]) -> None:
-    kind = values.dtype.kind
-    if kind not in "iub" and not (kind == "f" and np.array_equal(values, np.rint(values))):
-        raise CaseError(f"{path}: holds values that are not whole numbers, so not labels")
+    # A scale factor of the header may leave 2.0000001; a cast cuts, so 1.9999999 would be 1.
+    if values.dtype.kind == "f":
+        above = values - np.floor(values)
+        if not (np.isfinite(values).all() and (above <= _ROUNDING).all()):
+            raise CaseError(f"{path}: holds values that are not whole numbers, so not labels")
     low, high = values.min(), values.max()
     if low < 0 or high > 255:
         raise CaseError(f"{path}: holds values from {low} to {high}; labels are 0 to 255")
+
+
+def check_header(volume: LabelVolume) -> None:
+    """See that a volume's header says how large its voxels are and where they lie.
+
+    Raises:
+        CaseError: it does not.
+    """
+    if not all(np.isfinite(zoom) and zoom > 0 for zoom in volume.zooms):
+        raise CaseError(f"{volume.path}: its header has a spacing of {_text(volume.zooms)} mm")
+    if not np.isfinite(volume.affine).all() or not np.linalg.det(volume.affine[:3, :3]):
+        raise CaseError(f"{volume.path}: its header does not say where its voxels lie")
 
 
 def check_same_grid(

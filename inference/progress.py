@@ -23,6 +23,17 @@ _STAGES = {
 """The stages of a case and how many per cent of its bar each takes, about as of its time."""
 
 
+def say(text: str, error: bool = False) -> None:
+    """Print, whether or not anyone reads it: what is written to files is what counts."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # nobody reads any more (``| head -1``), or the disk with the log is full
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what is still in the buffer must go somewhere
+        os.close(nowhere)
+
+
 class Progress:
     """Lines on standard output, errors and warnings on standard error.
 
@@ -66,16 +77,8 @@ class Progress:
         self._print(f"error: {source}: {reason}", error=True)
 
     def _print(self, line: str, error: bool = False) -> None:
-        stream = sys.stderr if error else sys.stdout
         with terminal:
-            try:
-                print(line, file=stream, flush=True)
-            except OSError:
-                # Nobody reads any more (``| head -1``), or the disk with the log is full: the
-                # labels are what counts. What is still in the buffer must go somewhere.
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+            say(line, error)
 
 
 class Bars(Progress):

@@ -85,19 +85,20 @@ def write(path: Path, labels: NDArray[np.uint8], scan: Scan, threads: int = 1) -
         raise CaseError(f"labels cannot be written to {path} ({error.strerror})") from None
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
+def write_image(image: sitk.Image, path: Path, compression: int = 1) -> None:
     """Write an image by ITK, and see that it is there: of a full disk ITK says nothing.
 
     Args:
         image: of any kind.
         path: where to; the ending gives the format.
+        compression: its level; -1 for ITK's usual one.
 
     Raises:
         OSError: it cannot be written.
     """
     try:
         with without_noise():
-            sitk.WriteImage(image, str(path), True, 1)
+            sitk.WriteImage(image, str(path), True, compression)
             there = sitk.ReadImage(str(path))
         wanted, found = sitk.GetArrayViewFromImage(image), sitk.GetArrayViewFromImage(there)
     except RuntimeError as error:

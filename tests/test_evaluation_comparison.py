@@ -120,5 +120,48 @@ def test_tables_are_read_with_care(tmp_path: Path) -> None:
         read_scores(path, tuple(ORGANS))
     for wrong in ("nan", "50"):
         path.write_text(head + "a" + f",{wrong}" * 26 + "\n")
-        with pytest.raises(UsageError, match="a has a score that is not from 0 to 1"):
+        with pytest.raises(
+            UsageError, match=f"row 2, Liver_DSC: '{wrong}' is no score from 0 to 1"
+        ):
             read_scores(path, tuple(ORGANS))
+    for text, said in (
+        (head.replace(",", ";"), "are its cells separated by commas"),
+        ("", "no column"),
+        (head + "a,0.5\n", "row 2 has not 27 cells"),
+        (head + "a" + ",0.5" * 27 + "\n", "row 2 has not 27 cells"),
+        (head + "," * 26 + "\n", "row 2, Liver_DSC: '' is no score"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            read_scores(path, tuple(ORGANS))
+
+
+def test_the_test_is_exact_where_some_cases_do_not_differ() -> None:
+    deltas = [0.011, -0.002, 0.03, 0.04, 0.05, 0.06, 0.017, 0.08, 0.0]
+    rows = compare(*sides({1: deltas}), (1,))
+    assert rows[0].p == pytest.approx(exact_signed_rank(deltas[:-1]))
+
+
+def test_small_p_values_are_not_rounded_to_nothing(tmp_path: Path) -> None:
+    head = ",".join(columns()) + "\n"
+    for name, value in (("a", 0.1), ("b", 0.5)):
+        rows = [f"c{i}" + f",{value + i / 1000}" * 26 for i in range(30)]
+        (tmp_path / f"{name}.csv").write_text(head + "\n".join(rows) + "\n")
+    sides_ = ["--first", str(tmp_path / "a.csv"), "--second", str(tmp_path / "b.csv")]
+    assert main(["compare", *sides_, "--out", str(tmp_path / "o"), "--quiet"]) == 0
+    with (tmp_path / "o/comparison.csv").open(newline="") as file:
+        p = [float(row["Wilcoxon_p"]) for row in csv.DictReader(file)]
+    assert all(0 < value < 1e-5 for value in p)
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p").mkdir()
+    arguments = ["compare", "--first", str(tmp_path / "p"), "--out", str(tmp_path / "o")]
+    arguments += ["--second", str(tmp_path / "scors.csv")]
+    assert main(arguments) == 2
+    assert "p: to score a folder, --reference is needed" in capsys.readouterr().err
+    assert main([*arguments, "--reference", str(tmp_path / "p")]) == 2
+    assert "scors.csv: no such folder or table" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

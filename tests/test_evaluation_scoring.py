@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -308,6 +311,98 @@ def test_two_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "first: b.nii.gz: prediction is missing" in capsys.readouterr().err
     assert main([*common, "--strict-challenge"]) == 0
     assert "b.nii.gz: only in the second" in capsys.readouterr().err
+
+
+def header_of(path: Path, **fields: Any) -> None:
+    """Change fields of a NIfTI header, in the file."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    header = np.frombuffer(content, nibabel.nifti1.header_dtype, 1)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pixdim": [1, np.nan, 1, 2, 0, 0, 0, 0]},
+        {"sform_code": 1, "srow_x": 0, "srow_y": 0, "srow_z": 0},
+        {"sform_code": 1, "srow_x": np.nan},
+    ],
+)
+@pytest.mark.parametrize("side", ["r", "p", "both"])
+def test_headers_that_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], side: str
+) -> None:
+    """Nothing is known of a prediction whose reference says nothing; the other case is scored."""
+    truth = np.zeros((6, 7, 8), np.uint8)
+    truth[1:5, 1:5, 1:6] = 1
+    for folder in ("r", "p"):
+        for name in ("a", "b"):
+            save(truth, (1, 1, 2), tmp_path / folder / f"{name}.nii.gz")
+        if side in (folder, "both"):
+            header_of(tmp_path / folder / "a.nii.gz", **fields)
+    folders = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
+    out = tmp_path / "o"
+    assert main(["score", *map(str, folders), "--out", str(out), "--workers", "1", "--quiet"]) == 1
+    rows = read(out / "scores.csv")
+    assert [row["Name"] for row in rows] == (["a.nii.gz"] if side == "p" else []) + ["b.nii.gz"]
+    assert side != "p" or rows[0]["Liver_DSC"] == "0.0000"
+    assert rows[-1]["Liver_DSC"] == rows[-1]["Liver_NSD"] == "1.0000"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{'p' if side == 'p' else 'r'}/a.nii.gz: its header" in line
+    assert (out / "worst.md").is_file()
+
+
+def test_odd_names_and_a_scale_cost_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = np.zeros((6, 7, 8), np.uint8)
+    truth[1:5, 1:5, 1:6] = 1
+    names = [b"a$1_$b.nii.gz", b"caf\xe9.nii.gz", "病人, 一.nii.gz".encode()]
+    for folder in ("r", "p"):
+        for name in names:
+            path = tmp_path / folder / "x.nii.gz"
+            scaled = nibabel.Nifti1Image(truth.astype(np.int16) * 10, np.eye(4))
+            save(truth, (1, 1, 1), path)
+            if folder == "p":
+                nibabel.save(scaled, path)
+                header_of(path, scl_slope=0.1, scl_inter=0)
+            path.rename(path.with_name(os.fsdecode(name)))
+    mine = tmp_path / "o" / "overlays" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    folders = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
+    command = ["score", *map(str, folders), "--out", str(tmp_path / "o"), "--workers", "1"]
+    for _ in range(2):
+        assert main([*command, "--quiet"]) == 0
+        assert capsys.readouterr().err == ""
+        rows = read(tmp_path / "o" / "scores.csv")
+        assert [row["Name"] for row in rows] == [
+            "a$1_$b.nii.gz", "caf\\xe9.nii.gz", "病人, 一.nii.gz",
+        ]  # fmt: skip
+        assert {row["Liver_DSC"] for row in rows} == {"1.0000"}
+        links = re.findall(r"\(overlays/(.*)\)", (tmp_path / "o" / "worst.md").read_text())
+        assert len(links) == 3 and not any(set(link) & set(" ,") for link in links)
+        assert all((mine.parent / unquote(link)).is_file() for link in links)
+    assert mine.read_text() == "keep" and len(list(mine.parent.iterdir())) == 4
+
+
+def test_too_little_memory_costs_its_own_case_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(name: str, *arguments: Any) -> CaseScore:
+        if name.startswith("large"):
+            raise MemoryError
+        return score_case(name, *arguments)
+
+    monkeypatch.setattr("evaluation.scoring.score_case", score)
+    for folder in ("r", "p"):
+        for name in ("large", "small"):
+            save(np.ones((3, 3, 3), np.uint8), (1, 1, 1), tmp_path / folder / f"{name}.nii.gz")
+    large, small = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert (large.status, small.status) == ("error", "scored")
+    assert "ran out of memory" in large.notes[0]
 
 
 RGB = np.dtype([(colour, np.uint8) for colour in "RGB"])

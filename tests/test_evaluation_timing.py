@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
-pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
+psutil = pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
 from evaluation.cli import main  # noqa: E402
 from evaluation.container import Container  # noqa: E402
@@ -76,6 +80,16 @@ def test_every_case_alone_and_a_table(cases: Path) -> None:
         ("import sys; sys.exit(3)", {}, "failed: exit code 3"),
         ("pass", {}, "failed: no labels written"),
         ("import os; os.kill(os.getpid(), 9)", {}, "killed by signal 9"),
+        (
+            COPY + "[p.write_bytes(b'') for p in o.iterdir()]",
+            {},
+            "failed: X.nii.gz cannot be read (Empty file: 'OUT/X.nii.gz')",
+        ),
+        (
+            COPY + "[p.rename(o / ('w' + p.name)) for p in o.iterdir()]",
+            {},
+            "failed: wrote wX.nii.gz, not X.nii.gz",
+        ),
         (COPY + "import time; time.sleep(0.5)", {"limit": 0.4}, "too slow"),
         ("import time; time.sleep(60)", {"give_up": 0.5}, "stopped: took too long"),
         (
@@ -87,7 +101,8 @@ def test_every_case_alone_and_a_table(cases: Path) -> None:
 )
 def test_verdicts(cases: Path, code: str, options: dict[str, float], verdict: str) -> None:
     timings = timed(cases, code, **options)  # type: ignore[arg-type]
-    assert [timing.verdict for timing in timings] == [verdict] * 2
+    found = [re.sub(r"'.*/", "'OUT/", timing.verdict) for timing in timings]
+    assert found == [verdict.replace("X", name) for name in "ab"]
 
 
 def test_measures_the_whole_tree(tmp_path: Path) -> None:
@@ -128,10 +143,72 @@ def test_stopping_ends_the_children_too(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_what_outlives_a_command_is_ended_with_it(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(1); pathlib.Path({str(mark)!r}).touch()"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    assert run_command([sys.executable, "-c", code], tmp_path / "log.txt").exit_code == 0
+    time.sleep(1.5)
+    assert not mark.exists()
+
+
+def test_a_signal_ends_what_is_timed_and_leaves_nothing(cases: Path) -> None:
+    out = cases.parent / "out"
+    template = f"{sys.executable} -c 'import time; time.sleep(60)' {{inputs}} {{outputs}}"
+    arguments = ["time", "--command", template, "--cases", str(cases), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evaluation", *arguments, "--quiet"],
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (running := list(out.glob("logs/*.txt"))) and process.poll() is None:
+        time.sleep(0.05)
+    assert running, "the first case has begun"
+    time.sleep(0.5)
+    process.terminate()
+    assert process.communicate(timeout=20)[1] == "stopped\n"
+    assert process.returncode == 143
+    assert not list(out.glob(".case-*"))
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in p.info["cmdline"]]
+
+
+def test_a_case_that_cannot_be_read_costs_only_itself(cases: Path) -> None:
+    (cases / "0.nii.gz").symlink_to("nowhere.nii.gz")
+    verdicts = [timing.verdict for timing in timed(cases, COPY)]
+    assert verdicts == ["failed: cannot be read (No such file or directory)", "ok", "ok"]
+
+
+def test_dollars_in_a_command_are_no_formula(cases: Path) -> None:
+    assert timed(cases, COPY + "'$a_$ $^'")[0].passed
+    assert (cases.parent / "out" / "timing.png").stat().st_size > 0
+
+
+def test_a_full_disk_leaves_no_timing_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = sitk.WriteImage
+
+    def cut(image: sitk.Image, path: str, *rest: Any) -> None:
+        real(image, path, *rest)
+        Path(path).write_bytes(Path(path).read_bytes()[:-100])  # ITK says nothing of it
+
+    monkeypatch.setattr(sitk, "WriteImage", cut)
+    arguments = ["make-timing-cases", "--slices", "55", "--plane", "16", "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "o")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert not list((tmp_path / "o").iterdir())
+
+
 def test_wrong_commands(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--cases", str(cases), "--out", str(cases.parent / "out"), "--quiet"]
     assert main(["time", "--command", "true {inputs}", *common]) == 2
     assert "{outputs} must be in it" in capsys.readouterr().err
+    command = ["time", "--command", "true {inputs} {outputs}", *common]
+    assert main([*command, "--docker-args", "--network none"]) == 2
+    assert "--docker-args needs --image" in capsys.readouterr().err
+    assert main([*command, "--cpus", "1.5"]) == 2
+    assert "a whole number" in capsys.readouterr().err
     assert main(["time", "--command", "no-such-program {inputs} {outputs}", *common]) == 2
     assert "no-such-program: cannot be run" in capsys.readouterr().err
     empty = cases.parent / "empty"
@@ -192,7 +269,8 @@ def test_models_of_an_image_stand_side_by_side(
     assert "it:latest, measured on" in table and "slow: verdict" in table
     with (tmp_path / "out/timing.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[1] == ["16 x 16 x 55", "2.50", "3", "1.25", "ok", "70.00", "3", "1.25", "too slow"]
+    assert rows[1][:2] == ["timing_055_0000.nii.gz", "16 x 16 x 55"]
+    assert rows[1][2:] == ["2.50", "3", "1.25", "ok", "70.00", "3", "1.25", "too slow"]
     assert len(rows) == 3
     assert (tmp_path / "out/slow/outputs/timing_055.nii.gz").is_file()
     assert (tmp_path / "out/fast/timing.png").is_file()
@@ -305,8 +383,10 @@ def test_package(image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         said = capsys.readouterr().out
         assert "image evaluation_test:latest" in said
         assert hashlib.sha256(archive.read_bytes()).hexdigest() in said
+        before = archive.read_bytes()
         assert main([*command, "--docker-args", "--network none -e EAT=x"]) == 1
         assert "the loaded image failed on the case (exit code 4" in capsys.readouterr().err
+        assert archive.read_bytes() == before, "what does not work does not replace what does"
     finally:
         subprocess.run(
             ["docker", "image", "rm", "evaluation_test:latest"], capture_output=True, check=False
