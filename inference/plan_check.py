@@ -64,6 +64,7 @@ _KINDS: dict[str, Kind] = {
     "look": by_name(number(above=0)),
     "channels": several(by_name(_ANYTHING)),
     "transpose": several(whole(0, 2), 3),
+    "resampling": by_name(optional(by_name(_ANYTHING))),
     "outside": optional(number()),
     "mirror": several(whole(0, 2)),
     "outputs": several(_LABEL),
@@ -75,7 +76,6 @@ _OF_CHANNELS: dict[str, Kind] = {
     "size": Kind(
         "three times null, as it is beside channels", lambda value: value == (None, None, None)
     ),
-    "resampling": by_name(optional(by_name(_ANYTHING))),
 }
 
 

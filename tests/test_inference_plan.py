@@ -76,6 +76,7 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"outside": "air"}, "outside is"),
         ({"mirror": [0, 0]}, "mirror [0, 0] names an axis twice"),
         ({"members": {"liver": "1"}}, "members is"),
+        ({"resampling": ["data"]}, "resampling is"),
         ({"postprocessing": [{"step": "close", "labels": ["liver"]}]}, "bad postprocessing"),
         ({"postprocessing": ["close"]}, "postprocessing is"),
         ({"postprocessing": [{"step": ["close"], "labels": [1]}]}, "bad postprocessing"),

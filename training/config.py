@@ -57,8 +57,6 @@ _SELF_TRAINING = {
     "iterations": whole(1),
     "learning_rate": number(above=0),
 }
-
-
 _NETWORK = {"f32": "network.xml"}
 
 
