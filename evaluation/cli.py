@@ -15,10 +15,10 @@ from pathlib import Path
 
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.challenge import SHORT_NAMES, label_of
+from inference.console import ending_signals, say
 from inference.errors import AbdosegError, UsageError
 from inference.machine import usable_threads
 from inference.organs import ORGANS
-from inference.progress import say
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         came.append(number)
         raise KeyboardInterrupt  # what runs is ended, what is unfinished removed
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         return command(options)
     except UsageError as error:

@@ -100,10 +100,10 @@ def read_scores(path: Path, labels: Sequence[int]) -> dict[str, Values]:
             if missing := sorted(set(wanted) - set(there)):
                 hint = "; are its cells separated by commas?" if len(there) == 1 else ""
                 raise UsageError(f"{path}: no column {', '.join(missing)}{hint}")
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
         scores: dict[str, Values] = {}
-        for line, row in enumerate(rows, start=2):
-            if len(row) != len(there) or None in row.values():
+        for line, row in rows:
+            if None in row or None in row.values():  # cells too many, or too few
                 raise UsageError(f"{path}: row {line} has not {len(there)} cells")
             scores[row["Name"]] = {
                 key: _score(row[column], f"{path}: row {line}, {column}")

@@ -13,12 +13,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from evaluation.container import Container, docker, image_of
 from evaluation.usage import Usage
+from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.phantom import make_phantom
 from inference.writing import appearing, make_folder, write_image
@@ -88,19 +88,20 @@ def package(
     except UsageError:
         before = None
     docker("image", "tag", image, tag)
-    if before not in (None, source["Id"]):
-        print(f"note: {tag} was another image, {before}; it is {image} now", file=sys.stderr)
     try:
         # It appears under its name when it has been tried.
         with appearing(out) as archive:
             digest = _save(tag, archive, int(source["Size"]), quiet)
             usage = _check(archive, out.name, source["Id"], case, memory, arguments)
+        if before not in (None, source["Id"]):
+            say(f"note: {tag} was another image, {before}; it is {image} now", error=True)
         return Package(out, tag, out.stat().st_size, digest, usage)
     except BaseException as error:
-        if before is None:
-            docker("image", "rm", tag)
-        else:
-            docker("image", "tag", before, tag)
+        with suppress(UsageError):
+            if before is not None:
+                docker("image", "tag", before, tag)
+            elif source.get("RepoTags"):  # else the tag is all that keeps the image
+                docker("image", "rm", tag)
         if isinstance(error, OSError):
             raise UsageError(f"{out}: {error.strerror or error}") from None
         raise
@@ -155,7 +156,10 @@ def _check(
 ) -> Usage:
     """Load an archive (that will have a name) and run a case with its image."""
     tag = f"abdoseg-check-{uuid.uuid4().hex[:12]}:loaded"
-    load_as(archive, tag)
+    try:
+        load_as(archive, tag)
+    except CaseError as error:
+        raise CaseError(str(error).replace(archive.name, name)) from None
     try:
         loaded = image_of(tag)["Id"]
         if loaded != wanted:

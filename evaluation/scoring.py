@@ -21,12 +21,12 @@ scoring was killed
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NoReturn
 
@@ -256,9 +256,7 @@ def _score_in_processes(
     """
     results: dict[str, CaseScore] = {}
     arguments = (strict, tuple(labels))
-    # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
-    context = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pairs)), context, *_SILENT_END) as pool:
+    with _processes(min(workers, len(pairs))) as pool:
         jobs: dict[Future[CaseScore], str] = {}
         with suppress(BrokenExecutor):
             for pair in pairs:
@@ -269,11 +267,28 @@ def _score_in_processes(
                 bar.update()
     for pair in pairs:
         if pair[0] not in results:
-            with ProcessPoolExecutor(1, context, *_SILENT_END) as pool:
+            with _processes(1) as pool:
                 job = pool.submit(score_case, *pair, *arguments)
                 results[pair[0]] = _result(job.result, pair[0])
             bar.update()
     return [results[name] for name, *_ in pairs]
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that score; on Ctrl-C or a signal they end at once, and what waits is not begun."""
+    others = active_children()
+    # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
+    pool = ProcessPoolExecutor(count, get_context("spawn"), *_SILENT_END)
+    try:
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            if process not in others:
+                process.terminate()
+        raise
 
 
 def _result(score: Callable[[], CaseScore], name: str) -> CaseScore:

@@ -151,10 +151,12 @@ def _time_case(
         outputs.chmod(0o777)  # the container's user may be another one
         work.chmod(0o755)
         try:
-            shutil.copyfile(path, inputs / path.name)
+            source = path.open("rb")
         except OSError as error:
             reason = f"failed: cannot be read ({error.strerror or error})"
             return CaseTiming(shown(path), shape, zooms, None, reason)
+        with source, (inputs / path.name).open("wb") as copy:
+            shutil.copyfileobj(source, copy)
         try:
             usage = runner(inputs, outputs, out / "logs" / f"{name}.txt")
         except CaseError as error:
@@ -182,9 +184,16 @@ def _trouble(outputs: Path, wanted: str, shape: tuple[int, ...]) -> str | None:
     except Exception as error:  # gzip, zlib and nibabel each raise their own
         return f"failed: {wanted} cannot be read ({' '.join(str(error).split())})"
     size = tuple(int(n) for n in found.get_data_shape())
-    if shape and size != shape:
+    if shape and _without_ones(size) != _without_ones(shape):
         return f"failed: {wanted} has {size} voxels, not {shape}"
     return None
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A 3D volume may be stored as 4D, with one volume."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _verdict(usage: Usage, limit: float, memory: int | None) -> str:

@@ -166,7 +166,7 @@ class _TreeWatch(threading.Thread):
 
     def kill(self) -> None:
         """End the process and what it started (they share its session's process group)."""
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
 
     def _high_water(self) -> int:

@@ -115,8 +115,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
 def _refuse_other_than_labels(path: Path, values: NDArray[np.generic]) -> None:
     # A scale factor of the header may leave 2.0000001; a cast cuts, so 1.9999999 would be 1.
     if values.dtype.kind == "f":
-        above = values - np.floor(values)
-        if not (np.isfinite(values).all() and (above <= _ROUNDING).all()):
+        finite = np.isfinite(values).all()
+        if not (finite and (values - np.floor(values) <= _ROUNDING).all()):
             raise CaseError(f"{path}: holds values that are not whole numbers, so not labels")
     low, high = values.min(), values.max()
     if low < 0 or high > 255:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from inference.console import ending_signals
 from inference.errors import ModelError, UsageError, os_error_line
 
 _INTERRUPTED = 130
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # as the host has cores. It looks at this when numpy is imported, which is not done yet.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _open_standard_streams()
-    before = {number: signal.signal(number, _end) for number in _ending_signals()}
+    before = {number: signal.signal(number, _end) for number in ending_signals()}
     try:
         return _run(options)
     except (UsageError, ModelError) as error:
@@ -229,14 +230,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_MOST_THREADS}")
     return int(text)
-
-
-def _ending_signals() -> list[signal.Signals]:
-    """SIGTERM, and SIGHUP (the terminal was closed) unless it is ignored, as by nohup."""
-    signals = [signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    return signals
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -24,7 +24,8 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str) and value != "")
+TEXT = Kind("text", lambda value: isinstance(value, str))
+NAME = Kind("text that is not empty", lambda value: isinstance(value, str) and value != "")
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 
 
@@ -37,8 +38,12 @@ def number(low: float = -math.inf, high: float = math.inf, above: float = -math.
     ]
 
     def fits(value: Any) -> bool:
-        real = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return real and math.isfinite(value) and low <= value <= high and value > above
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        try:
+            return math.isfinite(value) and low <= value <= high and value > above
+        except OverflowError:  # a whole number beyond all floats
+            return False
 
     return Kind(" ".join(["a number", *limits]), fits)
 

@@ -151,8 +151,9 @@ def segment_in_stages(
                 memory,
                 lambda share: tell("network", share),
             )
-            # A convolution with weights that are no numbers spoils all channels; one tells it.
-            if any(any_nan(plane) for plane in logits[0]):
+            # Weights that are no numbers spoil all that comes after them: every channel, or, in
+            # the last layer, every voxel of one.
+            if any_nan(logits[:, 0, 0, 0]) or any(any_nan(plane) for plane in logits[0]):
                 raise ModelError(f"{model.folder}: the network's logits are no numbers (NaN)")
         with _timed("postprocess", seconds, tell):
             winning = postprocess(logits, prepared.spacing, plan, model.threads)

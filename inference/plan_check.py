@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.kinds import (
     FLAG,
-    TEXT,
+    NAME,
     Kind,
     by_name,
     number,
@@ -23,7 +23,10 @@ from inference.spline import Rule
 if TYPE_CHECKING:
     from inference.plan import Plan
 
-# Steps of post-processing, and which numbers each has beside its labels.
+PRECISIONS = ("f32", "bf16", "int8")
+"""What a network may compute in."""
+
+# Steps of post-processing (`inference.postprocess`), and which numbers each has beside its labels.
 _STEPS: dict[str, tuple[str, ...]] = {
     "keep_largest": (),
     "remove_small": ("millilitres",),
@@ -33,26 +36,28 @@ _STEPS: dict[str, tuple[str, ...]] = {
 
 
 def _fits_orientation(value: Any) -> bool:
+    if value is None:
+        return True
     try:
         turn_to((1, 0, 0, 0, 1, 0, 0, 0, 1), value)
     except (TypeError, ValueError):
         return False
-    return True
+    return isinstance(value, str)
 
 
 _LABEL = whole(0, 255)
 _ANYTHING = Kind("any value", lambda value: True)  # it is looked at where it belongs
 _KINDS: dict[str, Kind] = {
-    "name": TEXT,
-    "version": TEXT,
+    "name": NAME,
+    "version": NAME,
     "spacing": several(optional(number(above=0)), 3),
     "clip": several(number(), 2),
     "subtract": number(),
     "divide": number(above=0),
     "patch": several(whole(1), 3),
     "multiple": several(whole(1), 3),
-    "networks": by_name(TEXT),
-    "precision": one_of("f32", "bf16", "int8"),
+    "networks": by_name(NAME),
+    "precision": one_of(*PRECISIONS),
     "labels": by_name(whole(1, 255)),
     "bytes_per_voxel": number(0),
     "orientation": Kind("three letters as LPS, or null", _fits_orientation),
@@ -93,7 +98,7 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append(f"clip {list(plan.clip)} is not a range")
     if any(p % m for p, m in zip(plan.patch, plan.multiple, strict=True)):
         problems.append(f"patch {list(plan.patch)} is no multiple of {list(plan.multiple)}")
-    if unknown := set(plan.networks) - {"f32", "bf16", "int8"}:
+    if unknown := set(plan.networks) - {*PRECISIONS}:
         problems.append(f"networks of no precision: {', '.join(sorted(unknown))}")
     if plan.precision not in plan.networks:
         problems.append(f"precision {plan.precision!r} has no network")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from inference.console import say
 from inference.reading import terminal
 
 _STAGES = {
@@ -21,17 +21,6 @@ _STAGES = {
     "write": 5,
 }
 """The stages of a case and how many per cent of its bar each takes, about as of its time."""
-
-
-def say(text: str, error: bool = False) -> None:
-    """Print, whether or not anyone reads it: what is written to files is what counts."""
-    stream = sys.stderr if error else sys.stdout
-    try:
-        print(text, file=stream, flush=True)
-    except OSError:  # nobody reads any more (``| head -1``), or the disk with the log is full
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # what is still in the buffer must go somewhere
-        os.close(nowhere)
 
 
 class Progress:

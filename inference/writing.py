@@ -105,7 +105,7 @@ def write_image(image: sitk.Image, path: Path, compression: int = 1) -> None:
         lines = [line for line in str(error).splitlines() if "Reason:" in line]
         reason = lines[0].removeprefix("Reason: ") if lines else "is the disk full?"
         raise OSError(errno.EIO, reason) from None
-    if not np.array_equal(wanted, found):
+    if not np.array_equal(wanted, found, equal_nan=wanted.dtype.kind == "f"):
         raise OSError(errno.ENOSPC, "is the disk full?")
 
 

@@ -118,6 +118,9 @@ def test_tables_are_read_with_care(tmp_path: Path) -> None:
     path.write_text(head + ("a" + ",0.5" * 26 + "\n") * 2)
     with pytest.raises(UsageError, match="a case is there twice"):
         read_scores(path, tuple(ORGANS))
+    # As spreadsheets leave it: columns without a name or a value, rows of nothing.
+    path.write_text(head.strip() + ",,\n\n" + "a" + ",0.5" * 26 + ",,\n")
+    assert set(read_scores(path, tuple(ORGANS))["a"].values()) == {0.5}
     for wrong in ("nan", "50"):
         path.write_text(head + "a" + f",{wrong}" * 26 + "\n")
         with pytest.raises(

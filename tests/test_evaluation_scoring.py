@@ -7,6 +7,11 @@ import gzip
 import math
 import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -386,6 +391,36 @@ def test_odd_names_and_a_scale_cost_nothing(
         assert len(links) == 3 and not any(set(link) & set(" ,") for link in links)
         assert all((mine.parent / unquote(link)).is_file() for link in links)
     assert mine.read_text() == "keep" and len(list(mine.parent.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "number", "code"),
+    [("", signal.SIGTERM, 143), ("", signal.SIGHUP, 129), ("trap '' HUP; ", signal.SIGHUP, 0)],
+)
+def test_a_signal_ends_all_processes(
+    tmp_path: Path, before: str, number: signal.Signals, code: int
+) -> None:
+    """But one that is ignored, as by nohup, stays so."""
+    truth = np.random.default_rng(0).integers(0, 14, (40, 40, 40)).astype(np.uint8)
+    for folder in ("r", "p"):
+        for case in range(12 if code else 3):
+            save(truth, (1, 1, 1), tmp_path / folder / f"{case:02d}.nii.gz")
+    folders = ["--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
+    command = [sys.executable, "-m", "evaluation", "score", *map(str, folders)]
+    command += ["--out", str(tmp_path / "o"), "--workers", "2", "--worst", "0", "--quiet"]
+    process = subprocess.Popen(
+        ["sh", "-c", before + "exec " + shlex.join(command)],
+        cwd=Path(__file__).parents[1],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "o").is_dir() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == ("stopped\n" if code else "")
+    assert process.returncode == code
+    assert (tmp_path / "o" / "scores.csv").exists() == (code == 0)
 
 
 def test_too_little_memory_costs_its_own_case_alone(

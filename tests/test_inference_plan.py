@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from openvino import opset13 as ops
 from tiny_model import LABELS, make_ct, make_tiny_model
 
+from inference import plan_check, postprocess
 from inference.cli import main
 from inference.errors import CaseError, ModelError
 from inference.model import Model
@@ -52,6 +53,8 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"spacing": [2, 2]}, "spacing is [2, 2], not a list of 3"),
         ({"spacing": [2, 2, -2]}, "spacing is"),
         ({"subtract": "50"}, "subtract is '50', not a number"),
+        ({"subtract": 10**400}, "subtract is 1000"),
+        ({"orientation": ["", "P", "S"]}, "orientation is"),
         ({"clip": [1, 2, 3]}, "clip is"),
         ({"clip": [100, -100]}, "clip [100, -100] is not a range"),
         ({"clip": ...}, "missing keys clip"),
@@ -104,6 +107,14 @@ def test_a_mistake_in_a_plan_is_one_line_and_nothing_is_done(
     assert len(error.splitlines()) == 1 and error.startswith(f"error: {folder}/")
     assert said in error
     assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_every_step_of_post_processing_is_known_to_the_check() -> None:
+    assert set(plan_check._STEPS) == set(postprocess._STEPS)
+
+
+def test_a_channel_may_have_no_name(tmp_path: Path) -> None:
+    assert Plan.load(edited(tmp_path / "m", imported(channels=[CT | {"name": ""}]))).inputs == 1
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,28 @@ def test_a_link_to_a_model_is_followed_and_one_above_itself_too(
         assert found.name == results.name and set(found.checkpoints) == {"0", "1"}
 
 
+def test_links_hide_no_fold_and_give_no_second_name(results: Path, tmp_path: Path) -> None:
+    folder = changed(results, tmp_path)
+    (folder / "fold_all").symlink_to("fold_0")
+    for link in ("best", "zz"):
+        (tmp_path / link).symlink_to(folder.name)
+        with open_results(tmp_path, (), "model") as found:
+            assert found.name == results.name and set(found.checkpoints) == {"0", "1"}
+        with open_results(tmp_path, ("all",)) as found:
+            assert set(found.checkpoints) == {"all"}
+
+
+def test_a_zip_whose_end_is_damaged_is_one_line(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.write(results / "plans.json", "m/plans.json")
+    content = bytearray(file.read_bytes())
+    content[content.find(b"PK\x01\x02") + 1] = 0
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match="damaged"), open_results(file):
+        pass
+
+
 def test_an_encrypted_zip_is_one_line(results: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.zip"
     with zipfile.ZipFile(file, "w") as archive:

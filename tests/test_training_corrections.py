@@ -11,6 +11,7 @@ from inference.organs import LABEL_OF
 from training.augment import UNKNOWN
 from training.corrections import correct, load_corrections, of_kind
 from training.pseudolabel import judge
+from training.yaml_file import load_yaml
 
 LIVER, KIDNEY, AORTA = (LABEL_OF[name] for name in ("liver", "left_kidney", "aorta"))
 SPACING = (2.0, 1.0, 1.0)
@@ -167,6 +168,27 @@ def test_a_case_that_is_named_twice_is_said(tmp_path: Path) -> None:
     file.write_text("a:\n  - {trust: [liver]}\na:\n  - {trust: [spleen]}\n")
     with pytest.raises(ValueError, match=r"'a' is given twice \(line 3\)"):
         load_corrections(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 2024-13-01\n", "not YAML"),
+        ("a: !!bool x\n", "not YAML"),
+        ("a:\n  - {grow: [liver], hu: [1" + "0" * 400 + ", 1]}\n", "not corrections"),
+    ],
+)
+def test_odd_values_are_one_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "corrections.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"^[^\n]*corrections.yaml: {said}[^\n]*$"):
+        load_corrections(file)
+
+
+def test_keys_of_merged_mappings_are_not_given_twice(tmp_path: Path) -> None:
+    file = tmp_path / "merged.yaml"
+    file.write_text("base: &b {k: 1}\nx: {a: &a {<<: *b, k: 2}}\nc: {<<: *a}\n")
+    assert load_yaml(file) == {"base": {"k": 1}, "x": {"a": {"k": 2}}, "c": {"k": 2}}
 
 
 def test_the_recipe_s_own_corrections_are_understood() -> None:

@@ -702,6 +702,8 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
         ({"augmentation": {"blurr": {}}}, "there is no blurr"),
         ({"placement": {"rule": "everywhere"}}, "there is no rule 'everywhere'"),
         ({"learning_rate": "1e-3"}, "learning_rate: YAML takes 1e-3 for text; write 0.001"),
+        ({"learning_rate": 10**400}, "learning_rate is 1000"),
+        ({"spacing": 2.0, "augmentation": {"scan": {}}}, "spacing is 2.0, not a list of 3"),
         ({"iterations": 1.5}, "iterations is 1.5, not a whole number"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0, not a whole number from 1"),
         ({"ema": float("nan")}, "ema is nan, not a number from 0 to 1"),

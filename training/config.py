@@ -11,9 +11,21 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ModelError
-from inference.kinds import FLAG, TEXT, Kind, by_name, number, one_of, several, whole, wrong
+from inference.kinds import (
+    FLAG,
+    NAME,
+    Kind,
+    by_name,
+    number,
+    one_of,
+    optional,
+    several,
+    whole,
+    wrong,
+)
 from inference.organs import LABEL_OF
 from inference.plan import Plan
+from inference.plan_check import PRECISIONS
 from training.yaml_file import load_yaml
 
 KINDS = ("synthetic", "transferred", "labelled", "empty", "pseudo")
@@ -32,9 +44,10 @@ _KINDS = {
     **dict.fromkeys(("learning_rate", "gradient_clip"), number(above=0)),
     **dict.fromkeys(("weight_decay", "pseudo_weight"), number(0)),
     **dict.fromkeys(("ema", "freeze_norm"), number(0, 1)),
-    **dict.fromkeys(("holdout", "empty"), several(TEXT)),
-    "name": TEXT,
-    "version": TEXT,
+    **dict.fromkeys(("holdout", "empty"), several(NAME)),
+    "name": NAME,
+    "version": NAME,
+    "spacing": several(optional(number(above=0)), 3),
     "clip": several(number(), 2),
     "stored": several(number(), 2),
     "patch": several(whole(1), 3),
@@ -156,7 +169,7 @@ class Config:
     not_int8: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if problems := [*wrong(vars(self), _KINDS), *_meant_as_numbers(self)]:
+        if problems := _wrong_values(self):
             raise ValueError("; ".join(problems))
         if unknown := set(self.shares) - set(KINDS):
             problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
@@ -252,8 +265,8 @@ class Config:
         if not isinstance(content, dict):
             raise ValueError(f"{path}: not a configuration")
         known = {entry.name for entry in fields(Config)}
-        if wrong := sorted(set(content) - known):
-            raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
+        if unknown := sorted(map(str, set(content) - known)):
+            raise ValueError(f"{path}: unknown keys {', '.join(unknown)}")
         if missing := sorted(known - set(content)):
             raise ValueError(f"{path}: missing keys {', '.join(missing)}")
         if empty := sorted(name for name, value in content.items() if value is None):
@@ -266,16 +279,20 @@ class Config:
                 if isinstance(values[names], tuple):
                     values[names] = tuple(map(str, values[names]))  # a name may be all digits
             config = Config(**values)
-            config.plan((1, 1, 1), dict.fromkeys(("f32", "bf16", "int8"), "network.xml"))
+            config.plan((1, 1, 1), dict.fromkeys(PRECISIONS, "network.xml"))
             return config
         except (TypeError, ValueError, ModelError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _meant_as_numbers(config: Config) -> list[str]:
-    """Numbers that YAML takes for text."""
-    return [
-        f"{name}: YAML takes {value} for text; write {float(value)!r}"
-        for name, value in vars(config).items()
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value)
-    ]
+def _wrong_values(config: Config) -> list[str]:
+    """What is not of its kind, in words; of numbers that YAML takes for text, how to write them."""
+    problems = []
+    for name, kind in _KINDS.items():
+        value = getattr(config, name)
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
+            if kind is not NAME:
+                problems.append(f"{name}: YAML takes {value} for text; write {float(value)!r}")
+        else:
+            problems += wrong({name: value}, {name: kind})
+    return problems

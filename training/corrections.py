@@ -83,7 +83,7 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
     content = load_yaml(path) or {}
     try:
         return {str(case): [_edit(entry) for entry in edits] for case, edits in content.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not corrections ({error})") from None
 
 

@@ -20,7 +20,10 @@ def load_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_EachOnce)
     except _TwiceError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        *(yaml.YAMLError, UnicodeDecodeError, RecursionError),
+        *(ValueError, LookupError, AttributeError, TypeError),  # of "2024-13-01", say
+    ) as error:
         raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
 
 
@@ -31,13 +34,13 @@ class _TwiceError(Exception):
 class _EachOnce(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML's safe loader, but every key of a mapping must be another."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            name = str(self.construct_object(key, deep=True))
-            if name in seen:
-                raise _TwiceError(f"{name!r} is given twice (line {key.start_mark.line + 1})")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise _TwiceError(f"{key.value!r} is given twice (line {line})")
+                seen.add(key.value)
+        return node

@@ -58,7 +58,10 @@ def main(arguments: list[str]) -> None:
     with open_results(
         options.results, folds, options.configuration, options.checkpoint_name
     ) as results:
-        _import(results, options, label_map)
+        try:
+            _import(results, options, label_map)
+        except ModelError as error:
+            raise ModelError(f"{options.results}: {error}") from None
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -67,6 +67,7 @@ def open_results(
             if found.name in _FILES
             or (found.name == checkpoint and found.parent.name.startswith("fold_"))
         }
+        files = _without_second_names(files)
         folder = _choose(path, list(files), configuration)
         yield _read(path, folder, files, folds, checkpoint)
     elif not path.exists():
@@ -74,19 +75,19 @@ def open_results(
     elif not zipfile.is_zipfile(path):
         raise ModelError(f"{path}: neither a folder nor a zip file")
     else:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as made:
-            names = {PurePosixPath(name): name for name in archive.namelist()}
-            folder = _choose(path, list(names), configuration)
-            wanted = [folder / name for name in _FILES]
-            wanted += [
-                folder / f"fold_{f}" / checkpoint for f in _folds(folder, names, folds, checkpoint)
-            ]
+        with tempfile.TemporaryDirectory() as made:
             try:
-                files = {
-                    name: Path(archive.extract(names[name], made))
-                    for name in wanted
-                    if name in names
-                }
+                with zipfile.ZipFile(path) as archive:
+                    names = {PurePosixPath(name): name for name in archive.namelist()}
+                    folder = _choose(path, list(names), configuration)
+                    chosen = _folds(folder, names, folds, checkpoint)
+                    wanted = [folder / name for name in _FILES]
+                    wanted += [folder / f"fold_{fold}" / checkpoint for fold in chosen]
+                    files = {
+                        name: Path(archive.extract(names[name], made))
+                        for name in wanted
+                        if name in names
+                    }
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise ModelError(f"{path}: damaged ({error})") from None
             except (RuntimeError, NotImplementedError) as error:  # encrypted, a rare compression
@@ -96,14 +97,21 @@ def open_results(
 
 def _files_below(path: Path) -> Iterator[Path]:
     """All files below a folder, through links too: results often lie on another disk."""
-    seen = set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        where = Path(folder).resolve()
-        if where in seen:  # a link to what was there before, above it even
-            folders.clear()
-            continue
-        seen.add(where)
-        yield from (Path(folder, name) for name in names)
+        where = Path(folder)
+        above = {parent.resolve() for parent in (where, *where.parents)}
+        folders[:] = [n for n in folders if (where / n).resolve() not in above]  # no circles
+        yield from (where / name for name in names)
+
+
+def _without_second_names(files: Mapping[PurePosixPath, Path]) -> dict[PurePosixPath, Path]:
+    """A model that links give several names has its folder's own."""
+    models = {name.parent: files[name].parent for name in files if name.name == _FILES[0]}
+    named: dict[Path, PurePosixPath] = {}
+    for name, folder in sorted(models.items(), key=lambda item: item[1].is_symlink()):
+        named.setdefault(folder.resolve(), name)
+    others = set(models) - set(named.values())
+    return {name: file for name, file in files.items() if not others & {*name.parents}}
 
 
 def _choose(path: Path, names: list[PurePosixPath], configuration: str | None) -> PurePosixPath:
