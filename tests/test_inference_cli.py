@@ -182,7 +182,7 @@ def test_bad_cases_do_not_stop_the_others(desk: Desk, capfd: pytest.CaptureFixtu
 def test_damaged_channel_is_named(
     tmp_path: Path, tiny: Model, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make_tiny_model(tmp_path / "pair")
+    make_tiny_model(tmp_path / "pair", inputs=2)
     channels = tuple({"name": name, "normalisation": "none"} for name in ("T1", "T2"))
     rules = {"data": None, "logits": None}
     replace(tiny.plan, channels=channels, crop="none", resampling=rules).save(tmp_path / "pair")

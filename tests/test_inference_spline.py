@@ -84,5 +84,5 @@ def test_which_axis_is_coarse(rule: Rule, spacing: Any, new: Any, axis: int | No
 
 def test_shape_and_orders() -> None:
     assert shape_at((10, 20, 1), (1.0, 0.75, 1.0), (3.0, 1.5, 9.0)) == (3, 10, 1)
-    with pytest.raises(ValueError, match="not in 0 to 5"):
+    with pytest.raises(ValueError, match="not a whole number from 0 to 5"):
         Rule(order=6)

@@ -31,21 +31,22 @@ LEVELS = {0: -1000.0, 1: 100.0, 2: 200.0, 3: 300.0, 13: 400.0}
 LABELS = {"liver": 1, "right_kidney": 2, "spleen": 3, "left_kidney": 13}
 
 
-def make_tiny_model(folder: Path, smooth: bool = True, **changes: Any) -> Plan:
+def make_tiny_model(folder: Path, smooth: bool = True, inputs: int = 1, **changes: Any) -> Plan:
     """Write a tiny model into ``folder`` and return its plan.
 
     Args:
         folder: where to; made if it is missing.
         smooth: whether to average over 3 x 3 x 3 voxels first.
+        inputs: input channels; of several the mean is taken.
         changes: fields of the plan that shall be other than the defaults here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     levels = [LEVELS[0], 0.0, *(LEVELS[value] for value in sorted(LABELS.values()))]
-    source = ops.parameter([1, 1, -1, -1, -1], np.float32, name="image")
-    values = source
+    source = ops.parameter([1, inputs, -1, -1, -1], np.float32, name="image")
+    values = source if inputs == 1 else ops.reduce_mean(source, np.array([1]), keep_dims=True)
     if smooth:
         kernel = np.full((1, 1, 3, 3, 3), 1 / 27, np.float32)
-        values = ops.convolution(source, ops.constant(kernel), [1] * 3, [1] * 3, [1] * 3, [1] * 3)
+        values = ops.convolution(values, ops.constant(kernel), [1] * 3, [1] * 3, [1] * 3, [1] * 3)
     centres = np.asarray(levels, np.float32).reshape(1, -1, 1, 1, 1) / 100
     nearness = ops.negative(ops.abs(ops.subtract(values, ops.constant(centres))))
     # Air and water are both background: the larger of the two.
