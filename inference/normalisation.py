@@ -22,7 +22,7 @@ _KINDS = {
     "normalisation": one_of("ct", "z-score", "none", "rescale", "rgb"),
     "clip": optional(several(number(), 2)),
     "subtract": number(),
-    "divide": number(),
+    "divide": number(0),
     "masked": FLAG,
 }
 

@@ -51,6 +51,7 @@ _KINDS = {
     "clip": several(number(), 2),
     "stored": several(number(), 2),
     "patch": several(whole(1), 3),
+    "precision": one_of(*PRECISIONS),
     "synthesis_spacing": number(0.1),
     "overlap": number(0, 0.95),
     "optimiser": one_of("adamw", "sgd"),
@@ -279,7 +280,7 @@ class Config:
                 if isinstance(values[names], tuple):
                     values[names] = tuple(map(str, values[names]))  # a name may be all digits
             config = Config(**values)
-            config.plan((1, 1, 1), dict.fromkeys(PRECISIONS, "network.xml"))
+            config.plan((1, 1, 1))  # raises what inference would refuse
             return config
         except (TypeError, ValueError, ModelError) as error:
             raise ValueError(f"{path}: {error}") from None

@@ -7,6 +7,11 @@ from typing import Any
 
 import yaml
 
+# PyYAML's own, and what its constructors raise of "2024-13-01", "!!bool x" and the like.
+_REASONS = (
+    yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError,
+)  # fmt: skip
+
 
 def load_yaml(path: Path) -> Any:
     """Read a YAML or JSON file.
@@ -20,11 +25,9 @@ def load_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_EachOnce)
     except _TwiceError as error:
         raise ValueError(f"{path}: {error}") from None
-    except (
-        *(yaml.YAMLError, UnicodeDecodeError, RecursionError),
-        *(ValueError, LookupError, AttributeError, TypeError),  # of "2024-13-01", say
-    ) as error:
-        raise ValueError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    except _REASONS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not YAML ({reason})") from None
 
 
 class _TwiceError(Exception):
