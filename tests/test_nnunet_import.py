@@ -500,7 +500,7 @@ def test_a_trusted_best_checkpoint_of_fold_all(
     options = ["--out", model, "--folds", "all", "--checkpoint-name", "checkpoint_best.pth"]
     assert run(copy, *options) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("training: fold_all/checkpoint_best.pth: holds ")
+    assert line.startswith(f"training: {copy}: fold_all/checkpoint_best.pth: holds ")
     assert "--trust-checkpoint" in line
     assert not Evil.marker.exists()
 

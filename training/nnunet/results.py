@@ -61,9 +61,10 @@ def open_results(
         ModelError: there is no such model, several, or one that lacks a fold.
     """
     if path.is_dir():
+        top = path.resolve()
         files = {
-            PurePosixPath(found.relative_to(path).as_posix()): found
-            for found in _files_below(path)
+            PurePosixPath(found.relative_to(top).as_posix()): found
+            for found in _files_below(top)
             if found.name in _FILES
             or (found.name == checkpoint and found.parent.name.startswith("fold_"))
         }
@@ -96,7 +97,11 @@ def open_results(
 
 
 def _files_below(path: Path) -> Iterator[Path]:
-    """All files below a folder, through links too: results often lie on another disk."""
+    """All files below a folder, through links too: results often lie on another disk.
+
+    Args:
+        path: the folder itself, no link to it.
+    """
     for folder, folders, names in os.walk(path, followlinks=True):
         where = Path(folder)
         above = {parent.resolve() for parent in (where, *where.parents)}
