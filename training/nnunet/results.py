@@ -91,7 +91,7 @@ def open_results(
                     }
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise ModelError(f"{path}: damaged ({error})") from None
-            except (RuntimeError, NotImplementedError) as error:  # encrypted, a rare compression
+            except RuntimeError as error:  # encrypted, or compressed in a rare way
                 raise ModelError(f"{path}: cannot be unpacked ({error})") from None
             yield _read(path, folder, files, folds, checkpoint)
 
