@@ -168,7 +168,7 @@ def _write_worst(
     if earlier.is_file():
         text = earlier.read_text(encoding="utf-8", errors="replace")
         for link in re.findall(r"\(overlays/([^/)]+\.png)\)", text):
-            (pictures / unquote(link)).unlink(missing_ok=True)
+            (pictures / Path(unquote(link)).name).unlink(missing_ok=True)
     rows, trouble = [], []
     for case in cases:
         name = stem(case.name)

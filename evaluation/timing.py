@@ -161,9 +161,9 @@ def _time_case(
             usage = runner(inputs, outputs, out / "logs" / f"{name}.txt")
         except CaseError as error:
             return CaseTiming(shown(path), shape, zooms, None, f"failed: {error}")
-        verdict = _verdict(usage, limit, memory)
-        if verdict in ("ok", "too slow", "too much memory"):
-            verdict = _trouble(outputs, label_name(path.name), shape) or verdict
+        verdict = _verdict(
+            usage, limit, memory, _wrong_labels(outputs, label_name(path.name), shape)
+        )
         for written in outputs.iterdir():
             target = out / "outputs" / written.name
             if written.is_file():
@@ -173,7 +173,7 @@ def _time_case(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _trouble(outputs: Path, wanted: str, shape: tuple[int, ...]) -> str | None:
+def _wrong_labels(outputs: Path, wanted: str, shape: tuple[int, ...]) -> str | None:
     """What is wrong with the labels that a run wrote; only their header is read."""
     if not (outputs / wanted).is_file():
         others = ", ".join(sorted(shown(path) for path in outputs.iterdir()))
@@ -196,7 +196,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _verdict(usage: Usage, limit: float, memory: int | None) -> str:
+def _verdict(usage: Usage, limit: float, memory: int | None, wrong_labels: str | None) -> str:
     if usage.out_of_memory:
         return "out of memory"
     if usage.gave_up:
@@ -205,6 +205,8 @@ def _verdict(usage: Usage, limit: float, memory: int | None) -> str:
         return f"killed by signal {-usage.exit_code}"
     if usage.exit_code:
         return f"failed: exit code {usage.exit_code}"
+    if wrong_labels:
+        return wrong_labels
     if memory is not None and usage.peak_memory is not None and usage.peak_memory > memory:
         return "too much memory"
     return "ok" if usage.seconds <= limit else "too slow"

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from inference.body import Box, whole_box
 from inference.errors import CaseError
-from inference.normalisation import Channel
+from inference.normalisation import Channel, Mask
 from inference.plan import Plan
 from inference.preprocess import Prepared, check_memory
 from inference.spline import Rule, resample, shape_at
-
-Mask = NDArray[np.bool_]
 
 
 def channels_of(plan: Plan) -> list[Channel]:

@@ -87,6 +87,11 @@ def by_name(kind: Kind) -> Kind:
     return Kind(f"names with {kind.words} each", fits)
 
 
+def with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file holds, its lists as tuples: plans and configurations are not changed."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+
+
 def wrong(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> list[str]:
     """What is not of its kind, in words.
 

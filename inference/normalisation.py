@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.kinds import FLAG, TEXT, number, one_of, optional, several, wrong
+from inference.kinds import FLAG, TEXT, number, one_of, optional, several, with_tuples, wrong
 from inference.resample import Float32Array
 
 Mask = NDArray[np.bool_]
@@ -65,12 +65,8 @@ class Channel:
         Raises:
             ValueError: it describes none.
         """
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in content.items()
-        }
         try:
-            return Channel(**values)
+            return Channel(**with_tuples(content))
         except TypeError as error:  # a key that it does not have, or lacks
             raise ValueError(str(error).split("__init__() ")[-1]) from None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from inference.errors import ModelError
+from inference.kinds import with_tuples
 from inference.paths import is_file
 from inference.plan_check import problems_of
 
@@ -154,12 +155,8 @@ class Plan:
         ):
             if names:
                 raise ModelError(f"{path}: {what} keys {', '.join(sorted(names))}")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in content.items()
-        }
         try:
-            plan = Plan(**values)
+            plan = Plan(**with_tuples(content))
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         for file in plan.networks.values():

@@ -47,7 +47,7 @@ def _fits_orientation(value: Any) -> bool:
 
 _LABEL = whole(0, 255)
 _ANYTHING = Kind("any value", lambda value: True)  # it is looked at where it belongs
-_KINDS: dict[str, Kind] = {
+PLAN_KINDS: dict[str, Kind] = {
     "name": NAME,
     "version": NAME,
     "spacing": several(optional(number(above=0)), 3),
@@ -76,6 +76,8 @@ _KINDS: dict[str, Kind] = {
     "regions": FLAG,
     "members": by_name(several(_LABEL)),
 }
+"""What each value of a plan must be."""
+
 _OF_CHANNELS: dict[str, Kind] = {
     "crop": one_of("nonzero", "none"),
     "size": Kind(
@@ -86,7 +88,7 @@ _OF_CHANNELS: dict[str, Kind] = {
 
 def problems_of(plan: Plan) -> list[str]:
     """What is wrong with a plan, in words; nothing if it can be used."""
-    kinds = _KINDS | (_OF_CHANNELS if plan.channels else {})
+    kinds = PLAN_KINDS | (_OF_CHANNELS if plan.channels else {})
     # Whether values fit together can only be asked of values that are what they must be.
     return wrong(vars(plan), kinds) or [*_contradictions(plan), *_wrong_parts(plan)]
 

@@ -18,14 +18,14 @@ from inference.kinds import (
     by_name,
     number,
     one_of,
-    optional,
     several,
     whole,
+    with_tuples,
     wrong,
 )
 from inference.organs import LABEL_OF
 from inference.plan import Plan
-from inference.plan_check import PRECISIONS
+from inference.plan_check import PLAN_KINDS
 from training.yaml_file import load_yaml
 
 KINDS = ("synthetic", "transferred", "labelled", "empty", "pseudo")
@@ -36,8 +36,12 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
-# Of the model's plan, inference says what its values must be.
+_OF_THE_PLAN = (
+    "name", "version", "spacing", "size", "crop", "clip", "subtract", "divide", "patch", "tiling",
+    "precision",
+)  # fmt: skip
 _KINDS = {
+    **{name: PLAN_KINDS[name] for name in _OF_THE_PLAN},
     **dict.fromkeys(("drawn_at_once", "batch", "iterations"), whole(1)),
     **dict.fromkeys(("folds", "evaluate_every", "checkpoint_every"), whole(1)),
     **dict.fromkeys(("warmup", "seed"), whole(0)),
@@ -45,13 +49,7 @@ _KINDS = {
     **dict.fromkeys(("weight_decay", "pseudo_weight"), number(0)),
     **dict.fromkeys(("ema", "freeze_norm"), number(0, 1)),
     **dict.fromkeys(("holdout", "empty"), several(NAME)),
-    "name": NAME,
-    "version": NAME,
-    "spacing": several(optional(number(above=0)), 3),
-    "clip": several(number(), 2),
     "stored": several(number(), 2),
-    "patch": several(whole(1), 3),
-    "precision": one_of(*PRECISIONS),
     "synthesis_spacing": number(0.1),
     "overlap": number(0, 0.95),
     "optimiser": one_of("adamw", "sgd"),
@@ -273,9 +271,7 @@ class Config:
         if empty := sorted(name for name, value in content.items() if value is None):
             raise ValueError(f"{path}: nothing is given for {', '.join(empty)}")
         try:
-            values: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
-            }
+            values = with_tuples(content)
             for names in ("holdout", "empty"):
                 if isinstance(values[names], tuple):
                     values[names] = tuple(map(str, values[names]))  # a name may be all digits
