@@ -12,6 +12,7 @@ from evaluation.challenge import COLUMN_OF, METRICS, columns
 from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
 from evaluation.tables import csv_text, markdown_text, number, write_text
 from evaluation.volumes import list_volumes, stem
+from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.writing import make_folder
 
@@ -180,7 +181,9 @@ def _write_worst(
             try:
                 overlay.draw(case, truths[name], guesses.get(name), under, picture)
             except CaseError as error:
-                trouble.append(f"- {'no CT in the picture' if under else 'no picture'}: {error}\n")
+                trouble.append(f"{'no CT in the picture' if under else 'no picture'}: {error}")
+                if under:  # what is wrong with the labels is among the case's own notes
+                    say(f"note: {trouble[-1]}", error=True)
             else:
                 link = f"[picture](overlays/{quote(picture.name, safe='')})"
                 break
@@ -192,5 +195,7 @@ def _write_worst(
         means = (number(case.mean(metric)) for metric in METRICS)
         rows.append([case.name, case.status, *means, lowest, link])
     header = ["Case", "Status", "Mean DSC", "Mean NSD", "Lowest organ (DSC / NSD)", "Overlay"]
-    text = markdown_text(header, rows) + ("\n" + "".join(trouble) if trouble else "")
+    text = markdown_text(header, rows)
+    if trouble:
+        text += "\n" + "".join(f"- {line}\n" for line in trouble)
     write_text(out / "worst.md", text)

@@ -177,6 +177,30 @@ def test_only_the_worst_cases_are_drawn(tmp_path: Path) -> None:
     assert [line.split()[1] for line in lines if "overlays/" in line] == ["b.nii.gz", "d.nii.gz"]
 
 
+def test_a_ct_that_cannot_lie_under_a_picture_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one of another size; the picture is drawn without it, and the scores stand."""
+    truth = np.zeros((8, 8, 8), np.uint8)
+    truth[1:7, 1:7, 1:7] = 1
+    for folder in ("r", "p", "i"):
+        for name in ("broken", "larger", "good"):
+            volume = np.zeros((8, 8, 9), np.uint8) if (folder, name) == ("i", "larger") else truth
+            save(volume, (1, 1, 1), tmp_path / folder / f"{name}.nii.gz")
+    (tmp_path / "i" / "broken.nii.gz").write_bytes(b"no CT")
+    folders = [f"--{name}={tmp_path / name[0]}" for name in ("reference", "prediction", "images")]
+    options = ["--out", str(tmp_path / "o"), "--workers", "1", "--quiet"]
+    assert main(["score", *folders, *options]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("note: no CT in the picture") for line in lines)
+    assert {name for name in ("broken", "larger") for line in lines if f"i/{name}." in line} == {
+        "broken", "larger",
+    }  # fmt: skip
+    assert len(list((tmp_path / "o" / "overlays").glob("*.png"))) == 3
+    text = (tmp_path / "o" / "worst.md").read_text()
+    assert all(line.removeprefix("note: ") in text for line in lines)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
