@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import SimpleITK as sitk
 
+from inference.cases import Case
+from inference.dicom import bytes_needed
 from inference.errors import CaseError
 from inference.machine import free_memory
 from inference.nifti import Header
-from inference.reading import Scan, ending, read
+from inference.reading import Scan, ending
 
 _SHARE = 0.125  # of the free memory: larger CTs are read when it is their turn
 
@@ -29,7 +30,7 @@ class Reader:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "read")
         self._left = threading.Event()
-        self._path: Path | None = None
+        self._case: Case | None = None
         self._task: Future[Scan] | None = None
 
     def __enter__(self) -> Reader:
@@ -39,22 +40,23 @@ class Reader:
         self._left.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def begin(self, path: Path) -> None:
+    def begin(self, case: Case) -> None:
         """Begin to read a CT, if it is one that can be read ahead; does not wait.
 
-        That is a ``.nii.gz`` file: its size is known at once, and it can be broken off.
+        That is a ``.nii.gz`` file or a DICOM series: its size is known at once, and it can be
+        broken off.
         """
-        if self._task is None and _is_small(path):
-            self._path, self._task = path, self._pool.submit(read, path, self._watch)
+        if self._task is None and _is_small(case):
+            self._case, self._task = case, self._pool.submit(case.read, self._watch)
 
-    def take(self, path: Path) -> Scan:
+    def take(self, case: Case) -> Scan:
         """A CT, read ahead or now.
 
         Raises:
-            CaseError: as `inference.reading.read`.
+            CaseError: as `inference.cases.Case.read`.
         """
-        if self._task is None or self._path != path:
-            return read(path)
+        if self._task is None or self._case != case:
+            return case.read()
         task, self._task = self._task, None
         return task.result()
 
@@ -63,11 +65,14 @@ class Reader:
             raise CaseError("was not read to the end")
 
 
-def _is_small(path: Path) -> bool:
-    if ending(path) != ".nii.gz":
-        return False
+def _is_small(case: Case) -> bool:
+    most = _SHARE * free_memory()
     try:
-        header = Header.read(path)
+        if case.slices:
+            return bytes_needed(case.slices) < most
+        if ending(case.source) != ".nii.gz":
+            return False
+        header = Header.read(case.source)
     except (CaseError, OSError):  # `take` will say it
         return False
-    return header.compressed and header.plain and header.bytes_needed < _SHARE * free_memory()
+    return header.compressed and header.plain and header.bytes_needed < most

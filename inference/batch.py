@@ -66,7 +66,7 @@ def segment_files(
             # Is read while this one is segmented and its labels are written.
             following = next((c for c in cases[number + 1 :] if not c.problem), None)
             if following:
-                reader.begin(following.source)
+                reader.begin(following)
             _segment(case, scans, model, progress, entry, picture)
         except AbdosegError as error:
             entry.error = str(error)
@@ -103,7 +103,7 @@ def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> 
         raise CaseError(case.problem)
     start = time.perf_counter()
     progress.stage("read", 0.0)
-    scans = [reader.take(case.source)]
+    scans = [reader.take(case)]
     entry.warnings.extend(scans[0].warnings)
     for path in case.more:
         try:

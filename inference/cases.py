@@ -7,12 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.errors import UsageError
+from inference.dicom import find_series, is_dicom, read_series
+from inference.errors import CaseError, UsageError
 from inference.paths import is_file, is_there
-from inference.reading import ENDINGS, ending
+from inference.reading import ENDINGS, Scan, Watch, ending, read
 
 _CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
 
@@ -22,16 +23,40 @@ class Case:
     """One CT to segment.
 
     Attributes:
-        source: the CT's file.
+        source: the CT's file, or the folder with its DICOM slices.
         target: where its labels go.
         problem: why it cannot be segmented, known before it is read; ``None`` if it can.
         more: the files of further channels, for a model of several.
+        slices: the files of a DICOM series; empty for any other CT.
+        series: what tells it from others in the same folder ("series 3"); empty where it is alone.
     """
 
     source: Path
     target: Path
     problem: str | None = None
     more: tuple[Path, ...] = ()
+    slices: tuple[Path, ...] = ()
+    series: str = ""
+
+    def read(self, watch: Watch | None = None) -> Scan:
+        """Read the CT; of several channels the first.
+
+        Args:
+            watch: is called with what there is so far, where that can be told.
+
+        Raises:
+            CaseError: it cannot be read. The message does not name the source.
+        """
+        if not self.slices:
+            return read(self.source, watch)
+        try:
+            scan = read_series(self.slices, watch)
+        except CaseError as error:
+            raise CaseError(self._about(str(error))) from None
+        return replace(scan, warnings=tuple(map(self._about, scan.warnings)))
+
+    def _about(self, text: str) -> str:
+        return f"{self.series} {text}".lstrip()
 
 
 def label_name(name: str, keep_number: bool = False) -> str:
@@ -57,10 +82,11 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
     """List the CTs to segment.
 
     In a folder, files are taken by their ending, sorted by name; hidden files and subfolders
-    are left alone.
+    are left alone. Where none has such an ending, the folder and its subfolders are searched for
+    DICOM series.
 
     Args:
-        source: a CT or a folder of CTs.
+        source: a CT, a folder of CTs or a folder of DICOM series.
         folder: where labels go.
         channels: how many files a case has; several are named ``X_0000``, ``X_0001``, ..., and a
             single CT's further channels lie beside it.
@@ -74,6 +100,41 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
         UsageError: there is nothing to segment, or labels would replace a CT.
     """
     images, beside = _images(source)
+    cases = (
+        _cases_of_files(source, images, beside, folder, channels)
+        if images
+        else _cases_of_series(source, beside, folder, channels)
+    )
+    claims: dict[Path, list[Path]] = {}
+    for case in cases:
+        claims.setdefault(case.target, []).append(case.source)
+    return [
+        replace(
+            case,
+            problem=f"its labels would have the same name ({case.target.name}) as those of "
+            + ", ".join(other.name for other in claims[case.target] if other != case.source),
+        )
+        if len(claims[case.target]) > 1
+        else case
+        for case in cases
+    ]
+
+
+def _cases_of_files(
+    source: Path, images: list[Path], beside: list[Path], folder: Path, channels: int
+) -> list[Case]:
+    """A case for each CT, or for the channels of each.
+
+    Args:
+        source: a CT or a folder of CTs.
+        images: the CTs to segment.
+        beside: all that lie in their folder.
+        folder: where labels go.
+        channels: how many files a case has.
+
+    Raises:
+        UsageError: labels would replace a CT.
+    """
     lacks: dict[Path, str | None] = {}
     if channels > 1:
         lacks = _first_channels(images, channels, whole_folder=source.is_dir())
@@ -87,15 +148,64 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
                 f"{target}: the labels of {image.name} would replace a CT, or labels among CTs;"
                 " choose another output folder"
             )
-    claims: dict[Path, list[Path]] = {}
-    for image, target in zip(images, targets, strict=True):
-        claims.setdefault(target, []).append(image)
+    return [
+        Case(
+            image,
+            target,
+            lacks.get(image),
+            tuple(_channel(image, index) for index in range(1, channels)),
+        )
+        for image, target in zip(images, targets, strict=True)
+    ]
+
+
+def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: int) -> list[Case]:
+    """A case for each DICOM series in a folder and its subfolders.
+
+    Labels are named after the folder (``patient_study`` for ``patient/study``), and after the
+    series' number too where there are several in it, or its UID where they share a number.
+
+    Args:
+        source: the folder.
+        files: its own files, of which none is a CT by its ending.
+        folder: where labels go.
+        channels: how many files a case has.
+
+    Raises:
+        UsageError: there is no series, or labels would lie where they are taken for CTs.
+    """
+    found = find_series(source)
+    if not found:
+        endings = ", ".join(ENDINGS)
+        some = ", ".join(path.name for path in files[:3]) + (" ..." if files[3:] else "")
+        raise UsageError(
+            f"{source}: no CT here ({endings} or a DICOM series), only {some}"
+            if files
+            else f"{source}: no file is in this folder, no DICOM series below it"
+        )
+    if channels > 1:
+        raise UsageError(f"{source}: the model wants {channels} channels, not DICOM series")
+    if os.path.realpath(folder) == os.path.realpath(source):
+        raise UsageError(f"{folder}: labels would lie among CTs; choose another output folder")
+    alone = Counter(series.folder for series in found)
+    numbers = Counter((series.folder, series.number) for series in found)
     cases = []
-    for image, target in zip(images, targets, strict=True):
-        rivals = ", ".join(other.name for other in claims[target] if other != image)
-        problem = f"its labels would have the same name ({target.name}) as those of {rivals}"
-        more = tuple(_channel(image, index) for index in range(1, channels))
-        cases.append(Case(image, target, problem if rivals else lacks.get(image), more))
+    for series in found:
+        parts = series.folder.relative_to(source).parts or (source.resolve().name,)
+        told = ""
+        if alone[series.folder] > 1:
+            unique = series.number and numbers[series.folder, series.number] == 1
+            told = series.number if unique else series.uid
+        name = "_".join((*parts, told) if told else parts)
+        cases.append(
+            Case(
+                series.folder,
+                folder / f"{name}.nii.gz",
+                series.problem,
+                slices=series.files,
+                series=f"series {told}:" if told else "",
+            )
+        )
     return cases
 
 
@@ -118,17 +228,20 @@ def _stem(path: Path) -> str:
 
 
 def _images(source: Path) -> tuple[list[Path], list[Path]]:
-    """The CTs to segment, and all that lie in their folder, these included.
+    """The CTs to segment by their ending, and all files that lie in their folder, these included.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there is no such file or folder, or it is none of those.
     """
-    endings = ", ".join(ENDINGS)
     try:
         source.stat()
         if not source.is_dir():
             if not ending(source):
-                raise UsageError(f"{source}: not a CT by its ending ({endings})")
+                raise UsageError(
+                    f"{source}: is DICOM; name the folder with all the slices"
+                    if is_dicom(source)
+                    else f"{source}: not a CT by its ending ({', '.join(ENDINGS)})"
+                )
             with suppress(OSError):  # a folder that must not be listed
                 return [source], [source, *filter(ending, _files(source.parent))]
             return [source], [source]
@@ -138,14 +251,7 @@ def _images(source: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise UsageError(f"{source}: cannot be read ({error.strerror})") from None
     images = [path for path in files if ending(path)]
-    if not images:
-        found = ", ".join(path.name for path in files[:3]) + (" ..." if files[3:] else "")
-        raise UsageError(
-            f"{source}: no CT here ({endings}), only {found}"
-            if files
-            else f"{source}: no file is in this folder"
-        )
-    return images, images
+    return images, images or files
 
 
 def _files(folder: Path) -> list[Path]:

@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     with Reader() as reader:
         began = time.perf_counter()
         if not cases[0].problem:
-            reader.begin(cases[0].source)  # while OpenVINO is imported and the model loaded
+            reader.begin(cases[0])  # while OpenVINO is imported and the model loaded
         from inference.batch import segment_files
 
         model = Model.load(options.model, threads=options.threads, precision=options.precision)
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         type=_path,
         metavar="PATH",
-        help="a CT (.nii.gz, .nii, .mha, .mhd, .nrrd) or a folder of CTs",
+        help="a CT (.nii.gz, .nii, .mha, .mhd, .nrrd), a folder of CTs, or one of DICOM series",
     )
     what.add_argument(
         "--demo",

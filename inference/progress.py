@@ -53,7 +53,8 @@ class Progress:
         """The case is done."""
         if not self._quiet:
             self._print(
-                f"[{self._number}/{self._count}] {source.name} -> {target}  {seconds:.1f} s"
+                f"[{self._number}/{self._count}] {source.name or source} -> {target}  "
+                f"{seconds:.1f} s"
             )
 
     def warn(self, source: Path, warning: str) -> None:
@@ -94,7 +95,7 @@ class Bars(Progress):
         """A case begins."""
         super().start(source)
         with terminal:
-            self._cases.set_description(source.name)
+            self._cases.set_description(source.name or str(source))
             self._steps.reset()
 
     def stage(self, name: str, share: float) -> None:

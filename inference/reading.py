@@ -7,7 +7,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +95,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
     try:
         if ending(path) in (".nii", ".nii.gz"):
             header = Header.read(path)
-            _check_spacing(header.spacing, header.shape)
+            check_spacing(header.spacing, len(header.shape))
             _check_header(path, header)
         else:
             _check_text(path)
@@ -117,7 +117,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         image = _inflated(path, header, reader, watch)
         whole = image is not None
         if image is None:
-            _check_room(reader)
+            check_room(reader.GetSize(), reader.GetPixelID())
             with without_noise() as noise:
                 image = reader.Execute()
     except OSError as error:
@@ -181,24 +181,31 @@ def _inflated(
     if header.shape != reader.GetSize():
         return None
     check_possible(path, header)
-    _check_room(reader)
+    check_room(reader.GetSize(), reader.GetPixelID())
     image = sitk.Image(reader.GetSize(), reader.GetPixelID())
     image.SetSpacing(reader.GetSpacing())
     image.SetOrigin(reader.GetOrigin())
     image.SetDirection(reader.GetDirection())
-    view = sitk.GetArrayViewFromImage(image)
-    if header.voxels_at + view.nbytes != header.bytes_needed:
+    voxels = writable(image)
+    if header.voxels_at + voxels.nbytes != header.bytes_needed:
         return None
-    # SimpleITK lends its memory to be read only; nobody else has it yet.
-    address: int = view.__array_interface__["data"][0]
-    memory = memoryview((ctypes.c_ubyte * view.nbytes).from_address(address)).cast("B")
-    slice_bytes = max(1, view.nbytes // view.shape[0])
+    slice_bytes = max(1, voxels.nbytes // voxels.shape[0])
 
     def told(there: int) -> None:
         if watch is not None:
             watch(image, there // slice_bytes)
 
-    return image if inflate(path, header, memory, told) else None
+    return image if inflate(path, header, voxels.data.cast("B"), told) else None
+
+
+def writable(image: sitk.Image) -> NDArray[Any]:
+    """The voxels (z, y, x) of an image that nobody else has yet, to be filled.
+
+    SimpleITK lends its memory to be read only. The array lives no longer than the image.
+    """
+    view = sitk.GetArrayViewFromImage(image)
+    memory = (ctypes.c_ubyte * view.nbytes).from_address(view.__array_interface__["data"][0])
+    return np.frombuffer(memoryview(memory), view.dtype).reshape(view.shape)
 
 
 def check_geometry(image: sitk.Image) -> None:
@@ -213,7 +220,7 @@ def check_geometry(image: sitk.Image) -> None:
     _check_kind(image.GetSize(), image.GetNumberOfComponentsPerPixel())
     if "complex" in image.GetPixelIDTypeAsString() or "label" in image.GetPixelIDTypeAsString():
         raise CaseError(f"has voxels of type {image.GetPixelIDTypeAsString()}, not numbers")
-    _check_spacing(image.GetSpacing(), image.GetSize())
+    check_spacing(image.GetSpacing(), image.GetDimension())
     direction = np.reshape(image.GetDirection(), (3, 3))
     if not np.isfinite(direction).all() or abs(np.linalg.det(direction)) < 1e-3:
         raise CaseError("has impossible axis directions")
@@ -253,6 +260,13 @@ def check_intensities(volume: NDArray[Any]) -> Intensities:
     return Intensities()
 
 
+def check_room(size: Sequence[int], pixel: int) -> None:
+    """Raise CaseError where there is not enough memory for an image of SimpleITK's pixel type."""
+    voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel)).itemsize
+    if math.prod(size) * voxel > free_memory():
+        raise CaseError("is too large for the memory there is")
+
+
 def _check_kind(size: tuple[int, ...], components: int) -> None:
     """Raise CaseError for what is not one scalar volume; one volume in 4D passes."""
     text = " x ".join(str(n) for n in size)
@@ -266,16 +280,9 @@ def _check_kind(size: tuple[int, ...], components: int) -> None:
         raise CaseError(f"has {components} values per voxel (a colour or vector image), not one")
 
 
-def _check_room(reader: sitk.ImageFileReader) -> None:
-    """Raise CaseError where there is not enough memory for the image that a reader would read."""
-    voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).itemsize
-    if math.prod(reader.GetSize()) * voxel > free_memory():
-        raise CaseError("is too large for the memory there is")
-
-
-def _check_spacing(spacing: tuple[float, ...], shape: tuple[int, ...]) -> None:
-    """Raise CaseError where one of the first three axes (if there) has no positive spacing."""
-    used = spacing[: max(1, min(3, len(shape)))]
+def check_spacing(spacing: tuple[float, ...], axes: int = 3) -> None:
+    """Raise CaseError where one of the first axes, three at most, has no positive spacing."""
+    used = spacing[: max(1, min(3, axes))]
     if not all(math.isfinite(size) and size > 0 for size in used):
         raise CaseError(
             "has an impossible spacing: " + " x ".join(f"{size:g}" for size in used) + " mm"
@@ -313,7 +320,7 @@ def _check_text(path: Path) -> None:
             spacing = tuple(float(word) for word in found.group(1).split())
         except ValueError:
             return
-        _check_spacing(spacing, (1,) * len(spacing))
+        check_spacing(spacing, len(spacing))
 
 
 @contextmanager

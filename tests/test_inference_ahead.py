@@ -14,12 +14,13 @@ from tiny_model import make_ct
 import inference.reading
 from inference import ahead
 from inference.ahead import Reader
+from inference.cases import Case
 from inference.errors import CaseError
 
 
-def put(path: Path, seed: int = 0) -> Path:
+def put(path: Path, seed: int = 0) -> Case:
     sitk.WriteImage(make_ct(seed=seed), path)
-    return path
+    return Case(path, path.with_name("labels.nii.gz"))
 
 
 def test_ahead_or_not_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,45 +32,45 @@ def test_ahead_or_not_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         where[path.name] = threading.current_thread().name
         return real(path, *rest)
 
-    monkeypatch.setattr(ahead, "read", told)
+    monkeypatch.setattr("inference.cases.read", told)
     with Reader() as reader:
         reader.begin(first)
-        for path in (first, second):
-            image = reader.take(path).image
-            assert np.array_equal(
-                sitk.GetArrayViewFromImage(image), sitk.GetArrayFromImage(sitk.ReadImage(path))
-            )
+        for case in (first, second):
+            image = reader.take(case).image
+            now = sitk.ReadImage(case.source)
+            assert np.array_equal(sitk.GetArrayViewFromImage(image), sitk.GetArrayFromImage(now))
     assert where["a.nii.gz"].startswith("read")
     assert where["b.nii.gz"] == "MainThread"
 
 
 def test_errors_come_when_it_is_taken(tmp_path: Path) -> None:
-    path = put(tmp_path / "a.nii.gz")
-    path.write_bytes(path.read_bytes()[:-3000])
+    case = put(tmp_path / "a.nii.gz")
+    case.source.write_bytes(case.source.read_bytes()[:-3000])
+    nothing = Case(tmp_path / "nothing.nii.gz", case.target)
     with Reader() as reader:
-        reader.begin(path)
+        reader.begin(case)
         with pytest.raises(CaseError, match="damaged or truncated"):
-            reader.take(path)
-        reader.begin(tmp_path / "nothing.nii.gz")
+            reader.take(case)
+        reader.begin(nothing)
         with pytest.raises(CaseError, match="cannot be read"):
-            reader.take(tmp_path / "nothing.nii.gz")
+            reader.take(nothing)
 
 
 def test_large_cts_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = put(tmp_path / "a.nii.gz")
+    case = put(tmp_path / "a.nii.gz")
     nbytes = sitk.GetArrayViewFromImage(make_ct()).nbytes + 352
     with Reader() as reader:
         monkeypatch.setattr(ahead, "free_memory", lambda: 8 * nbytes)
-        reader.begin(path)
+        reader.begin(case)
         assert reader._task is None
         monkeypatch.setattr(ahead, "free_memory", lambda: 8 * nbytes + 1)
-        reader.begin(path)
+        reader.begin(case)
         assert reader._task is not None
 
 
 def test_leaving_breaks_a_reading_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped after the bytes that it is at, not at the end of the file."""
-    path = put(tmp_path / "a.nii.gz")
+    case = put(tmp_path / "a.nii.gz")
     monkeypatch.setattr("inference.nifti._BITE", 1 << 10)
     begun, go = threading.Event(), threading.Event()
     bytes_read: list[int] = []
@@ -83,7 +84,7 @@ def test_leaving_breaks_a_reading_off(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Reader, "_watch", slowly)
     with Reader() as reader:
-        reader.begin(path)
+        reader.begin(case)
         assert begun.wait(30)
         threading.Timer(0.2, go.set).start()
     assert len(bytes_read) == 1

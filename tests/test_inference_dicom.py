@@ -1,0 +1,412 @@
+"""DICOM series, written slice by slice with pydicom: what is read, what is refused, the names."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import (
+    UID,
+    BasicTextSRStorage,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
+from tiny_model import make_ct
+
+from inference.ahead import Reader
+from inference.cases import Case, find_cases
+from inference.cli import main
+from inference.dicom import find_series, read_series
+from inference.errors import CaseError, UsageError
+
+Spoil = Callable[[list[Path]], Any]
+
+
+def slice_of(
+    plane: NDArray[np.integer],
+    position: Iterable[float],
+    axes: NDArray[np.float64],
+    **changes: Any,
+) -> Dataset:
+    """A CT slice with stored values ``plane`` (rows, columns); ``changes`` are DICOM keywords."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
+    data.StudyInstanceUID = data.SeriesInstanceUID = "1.2.3"
+    data.Modality, data.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.SeriesNumber = 2
+    data.ImagePositionPatient = [f"{value:.6f}"[:16] for value in position]
+    data.ImageOrientationPatient = [f"{value:.9f}"[:16] for value in axes.ravel()]
+    data.PixelSpacing = [0.75, 1.5]  # of rows, of columns
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = plane.shape
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, int(plane.dtype.kind == "i")
+    data.PixelData = plane.tobytes()
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+def save(data: Dataset, path: Path, syntax: UID = ExplicitVRLittleEndian) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    if syntax == RLELossless:
+        data.compress(RLELossless, generate_instance_uid=False)
+    if syntax == ExplicitVRBigEndian:
+        data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+    pydicom.dcmwrite(
+        path, data, implicit_vr=syntax == ImplicitVRLittleEndian,
+        little_endian=syntax != ExplicitVRBigEndian, enforce_file_format=True,
+    )  # fmt: skip
+    return path
+
+
+def put(folder: Path, image: sitk.Image | None = None, **changes: Any) -> list[Path]:
+    """An axial CT in HU as slices of a folder, head first; returns the files in that order."""
+    image = make_ct() if image is None else image
+    voxels = sitk.GetArrayFromImage(image).astype(np.int16) + 1024
+    spacing = image.GetSpacing()
+    axes = np.reshape(image.GetDirection(), (3, 3))[:, :2].T
+    paths = []
+    for index in reversed(range(len(voxels))):
+        place = image.TransformIndexToPhysicalPoint((0, 0, index))
+        data = slice_of(voxels[index], place, axes, PixelSpacing=[spacing[1], spacing[0]])
+        for name, value in changes.items():
+            setattr(data, name, value)
+        paths.append(save(data, folder / f"IM{index * 7919 % 1000:04d}"))
+    return paths
+
+
+def edit(path: Path, **changes: Any) -> Path:
+    data = pydicom.dcmread(path)
+    for name, value in changes.items():
+        setattr(data, name, value)
+    data.save_as(path)
+    return path
+
+
+def moved(path: Path, *by: float) -> Path:
+    place = pydicom.dcmread(path).ImagePositionPatient
+    return edit(path, ImagePositionPatient=[a + b for a, b in zip(place, by, strict=True)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    angles=st.tuples(*[st.floats(-3, 3)] * 3),
+    step=st.sampled_from([0.6, 1.0, 2.5, 5.0]),
+    signed=st.booleans(),
+    rescale=st.sampled_from([(1, -1024), (1, 0), (2, -8192), (0.5, -100)]),
+    syntax=st.sampled_from(
+        [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless]
+    ),
+    order=st.permutations(range(5)),
+)
+def test_any_stack_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    angles: tuple[float, float, float],
+    step: float,
+    signed: bool,
+    rescale: tuple[float, float],
+    syntax: UID,
+    order: list[int],
+) -> None:
+    """Voxels in HU, and each voxel's place, in whatever order and encoding the slices come."""
+    rng = np.random.default_rng(order)
+    # Blocks, since GDCM does not inflate what run lengths made larger.
+    stored = rng.integers(0, 4096, (5, 6, 7)).repeat(6, 1).repeat(6, 2)
+    stored = stored.astype(np.int16 if signed else np.uint16)
+    turn = sitk.Euler3DTransform((0, 0, 0), *angles)
+    direction = np.reshape(turn.GetMatrix(), (3, 3))
+    origin = rng.uniform(-300, 300, 3)
+    folder = tmp_path_factory.mktemp("series")
+    for name, index in enumerate(order):
+        place = origin + direction[:, 2] * step * index
+        slope, intercept = rescale
+        data = slice_of(
+            stored[index], place, direction[:, :2].T, RescaleSlope=slope, RescaleIntercept=intercept
+        )
+        save(data, folder / f"{name}.dcm", syntax)
+    (series,) = find_series(folder)
+    scan = read_series(series.files)
+    image = scan.image
+    assert scan.warnings == () and image.GetSize() == (42, 36, 5)
+    assert image.GetSpacing() == pytest.approx((1.5, 0.75, step), abs=1e-4)
+    assert np.allclose(image.GetOrigin(), origin, atol=1e-4)
+    assert np.allclose(np.reshape(image.GetDirection(), (3, 3)), direction, atol=1e-5)
+    expected = stored.astype(np.float64) * rescale[0] + rescale[1]
+    assert np.array_equal(sitk.GetArrayFromImage(image), expected)
+    whole = isinstance(rescale[0], int)
+    assert image.GetPixelID() == (sitk.sitkInt16 if whole else sitk.sitkFloat32)
+
+
+def test_it_is_what_simpleitk_reads(tmp_path: Path) -> None:
+    put(tmp_path)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
+    theirs = reader.Execute()
+    (series,) = find_series(tmp_path)
+    ours = read_series(series.files).image
+    assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
+    for image in (ours, theirs):
+        assert image.GetSpacing() == pytest.approx(make_ct().GetSpacing())
+        assert image.GetOrigin() == pytest.approx(make_ct().GetOrigin(), abs=1e-4)
+        assert image.GetDirection() == pytest.approx(make_ct().GetDirection())
+
+
+def test_values_beyond_int16_are_cut_off(tmp_path: Path) -> None:
+    """Wrapped around, metal of 40,000 HU would be less than air."""
+    planes = np.array([[0, 1024], [3000, 65535]], np.uint16)
+    for index in range(3):
+        save(slice_of(planes, (0, 0, index), np.eye(3)[:2]), tmp_path / f"{index}.dcm")
+    voxels = sitk.GetArrayFromImage(read_series(sorted(tmp_path.iterdir())).image)
+    assert voxels.dtype == np.int16
+    assert (voxels == [[-1024, 0], [1976, 32767]]).all()
+
+
+def truncated(paths: list[Path]) -> None:
+    paths[4].write_bytes(paths[4].read_bytes()[:-900])
+
+
+BAD: dict[str, tuple[Spoil, str]] = {
+    "missing": (lambda paths: paths[3].unlink(), "lacks slices"),
+    "doubled": (
+        lambda paths: save(pydicom.dcmread(paths[3]), paths[3].with_name("x")),
+        "one place",
+    ),
+    "truncated": (truncated, "cannot be read"),
+    "cut in the header": (lambda paths: paths[4].write_bytes(paths[4].read_bytes()[:700]), "IM"),
+    "emptied": (lambda paths: (paths[0].parent / "lost.dcm").touch(), "lost.dcm"),
+    "a link to nothing": (lambda paths: (paths[0].parent / "IM1").symlink_to("gone"), "IM1"),
+    "shifted": (lambda paths: [moved(p, i * 0.5, 0, 0) for i, p in enumerate(paths)], "shifted"),
+    "turned": (
+        lambda paths: edit(paths[2], ImageOrientationPatient=[0, 1, 0, 1, 0, 0]),
+        "different directions",
+    ),
+    "no axes": (
+        lambda paths: [edit(p, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]) for p in paths],
+        "impossible axis directions",
+    ),
+    "other pixels": (lambda paths: edit(paths[2], PixelSpacing=[3, 3]), "different pixel spacing"),
+    "other size": (
+        lambda paths: edit(paths[2], Rows=4, Columns=4, PixelData=bytes(32)),
+        "4 x 4 pixels",
+    ),
+    "uneven": (
+        lambda paths: [moved(p, 0, 0, 0.05 * i * i) for i, p in enumerate(reversed(paths))],
+        "mm apart",
+    ),
+    "flat pixels": (
+        lambda paths: [edit(path, PixelSpacing=[0, 0]) for path in paths],
+        "impossible spacing",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_regular_stack_costs_one_line_and_no_other_case(
+    tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    spoil, reason = BAD[kind]
+    put(tmp_path / "in" / "good")
+    spoil(put(tmp_path / "in" / "bad"))
+    folders = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert main([*folders, "--model", str(tiny_folder), "--quiet"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'in' / 'bad'}: ") and reason in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
+def test_slices_that_are_a_little_uneven_are_taken_with_a_warning(tmp_path: Path) -> None:
+    paths = put(tmp_path)
+    moved(paths[3], 0, 0, 0.2 * make_ct().GetSpacing()[2])
+    scan = read_series(paths)
+    assert len(scan.warnings) == 1 and "mm apart; taken as" in scan.warnings[0]
+    assert scan.image.GetSpacing() == pytest.approx(make_ct().GetSpacing())
+
+
+def test_more_slices_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = put(tmp_path)
+    needed = 2 * make_ct().GetNumberOfPixels()
+    monkeypatch.setattr("inference.reading.free_memory", lambda: needed)
+    read_series(paths)
+    monkeypatch.setattr("inference.reading.free_memory", lambda: needed - 1)
+    with pytest.raises(CaseError, match="too large"):
+        read_series(paths)
+
+
+def test_what_is_no_ct_volume_is_left_alone(tmp_path: Path) -> None:
+    plane, axes = np.zeros((4, 4), np.int16), np.eye(3)[:2]
+    ct = put(tmp_path / "ct")
+    report = slice_of(plane, (0, 0, 0), axes, SOPClassUID=BasicTextSRStorage, Modality="SR")
+    del report.PixelData
+    save(report, tmp_path / "ct" / "report.dcm")
+    (tmp_path / "ct" / "notes.txt").write_text("no slice")
+    (tmp_path / "ct" / ".hidden.dcm").touch()
+    scout = {"SeriesInstanceUID": "1.1", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    for index in range(3):
+        save(slice_of(plane, (0, 0, index), axes, **scout), tmp_path / "ct" / f"scout{index}")
+        bolus = slice_of(plane, (0, 0, 0), axes, SeriesInstanceUID="1.5")
+        save(bolus, tmp_path / "ct" / f"bolus{index}")
+        mr = slice_of(plane, (0, 0, index), axes, SOPClassUID=MRImageStorage, Modality="MR")
+        save(mr, tmp_path / "mr" / str(index))
+        nowhere = slice_of(plane, (0, 0, 0), axes, SeriesInstanceUID="1.6")
+        del nowhere.ImagePositionPatient
+        save(nowhere, tmp_path / "screen" / str(index))
+    save(slice_of(plane, (0, 0, 0), axes, SeriesInstanceUID="1.7"), tmp_path / "one" / "a.dcm")
+    (series,) = find_series(tmp_path)
+    assert set(series.files) == set(ct) and series.problem is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no file is in this folder"):
+        find_cases(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(UsageError, match="or a DICOM series"):
+        find_cases(tmp_path / "mr", tmp_path / "out")
+
+
+def test_several_slices_in_a_file_are_refused(tmp_path: Path) -> None:
+    data = slice_of(np.zeros((3, 4, 4), np.int16)[0], (0, 0, 0), np.eye(3)[:2])
+    data.SOPClassUID = EnhancedCTImageStorage
+    data.NumberOfFrames, data.PixelData = 3, bytes(96)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(data, name)
+    orientation, position, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    measures.PixelSpacing, measures.SliceThickness = [1, 1], 1
+    shared, frame = Dataset(), Dataset()
+    shared.PlaneOrientationSequence = Items([orientation])
+    shared.PixelMeasuresSequence = Items([measures])
+    position.ImagePositionPatient = [0, 0, 0]
+    frame.PlanePositionSequence = Items([position])
+    data.SharedFunctionalGroupsSequence = Items([shared])
+    data.PerFrameFunctionalGroupsSequence = Items([frame] * 3)
+    save(data, tmp_path / "a.dcm")
+    (case,) = find_cases(tmp_path, tmp_path / "out")
+    assert case.problem and "multi-frame" in case.problem
+
+
+def names(source: Path) -> list[str]:
+    return [case.target.name for case in find_cases(source, source.parent / "out")]
+
+
+def test_labels_are_named_after_folders_and_numbers(tmp_path: Path) -> None:
+    small = make_ct((3, 4, 5))
+    top = tmp_path / "top"
+    put(top / "p1" / "CT", small)
+    for number in (10, 9):
+        for path in put(tmp_path / str(number), small, SeriesInstanceUID=f"1.{number}"):
+            edit(path, SeriesNumber=number)
+            (top / "p2").mkdir(exist_ok=True)
+            path.rename(top / "p2" / f"{number}{path.name}")
+    assert names(top) == ["p1_CT.nii.gz", "p2_9.nii.gz", "p2_10.nii.gz"]
+    assert names(top / "p1" / "CT") == ["CT.nii.gz"]
+    for path in (top / "p2").glob("10*"):
+        edit(path, SeriesNumber=9)
+    assert names(top) == ["p1_CT.nii.gz", "p2_1.10.nii.gz", "p2_1.9.nii.gz"]
+    (top / "again").symlink_to(top / "p1")
+    (top / "p1" / "loop").symlink_to(top)
+    assert sorted(names(top))[1:] == ["p2_1.10.nii.gz", "p2_1.9.nii.gz"]
+    put(top / "p1_CT", small)
+    problems = [case.problem for case in find_cases(top, tmp_path / "out") if case.problem]
+    assert not problems or all("the same name" in problem for problem in problems)
+
+
+def test_a_series_of_several_is_told_by_its_number(
+    tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "in", SeriesNumber=3)
+    for path in put(tmp_path / "other", SeriesNumber=4, SeriesInstanceUID="1.9")[1:]:
+        path.rename(tmp_path / "in" / f"b{path.name}")
+    next((tmp_path / "in").glob("bIM*7")).unlink()
+    arguments = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--model", str(tiny_folder), "--quiet"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'in'}: series 4: lacks slices")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["in_3.nii.gz"]
+
+
+def test_labels_are_those_of_the_same_ct_in_one_file(tmp_path: Path, tiny_folder: Path) -> None:
+    ct = make_ct()
+    put(tmp_path / "series", ct)
+    sitk.WriteImage(ct, tmp_path / "file.nii.gz")
+    options = ["-o", str(tmp_path / "out"), "--model", str(tiny_folder), "--quiet", "--preview"]
+    for name in ("series", "file.nii.gz"):
+        assert main(["-i", str(tmp_path / name), *options]) == 0
+    theirs, ours = (sitk.ReadImage(tmp_path / "out" / f"{n}.nii.gz") for n in ("file", "series"))
+    assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
+    assert (sitk.GetArrayFromImage(ours) > 0).any()
+    assert ours.GetSpacing() == pytest.approx(ct.GetSpacing())
+    assert ours.GetOrigin() == pytest.approx(ct.GetOrigin(), abs=1e-4)
+    assert ours.GetDirection() == pytest.approx(ct.GetDirection(), abs=1e-6)
+    assert (tmp_path / "out" / "series_preview.png").is_file()
+
+
+def test_a_folder_of_files_is_not_searched(tmp_path: Path) -> None:
+    """CTs beside the DICOM that they were made of would be segmented twice."""
+    put(tmp_path / "in" / "dicom")
+    sitk.WriteImage(make_ct(), tmp_path / "in" / "ct.nii.gz")
+    assert names(tmp_path / "in") == ["ct.nii.gz"]
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    paths = put(tmp_path / "in")
+    with pytest.raises(UsageError, match="is DICOM; name the folder"):
+        find_cases(paths[0], tmp_path / "out")
+    with pytest.raises(UsageError, match="labels would lie among CTs"):
+        find_cases(tmp_path / "in", tmp_path / "in" / ".." / "in")
+    with pytest.raises(UsageError, match="wants 2 channels"):
+        find_cases(tmp_path / "in", tmp_path / "out", 2)
+
+
+def test_a_series_is_read_ahead_and_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "in")
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    with Reader() as reader:
+        reader.begin(case)
+        assert reader._task is not None
+        now = read_series(case.slices).image
+        assert np.array_equal(
+            sitk.GetArrayFromImage(reader.take(case).image), sitk.GetArrayFromImage(now)
+        )
+    begun, go, told = threading.Event(), threading.Event(), []
+    real = Reader._watch
+
+    def slowly(self: Reader, image: sitk.Image, ready: int) -> None:
+        told.append(ready)
+        begun.set()
+        assert go.wait(30)
+        real(self, image, ready)
+
+    monkeypatch.setattr(Reader, "_watch", slowly)
+    with Reader() as reader:
+        reader.begin(case)
+        assert begun.wait(30)
+        threading.Timer(0.2, go.set).start()
+    assert told == [1]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    paths = put(tmp_path / "in")
+    paths[2].rename(paths[2].with_name("\udcff"))
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    assert isinstance(case, Case) and case.problem and "not UTF-8" in case.problem
