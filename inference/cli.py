@@ -67,6 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     import inference
     from inference.ahead import Reader
     from inference.cases import find_cases
+    from inference.label_table import check_label_table, write_label_table
     from inference.model import Model, find_model
     from inference.plan import Plan
     from inference.progress import progress_for
@@ -76,15 +77,20 @@ def _run(options: argparse.Namespace) -> int:
     plan = Plan.load(find_model(options.model))
     plan.choose(options.precision)
     if options.report:
-        _check_report(options.report)
+        _check_file(options.report, "--report")
+    if options.label_table:
+        check_label_table(options.label_table)
+        _check_file(options.label_table, "--label-table")
     if options.demo:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
         source, target = options.input, options.output
     cases = find_cases(source, target, plan.inputs)
     make_folder(target)
-    if options.report:
-        make_folder(options.report.parent)
+    for path in filter(None, (options.report, options.label_table)):
+        make_folder(path.parent)
+    if options.label_table:
+        write_label_table(options.label_table, plan)
     with Reader() as reader:
         began = time.perf_counter()
         if not cases[0].problem:
@@ -106,16 +112,16 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _check_report(path: Path) -> None:
-    """Raise UsageError where a report would not go into a file, or replace a CT or labels."""
+def _check_file(path: Path, option: str) -> None:
+    """Raise UsageError where an option's file cannot be one, or would replace a CT or labels."""
     from inference.reading import ending
 
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; --report needs a file")
+        raise UsageError(f"{path}: is a folder; {option} needs a file")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is a device; --report needs a file")
+        raise UsageError(f"{path}: is a device; {option} needs a file")
     if ending(path):
-        raise UsageError(f"{path}: is named like a CT; --report writes JSON")
+        raise UsageError(f"{path}: is named like a CT; {option} writes text")
 
 
 def _write_demo(folder: Path) -> Path:
@@ -198,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--preview", action="store_true", help="write X_preview.png beside each label file"
+    )
+    parser.add_argument(
+        "--label-table",
+        type=_path,
+        metavar="FILE",
+        help="write the labels' names and colours, for ITK-SNAP (.txt) or 3D Slicer (.ctbl)",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")

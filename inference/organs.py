@@ -41,3 +41,8 @@ COLOURS: dict[int, tuple[int, int, int]] = {
     13: (120, 70, 220),
 }
 """RGB colours (0 to 255) in which previews and overlays show the organs."""
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """The colour of a label (1 to 255); imported models may have more of them than there are."""
+    return COLOURS[1 + (label - 1) % len(COLOURS)]

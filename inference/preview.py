@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.decode import Labels
-from inference.organs import COLOURS
+from inference.organs import colour_of
 from inference.orientation import turn_to
 from inference.resample import resize, resize_labels
 from inference.writing import appearing, write_image
@@ -75,8 +75,8 @@ def _panel(
     grey = resize(plane[None], shape, (low - offset, high - offset))[0]
     rgb = np.repeat(((grey - (low - offset)) * (255 / (high - low)))[:, :, None], 3, axis=2)
     palette = np.zeros((256, 3), np.float32)
-    for value in range(1, 256):  # imported models may have more labels than there are colours
-        palette[value] = COLOURS[1 + (value - 1) % len(COLOURS)]
+    for value in range(1, 256):
+        palette[value] = colour_of(value)
     value = resize_labels(np.ascontiguousarray(labels)[None], shape)[0]
     share = np.where(value > 0, _OPACITY, 0.0)[:, :, None]
     mixed: NDArray[np.uint8] = (rgb * (1 - share) + palette[value] * share).round().astype(np.uint8)

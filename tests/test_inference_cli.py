@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import resource
 import shlex
 import signal
@@ -33,9 +34,11 @@ import inference.batch
 from inference.cases import find_cases, label_name
 from inference.cli import main
 from inference.errors import UsageError
+from inference.label_table import write_label_table
 from inference.machine import seconds_since_start
 from inference.model import Model
 from inference.organs import COLOURS
+from inference.plan import Plan
 from inference.progress import Bars
 from inference.reading import without_noise
 from inference.writing import appearing
@@ -416,6 +419,47 @@ def test_report(desk: Desk) -> None:
     for organ, value in {"liver": 1, "left_kidney": 13}.items():
         volume = (labels == value).sum() * 1.5 * 1.4 * 2.5 / 1000
         assert case["millilitres"][organ] == pytest.approx(volume, rel=1e-3)
+
+
+def read_tables(snap: Path, slicer: Path) -> list[dict[int, tuple[str, tuple[int, ...]]]]:
+    """Both programs' tables by the rules of their formats: value to name and colour."""
+    found: list[dict[int, tuple[str, tuple[int, ...]]]] = [{}, {}]
+    for line in snap.read_text().splitlines():
+        if not line.startswith("#"):
+            row = re.fullmatch(r'(\d+) (\d+) (\d+) (\d+) [01] [01] [01] "([^"]+)"', line)
+            assert row is not None
+            found[0][int(row[1])] = (row[5], tuple(int(row[k]) for k in (2, 3, 4)))
+    for line in slicer.read_text().splitlines():
+        if not line.startswith("#"):
+            value, name, *colour, opacity = line.split()
+            assert opacity in ("0", "255")
+            found[1][int(value)] = (name, tuple(map(int, colour)))
+    return found
+
+
+def test_label_tables(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.put("a.nii.gz")
+    snap, slicer = desk.outputs / "tables" / "organs.txt", desk.report.with_suffix(".ctbl")
+    assert desk.run("--label-table", snap) == desk.run("--label-table", slicer) == 0
+    for table in read_tables(snap, slicer):
+        names = {name.replace(" ", "_"): value for value, (name, _) in table.items() if value}
+        assert names == Plan.load(desk.model).labels
+        assert all(colour == COLOURS[value] for value, (_, colour) in table.items() if value)
+    capfd.readouterr()
+    (desk.outputs / "folder.txt").mkdir()
+    for bad in ("table.csv", "table", "a.nii.gz", "folder.txt"):
+        assert desk.run("--label-table", desk.outputs / bad) == 2
+        assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_label_tables_of_imported_models(desk: Desk) -> None:
+    """Names may be anything, and there may be more labels than colours."""
+    labels = {"left lung": 255, 'the "tail"': 2, "bone": 14}
+    plan = replace(Plan.load(desk.model), labels=labels)
+    snap, slicer = desk.inputs / "a.TXT", desk.inputs / "a.ctbl"
+    for path in (snap, slicer):
+        write_label_table(path, plan)
+    assert [list(table) for table in read_tables(snap, slicer)] == [[0, 2, 14, 255]] * 2
 
 
 def test_empty_labels_are_said(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
