@@ -54,7 +54,9 @@ def segment_files(
     loaded = time.perf_counter()
     pictures = preview_paths(cases) if preview else [None] * len(cases)
     for number, (case, picture) in enumerate(zip(cases, pictures, strict=True)):
-        entry = CaseReport(str(case.source), f"{model.plan.name} {model.plan.version}")
+        entry = CaseReport(
+            str(case.source), f"{model.plan.name} {model.plan.version}", case.series or None
+        )
         reports.append(entry)
         progress.start(case.source)
         restart_peak_memory()
@@ -80,10 +82,10 @@ def segment_files(
         entry.peak_memory_mb = round(peak_memory() / 2**20, 1)
         if entry.error is None:
             for warning in entry.warnings:
-                progress.warn(case.source, warning)
+                progress.warn(case.source, case.about(warning))
             progress.done(case.source, case.target, entry.seconds["total"])
         else:
-            progress.fail(case.source, entry.error)
+            progress.fail(case.source, case.about(entry.error))
         if report and not unwritten:
             try:
                 write_report(report, model, version, before, reports)

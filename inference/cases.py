@@ -10,11 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inference.dicom import find_series, is_dicom, read_series
-from inference.errors import CaseError, UsageError
-from inference.paths import is_file, is_there
+from inference.dicom import Slice, is_dicom, read_series
+from inference.errors import UsageError
+from inference.paths import is_file, is_there, is_unicode
 from inference.reading import ENDINGS, Scan, Watch, ending, read
+from inference.series import Series, find_series
 
+_LONGEST = 255  # bytes of a file's name
 _CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
 
 
@@ -27,15 +29,16 @@ class Case:
         target: where its labels go.
         problem: why it cannot be segmented, known before it is read; ``None`` if it can.
         more: the files of further channels, for a model of several.
-        slices: the files of a DICOM series; empty for any other CT.
-        series: what tells it from others in the same folder ("series 3"); empty where it is alone.
+        slices: those of a DICOM series; empty for any other CT.
+        series: what tells it from others in the same folder, its number mostly; empty where it is
+            alone.
     """
 
     source: Path
     target: Path
     problem: str | None = None
     more: tuple[Path, ...] = ()
-    slices: tuple[Path, ...] = ()
+    slices: tuple[Slice, ...] = ()
     series: str = ""
 
     def read(self, watch: Watch | None = None) -> Scan:
@@ -47,16 +50,11 @@ class Case:
         Raises:
             CaseError: it cannot be read. The message does not name the source.
         """
-        if not self.slices:
-            return read(self.source, watch)
-        try:
-            scan = read_series(self.slices, watch)
-        except CaseError as error:
-            raise CaseError(self._about(str(error))) from None
-        return replace(scan, warnings=tuple(map(self._about, scan.warnings)))
+        return read_series(self.slices, watch) if self.slices else read(self.source, watch)
 
-    def _about(self, text: str) -> str:
-        return f"{self.series} {text}".lstrip()
+    def about(self, text: str) -> str:
+        """What is said of the case beside its source's name."""
+        return f"series {self.series}: {text}" if self.series else text
 
 
 def label_name(name: str, keep_number: bool = False) -> str:
@@ -105,19 +103,23 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
         if images
         else _cases_of_series(source, beside, folder, channels)
     )
-    claims: dict[Path, list[Path]] = {}
+    claims: dict[Path, list[Case]] = {}
     for case in cases:
-        claims.setdefault(case.target, []).append(case.source)
-    return [
-        replace(
-            case,
-            problem=f"its labels would have the same name ({case.target.name}) as those of "
-            + ", ".join(other.name for other in claims[case.target] if other != case.source),
-        )
-        if len(claims[case.target]) > 1
-        else case
-        for case in cases
-    ]
+        claims.setdefault(case.target, []).append(case)
+    return [replace(case, problem=_name_problem(case, claims) or case.problem) for case in cases]
+
+
+def _name_problem(case: Case, claims: dict[Path, list[Case]]) -> str | None:
+    """What is wrong with the name that a case's labels would have."""
+    name = case.target.name
+    rivals = ", ".join(other.source.name for other in claims[case.target] if other is not case)
+    if rivals:
+        return f"its labels would have the same name ({name}) as those of {rivals}"
+    if case.slices and not is_unicode(case.target):
+        return "has a name that is not UTF-8; rename it"
+    if len(os.fsencode(name)) > _LONGEST:
+        return f"its labels' name would be too long ({name})"
+    return None
 
 
 def _cases_of_files(
@@ -185,28 +187,29 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
         )
     if channels > 1:
         raise UsageError(f"{source}: the model wants {channels} channels, not DICOM series")
-    if os.path.realpath(folder) == os.path.realpath(source):
+    taken = {os.path.realpath(one.path.parent) for series in found for one in series.slices}
+    if os.path.realpath(folder) in {*taken, os.path.realpath(source)}:
         raise UsageError(f"{folder}: labels would lie among CTs; choose another output folder")
-    alone = Counter(series.folder for series in found)
-    numbers = Counter((series.folder, series.number) for series in found)
+    beside: dict[Path, list[Series]] = {}
+    for series in found:
+        beside.setdefault(series.folder, []).append(series)
     cases = []
     for series in found:
-        parts = series.folder.relative_to(source).parts or (source.resolve().name,)
-        told = ""
-        if alone[series.folder] > 1:
-            unique = series.number and numbers[series.folder, series.number] == 1
-            told = series.number if unique else series.uid
+        told = _told(series, beside[series.folder])
+        parts = series.folder.relative_to(source).parts or (source.resolve().name or "ct",)
         name = "_".join((*parts, told) if told else parts)
-        cases.append(
-            Case(
-                series.folder,
-                folder / f"{name}.nii.gz",
-                series.problem,
-                slices=series.files,
-                series=f"series {told}:" if told else "",
-            )
-        )
+        target = folder / f"{name}.nii.gz"
+        cases.append(Case(series.folder, target, series.problem, slices=series.slices, series=told))
     return cases
+
+
+def _told(series: Series, beside: Sequence[Series]) -> str:
+    """What tells a series from others in its folder, fit for a file's name: nothing if none are."""
+    if len(beside) == 1:
+        return ""
+    number, uid = (re.sub(r"[^0-9A-Za-z.-]+", "-", text) for text in (series.number, series.uid))
+    same = [other for other in beside if other.number == series.number]
+    return number if number and len(same) == 1 else uid
 
 
 def preview_paths(cases: Sequence[Case]) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class AbdosegError(Exception):
     """Something that a user can mend; ``str(error)`` is the whole message."""
@@ -23,10 +25,10 @@ def last_line(error: BaseException) -> str:
     """What another library's exception says, in one line.
 
     OpenVINO and ITK put lines of their own source before it, so the last line that is not empty
-    is taken.
+    is taken; ITK begins that with an object's address.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    return re.sub(r"^ITK ERROR: \w+\(0x[0-9a-f]+\): ", "", lines[-1]) if lines else "no message"
 
 
 def os_error_line(error: OSError) -> str:

@@ -22,6 +22,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder that may be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def is_unicode(path: Path) -> bool:
     """Whether a path is text: SimpleITK ends the process where a name is not valid UTF-8."""
     try:

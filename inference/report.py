@@ -17,8 +17,9 @@ class CaseReport:
     """What the report says about a case.
 
     Attributes:
-        file: the CT.
+        file: the CT, or the folder with its DICOM slices.
         model: name and version of the model.
+        series: the DICOM series' number, where several lie in that folder.
         labels: its label file; ``None`` where the case failed.
         shape: voxels along x, y, z, as SimpleITK and nibabel count them.
         spacing: millimetres along x, y, z.
@@ -36,6 +37,7 @@ class CaseReport:
 
     file: str
     model: str
+    series: str | None = None
     labels: str | None = None
     shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None

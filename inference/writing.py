@@ -31,9 +31,10 @@ def appearing(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path, with the same ending.
     """
-    # Hidden, so that nobody takes it for a result; no longer than a name may be; and no other's:
-    # in containers all have the same process number.
-    temporary = path.with_name(f".{os.urandom(8).hex()}.partial.{path.name[-40:]}")
+    # Hidden, so that nobody takes it for a result, and no other's: in containers all have the same
+    # process number. Of the name the ending alone: ITK makes x.nii.gz of x.nii.nii.gz.
+    suffix = ending(path) or path.suffix
+    temporary = path.with_name(f".{os.urandom(8).hex()}.partial{suffix}")
     try:
         yield temporary
         temporary.replace(path)

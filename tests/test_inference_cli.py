@@ -539,7 +539,7 @@ def test_appearing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
     assert target.read_text() == "old"
     with appearing(target) as temporary:
-        assert temporary.name.endswith(".x.txt")
+        assert temporary.name.endswith(".partial.txt")
         with appearing(tmp_path / f"{'a' * 99}.txt") as one:
             with appearing(tmp_path / f"b{'a' * 99}.txt") as other:
                 assert one != other
@@ -626,7 +626,7 @@ def test_stopped_in_the_middle_of_writing(desk: Desk, number: signal.Signals) ->
     )
     process = start("-c", slow, *desk.arguments())
     deadline = time.monotonic() + 60
-    while not (desk.outputs.is_dir() and any("partial.a" in name for name in desk.there())):
+    while not (desk.outputs.is_dir() and any(".partial." in name for name in desk.there())):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

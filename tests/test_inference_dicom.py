@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,8 +36,9 @@ from tiny_model import make_ct
 from inference.ahead import Reader
 from inference.cases import Case, find_cases
 from inference.cli import main
-from inference.dicom import find_series, read_series
+from inference.dicom import Slice, read_series, read_slice
 from inference.errors import CaseError, UsageError
+from inference.series import find_series
 
 Spoil = Callable[[list[Path]], Any]
 
@@ -97,6 +101,10 @@ def put(folder: Path, image: sitk.Image | None = None, **changes: Any) -> list[P
     return paths
 
 
+def slices_in(folder: Path) -> list[Slice]:
+    return [one for one in map(read_slice, sorted(folder.iterdir())) if one is not None]
+
+
 def edit(path: Path, **changes: Any) -> Path:
     data = pydicom.dcmread(path)
     for name, value in changes.items():
@@ -132,7 +140,7 @@ def test_any_stack_is_read_as_it_was_written(
 ) -> None:
     """Voxels in HU, and each voxel's place, in whatever order and encoding the slices come."""
     rng = np.random.default_rng(order)
-    # Blocks, since GDCM does not inflate what run lengths made larger.
+    # Blocks: of a slice of 6 x 7 pixels of noise GDCM refused what run lengths made of it.
     stored = rng.integers(0, 4096, (5, 6, 7)).repeat(6, 1).repeat(6, 2)
     stored = stored.astype(np.int16 if signed else np.uint16)
     turn = sitk.Euler3DTransform((0, 0, 0), *angles)
@@ -147,7 +155,7 @@ def test_any_stack_is_read_as_it_was_written(
         )
         save(data, folder / f"{name}.dcm", syntax)
     (series,) = find_series(folder)
-    scan = read_series(series.files)
+    scan = read_series(series.slices)
     image = scan.image
     assert scan.warnings == () and image.GetSize() == (42, 36, 5)
     assert image.GetSpacing() == pytest.approx((1.5, 0.75, step), abs=1e-4)
@@ -165,7 +173,7 @@ def test_it_is_what_simpleitk_reads(tmp_path: Path) -> None:
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
     theirs = reader.Execute()
     (series,) = find_series(tmp_path)
-    ours = read_series(series.files).image
+    ours = read_series(series.slices).image
     assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
     for image in (ours, theirs):
         assert image.GetSpacing() == pytest.approx(make_ct().GetSpacing())
@@ -178,9 +186,15 @@ def test_values_beyond_int16_are_cut_off(tmp_path: Path) -> None:
     planes = np.array([[0, 1024], [3000, 65535]], np.uint16)
     for index in range(3):
         save(slice_of(planes, (0, 0, index), np.eye(3)[:2]), tmp_path / f"{index}.dcm")
-    voxels = sitk.GetArrayFromImage(read_series(sorted(tmp_path.iterdir())).image)
+    voxels = sitk.GetArrayFromImage(read_series(slices_in(tmp_path)).image)
     assert voxels.dtype == np.int16
     assert (voxels == [[-1024, 0], [1976, 32767]]).all()
+
+
+def enhanced(path: Path) -> FileMetaDataset:
+    meta = pydicom.dcmread(path).file_meta
+    meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    return meta
 
 
 def truncated(paths: list[Path]) -> None:
@@ -188,7 +202,7 @@ def truncated(paths: list[Path]) -> None:
 
 
 BAD: dict[str, tuple[Spoil, str]] = {
-    "missing": (lambda paths: paths[3].unlink(), "lacks slices"),
+    "missing": (lambda paths: paths[3].unlink(), "2.5 to 5 mm apart: some are missing"),
     "doubled": (
         lambda paths: save(pydicom.dcmread(paths[3]), paths[3].with_name("x")),
         "one place",
@@ -215,6 +229,39 @@ BAD: dict[str, tuple[Spoil, str]] = {
         lambda paths: [moved(p, 0, 0, 0.05 * i * i) for i, p in enumerate(reversed(paths))],
         "mm apart",
     ),
+    "every third missing": (
+        lambda paths: list(map(Path.unlink, paths[2::3])),
+        "2.5 to 5 mm apart: some are missing",
+    ),
+    "without a position": (
+        lambda paths: edit(paths[-1], ImagePositionPatient=None),
+        "do not say where they lie: IM0000",
+    ),
+    "emptied at the end": (lambda paths: paths[-1].write_bytes(b""), "is empty: IM0000"),
+    "cut in the preamble": (lambda paths: paths[-1].write_bytes(bytes(100)), "is empty: IM0000"),
+    "too few pixels": (
+        lambda paths: edit(paths[2], PixelData=pydicom.dcmread(paths[2]).PixelData[:-1000]),
+        "too few pixels",
+    ),
+    "more rows than pixels": (lambda paths: [edit(p, Rows=42) for p in paths], "too few pixels"),
+    "inverted": (
+        lambda paths: edit(paths[2], PhotometricInterpretation="MONOCHROME1"),
+        "MONOCHROME1",
+    ),
+    "two reconstructions": (
+        lambda paths: [edit(p, ConvolutionKernel=f"B{i % 2}") for i, p in enumerate(paths)],
+        "different reconstructions",
+    ),
+    "two acquisitions": (
+        lambda paths: [edit(p, AcquisitionNumber=i % 2) for i, p in enumerate(paths)],
+        "several acquisitions among each other",
+    ),
+    "enhanced": (
+        lambda paths: [
+            edit(p, SOPClassUID=EnhancedCTImageStorage, file_meta=enhanced(p)) for p in paths
+        ],
+        "multi-frame",
+    ),
     "flat pixels": (
         lambda paths: [edit(path, PixelSpacing=[0, 0]) for path in paths],
         "impossible spacing",
@@ -239,19 +286,19 @@ def test_what_is_no_regular_stack_costs_one_line_and_no_other_case(
 def test_slices_that_are_a_little_uneven_are_taken_with_a_warning(tmp_path: Path) -> None:
     paths = put(tmp_path)
     moved(paths[3], 0, 0, 0.2 * make_ct().GetSpacing()[2])
-    scan = read_series(paths)
+    scan = read_series(slices_in(tmp_path))
     assert len(scan.warnings) == 1 and "mm apart; taken as" in scan.warnings[0]
     assert scan.image.GetSpacing() == pytest.approx(make_ct().GetSpacing())
 
 
 def test_more_slices_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = put(tmp_path)
+    put(tmp_path)
     needed = 2 * make_ct().GetNumberOfPixels()
     monkeypatch.setattr("inference.reading.free_memory", lambda: needed)
-    read_series(paths)
+    read_series(slices_in(tmp_path))
     monkeypatch.setattr("inference.reading.free_memory", lambda: needed - 1)
     with pytest.raises(CaseError, match="too large"):
-        read_series(paths)
+        read_series(slices_in(tmp_path))
 
 
 def test_what_is_no_ct_volume_is_left_alone(tmp_path: Path) -> None:
@@ -269,12 +316,17 @@ def test_what_is_no_ct_volume_is_left_alone(tmp_path: Path) -> None:
         save(bolus, tmp_path / "ct" / f"bolus{index}")
         mr = slice_of(plane, (0, 0, index), axes, SOPClassUID=MRImageStorage, Modality="MR")
         save(mr, tmp_path / "mr" / str(index))
-        nowhere = slice_of(plane, (0, 0, 0), axes, SeriesInstanceUID="1.6")
+        screen = {"SeriesInstanceUID": "1.6", "ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}
+        nowhere = slice_of(plane, (0, 0, 0), axes, **screen)
         del nowhere.ImagePositionPatient
         save(nowhere, tmp_path / "screen" / str(index))
+        colour = slice_of(np.zeros((4, 12), np.uint8), (0, 0, index), axes, SamplesPerPixel=3)
+        colour.Columns, colour.BitsAllocated, colour.BitsStored, colour.HighBit = 4, 8, 8, 7
+        colour.PhotometricInterpretation, colour.PlanarConfiguration = "RGB", 0
+        save(colour, tmp_path / "colour" / str(index))
     save(slice_of(plane, (0, 0, 0), axes, SeriesInstanceUID="1.7"), tmp_path / "one" / "a.dcm")
     (series,) = find_series(tmp_path)
-    assert set(series.files) == set(ct) and series.problem is None
+    assert {one.path for one in series.slices} == set(ct) and series.problem is None
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no file is in this folder"):
         find_cases(tmp_path / "empty", tmp_path / "out")
@@ -323,10 +375,91 @@ def test_labels_are_named_after_folders_and_numbers(tmp_path: Path) -> None:
     assert names(top) == ["p1_CT.nii.gz", "p2_1.10.nii.gz", "p2_1.9.nii.gz"]
     (top / "again").symlink_to(top / "p1")
     (top / "p1" / "loop").symlink_to(top)
-    assert sorted(names(top))[1:] == ["p2_1.10.nii.gz", "p2_1.9.nii.gz"]
+    assert names(top) == ["p1_CT.nii.gz", "p2_1.10.nii.gz", "p2_1.9.nii.gz"]
     put(top / "p1_CT", small)
     problems = [case.problem for case in find_cases(top, tmp_path / "out") if case.problem]
-    assert not problems or all("the same name" in problem for problem in problems)
+    assert len(problems) == 2 and all("the same name" in str(problem) for problem in problems)
+
+
+def test_headers_make_no_odd_file_names(tmp_path: Path) -> None:
+    small = make_ct((3, 4, 5))
+    for index, (number, uid) in enumerate(
+        [(b"3\xe9", "1.1"), (b"../../x", "1.2"), (b"", "1/../2"), (b"9" * 300, "1.4")]
+    ):
+        for path in put(tmp_path / str(index), small, SeriesInstanceUID=uid):
+            edit(path, SeriesNumber="777")
+            content = path.read_bytes()
+            assert content.count(b"IS\x04\x00777 ") == 1
+            stored = number + b" " * (len(number) % 2)
+            length = len(stored).to_bytes(2, "little")
+            changed = content.replace(b"IS\x04\x00777 ", b"IS" + length + stored)
+            (tmp_path / "in").mkdir(exist_ok=True)
+            (tmp_path / "in" / f"{index}{path.name}").write_bytes(changed)
+    cases = find_cases(tmp_path / "in", tmp_path / "out")
+    assert len(cases) == 4 and all(case.target.parent == tmp_path / "out" for case in cases)
+    assert all(re.fullmatch(r"in_[0-9A-Za-z.-]+\.nii\.gz", case.target.name) for case in cases)
+    assert ["too long" in str(case.problem) for case in cases].count(True) == 1
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.img", "x.hdr", "x.mha"])
+def test_folders_may_be_named_like_files(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+    put(tmp_path / "in" / name)
+    arguments = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main([*arguments, "--model", str(tiny_folder)]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{name}.nii.gz"]
+
+
+def test_a_link_that_cannot_be_followed_costs_no_other_case(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "good")
+    (tmp_path / "in" / "x").symlink_to("y" * 300)
+    lost, good = find_cases(tmp_path / "in", tmp_path / "out")
+    assert good.target.name == "good.nii.gz" and good.problem is None
+    assert lost.problem and "x cannot be read (File name too long)" in lost.problem
+
+
+def test_a_series_in_several_folders_is_one(tmp_path: Path) -> None:
+    """Copies are not, nor patients whose UIDs somebody made the same."""
+    for index, path in enumerate(put(tmp_path / "whole")):
+        (tmp_path / "in" / f"DIR{index // 7}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "in" / f"DIR{index // 7}")
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    assert case.target.name == "in.nii.gz"
+    whole = sitk.GetArrayFromImage(read_series(slices_in(tmp_path / "whole")).image)
+    assert np.array_equal(sitk.GetArrayFromImage(case.read().image), whole)
+    shutil.copytree(tmp_path / "whole", tmp_path / "two" / "a")
+    shutil.copytree(tmp_path / "whole", tmp_path / "two" / "b")
+    for path in (tmp_path / "two" / "b").iterdir():
+        moved(path, 0.0, 30.0, 0.0)
+    assert names(tmp_path / "two") == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
+    """As old archives have them; neither they nor their names say that they are DICOM."""
+    for path in put(tmp_path):
+        data = pydicom.dcmread(path)
+        del data.file_meta
+        data.preamble = None
+        pydicom.dcmwrite(path, data, implicit_vr=True, little_endian=True)
+    (case,) = find_cases(tmp_path, tmp_path.parent / "out")
+    expected = sitk.GetArrayFromImage(make_ct())
+    assert np.array_equal(sitk.GetArrayFromImage(case.read().image), expected)
+
+
+def test_padding_is_air(tmp_path: Path) -> None:
+    """Stored as the highest number, it would be metal all around the patient."""
+    plane = np.array([[63536, 1024], [1100, 63536]], np.uint16)
+    for index in range(3):
+        data = slice_of(plane, (0, 0, index), np.eye(3)[:2])
+        data.add_new("PixelPaddingValue", "US", 63536)
+        save(data, tmp_path / str(index))
+    voxels = sitk.GetArrayFromImage(read_series(slices_in(tmp_path)).image)
+    assert (voxels == [[-1024, 0], [76, -1024]]).all()
+
+
+def test_a_single_slice_is_refused(tmp_path: Path) -> None:
+    put(tmp_path)
+    with pytest.raises(CaseError, match="single slice"):
+        read_series(slices_in(tmp_path)[:1])
 
 
 def test_a_series_of_several_is_told_by_its_number(
@@ -337,10 +470,13 @@ def test_a_series_of_several_is_told_by_its_number(
         path.rename(tmp_path / "in" / f"b{path.name}")
     next((tmp_path / "in").glob("bIM*7")).unlink()
     arguments = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
-    assert main([*arguments, "--model", str(tiny_folder), "--quiet"]) == 1
+    options = ["--quiet", "--report", str(tmp_path / "r.json")]
+    assert main([*arguments, "--model", str(tiny_folder), *options]) == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'in'}: series 4: lacks slices")
+    assert line.startswith(f"error: {tmp_path / 'in'}: series 4: has slices 2.5 to 5 mm")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["in_3.nii.gz"]
+    first, second = json.loads((tmp_path / "r.json").read_text())["cases"]
+    assert (first["series"], second["series"]) == ("3", "4") and second["error"].startswith("has s")
 
 
 def test_labels_are_those_of_the_same_ct_in_one_file(tmp_path: Path, tiny_folder: Path) -> None:
@@ -372,6 +508,8 @@ def test_wrong_usage(tmp_path: Path) -> None:
         find_cases(paths[0], tmp_path / "out")
     with pytest.raises(UsageError, match="labels would lie among CTs"):
         find_cases(tmp_path / "in", tmp_path / "in" / ".." / "in")
+    with pytest.raises(UsageError, match="labels would lie among CTs"):
+        find_cases(tmp_path, tmp_path / "in")
     with pytest.raises(UsageError, match="wants 2 channels"):
         find_cases(tmp_path / "in", tmp_path / "out", 2)
 
