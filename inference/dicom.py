@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,15 +35,21 @@ from inference.reading import (
 
 _HEAD = 1024  # bytes in which a file says that it is DICOM, and of which kind
 _MARK = slice(128, 132)
-_WITHOUT_MARK = re.compile(rb"\x08\x00[\x00\x05\x08\x16]\x00")  # how older files begin
+# How older files begin: group 8's length, or one of its first elements with a type or a length.
+_WITHOUT_MARK = re.compile(
+    rb"\x08\x00(?:\0\0(?:UL\x04\0|\x04\0\0\0)|[\x05\x08\x16]\0(?:CS|UI|[\0-\x80]\0\0\0))"
+)
 _CT = "1.2.840.10008.5.1.4.1.1.2"  # and with .1 and .2: enhanced, and legacy converted to it
-_ENDINGS = (".dcm", ".ima")  # of files that are taken for slices where they do not say it
 _NO_VOLUME = {"LOCALIZER", "SCREEN SAVE"}  # of the image type
+
+ENDINGS = (".dcm", ".ima")
+"""Endings of files that are taken for slices where they do not say it."""
 
 SAME_PLACE = 0.01
 """Millimetres within which two slices lie in one place."""
 
 _SAME_DIRECTION = 1e-3  # of unit vectors, as headers round
+_PERPENDICULAR = 0.05  # from here on axes make no sense
 _SAME_SPACING = 1e-3  # relative
 _UNEVEN = 0.1  # of the distance between slices; from here on it is said
 _GAP = 0.75  # of the least distance; headers of thin slices round, a lost slice doubles it
@@ -53,6 +58,7 @@ _SHIFTED = 1.0  # pixels; from here on a stack leans
 _AIR, _DENSEST = -1024, 3071  # HU; higher padding would look like metal around the patient
 
 _PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(?P<long>.{4})|(?P<plain>.{4}))", re.DOTALL)
+_PIXEL_GROUP = 0x7FE0
 _ENCAPSULATED = 0xFFFFFFFF  # the length of compressed pixels
 
 
@@ -62,6 +68,7 @@ class Slice:
 
     Attributes:
         path: the file.
+        patient: the Patient ID and the Study Instance UID; may be empty.
         series: the Series Instance UID; may be empty.
         number: the Series Number, as text; may be empty.
         enhanced: whether it is of a kind that holds several slices in a file.
@@ -80,6 +87,7 @@ class Slice:
     """
 
     path: Path
+    patient: tuple[str, str]
     series: str
     number: str
     enhanced: bool
@@ -142,8 +150,12 @@ def read_slice(path: Path) -> Slice | None:
     placed = [len(each) for each in place] == [3, 6, 2]
     position, axes, spacing = place if placed else [(0.0,) * 3, (0.0,) * 6, (0.0,) * 2]
     size = reader.GetSize()
+    bits, padding = number("0028|0100", 16), number("0028|0120", math.nan)
+    if padding < 0 and text("0028|0103") == "0":  # written as if pixels were signed
+        padding += 2.0**bits
     return Slice(
         path=path,
+        patient=(text("0010|0020"), text("0020|000d")),
         series=text("0020|000e"),
         number=text("0020|0011"),
         enhanced=kind.startswith(f"{_CT}.") or size[2] > 1,
@@ -157,8 +169,8 @@ def read_slice(path: Path) -> Slice | None:
         inverted=text("0028|0004") == "MONOCHROME1",
         kernel=text("0018|1210"),
         acquisition=text("0020|0012"),
-        padding=number("0028|0120", math.nan) * number("0028|1053", 1) + number("0028|1052", 0),
-        nbytes=math.prod(size) * int(number("0028|0100", 16)) // 8,
+        padding=padding * number("0028|1053", 1) + number("0028|1052", 0),
+        nbytes=math.prod(size) * int(bits) // 8,
     )
 
 
@@ -172,8 +184,8 @@ def stack(slices: Sequence[Slice]) -> tuple[list[Slice], float, tuple[str, ...]]
     Raises:
         CaseError: they are no regular stack. The message names slices, not the folder.
     """
-    _check_alike(slices)
-    axes = np.reshape(slices[0].axes, (2, 3))
+    check_alike(slices)
+    axes, perpendicular = axes_of(slices[0])
     normal = np.cross(*axes)
     ordered = sorted(slices, key=lambda one: float(np.dot(one.position, normal)))
     positions = np.array([one.position for one in ordered])
@@ -191,16 +203,21 @@ def stack(slices: Sequence[Slice]) -> tuple[list[Slice], float, tuple[str, ...]]
     span = f"{steps[closest]:.4g} to {steps[widest]:.4g} mm apart"
     if steps[widest] > (1 + _GAP) * steps[closest] or off > _OFF * step:
         raise CaseError(f"has slices {span}: some are missing perhaps {names(widest)}")
-    changes = sum(a.acquisition != b.acquisition for a, b in itertools.pairwise(ordered))
-    if changes >= len({one.acquisition for one in slices}):
+    if _mixed([one.acquisition for one in ordered]):
         raise CaseError("has slices of several acquisitions among each other")
+    if _mixed([one.kernel for one in ordered]):
+        raise CaseError("has slices of several reconstructions among each other")
     beside = np.ptp((positions - positions[0]) @ axes.T, axis=0)
     if (beside > _SHIFTED * np.array(slices[0].spacing)).any():
         raise CaseError(
             "has slices that are shifted against each other, by a tilted gantry perhaps"
         )
-    uneven = off > _UNEVEN * step
-    return ordered, step, (f"its slices are {span}; taken as {step:.4g} mm",) if uneven else ()
+    warnings = []
+    if off > _UNEVEN * step:
+        warnings.append(f"its slices are {span}; taken as {step:.4g} mm")
+    if not perpendicular:
+        warnings.append("its axes are not perpendicular; taken as if they were")
+    return ordered, step, tuple(warnings)
 
 
 def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
@@ -228,7 +245,7 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
     image = sitk.Image(size, pixel)
     image.SetSpacing(spacing)
     image.SetOrigin(first.position)
-    row, column = np.reshape(first.axes, (2, 3))
+    row, column = axes_of(first)[0]
     image.SetDirection(np.column_stack([row, column, np.cross(row, column)]).ravel().tolist())
     check_geometry(image)
     volume = writable(image)
@@ -258,7 +275,7 @@ def _kind(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head[_MARK] != b"DICM":
-        named = path.name.lower().endswith(_ENDINGS)
+        named = path.name.lower().endswith(ENDINGS)
         return "" if named or _WITHOUT_MARK.match(head) else None
     found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
     if not found:
@@ -278,11 +295,26 @@ def _damaged(path: Path, error: RuntimeError) -> str:
     return f"has a slice that cannot be read, perhaps damaged: {path.name} ({last_line(error)})"
 
 
-def _check_alike(slices: Sequence[Slice]) -> None:
+def axes_of(one: Slice) -> tuple[NDArray[np.float64], bool]:
+    """A slice's axes (2, 3), made perpendicular, and whether they were, as well as headers say.
+
+    Raises:
+        CaseError: they are far from it.
+    """
+    axes = np.reshape(one.axes, (2, 3))
+    off = np.abs(axes @ axes.T - np.eye(2)).max()
+    if off > _PERPENDICULAR:
+        raise CaseError("has impossible axis directions")
+    row = axes[0] / np.linalg.norm(axes[0])
+    column = axes[1] - (axes[1] @ row) * row
+    return np.array([row, column / np.linalg.norm(column)]), bool(off < _SAME_DIRECTION)
+
+
+def check_alike(slices: Sequence[Slice]) -> None:
     """Raise CaseError where slices do not belong to one volume."""
-    first = slices[0]
-    if len(slices) == 1:
+    if len(slices) < 2:
         raise CaseError("is a single slice")
+    first = slices[0]
     for one in slices:
         names = f"({first.path.name}, {one.path.name})"
         if one.inverted:
@@ -294,11 +326,12 @@ def _check_alike(slices: Sequence[Slice]) -> None:
             raise CaseError(f"has slices of different pixel spacing {names}")
         if not np.allclose(one.axes, first.axes, atol=_SAME_DIRECTION):
             raise CaseError(f"has slices in different directions {names}")
-        if one.kernel != first.kernel:
-            raise CaseError(f"has slices of different reconstructions {names}")
-    axes = np.reshape(first.axes, (2, 3))
-    if not np.allclose(axes @ axes.T, np.eye(2), atol=_SAME_DIRECTION):
-        raise CaseError("has impossible axis directions")
+
+
+def _mixed(values: Sequence[str]) -> bool:
+    """Whether values come back after others, where they are known at all."""
+    known = [value for value in values if value]
+    return sum(1 for _ in itertools.groupby(known)) > len(set(known))
 
 
 def _pixels(one: Slice, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -315,19 +348,31 @@ def _pixels(one: Slice, dtype: np.dtype[Any]) -> NDArray[Any]:
             raise CaseError(_damaged(one.path, error)) from None
     if plane.shape != one.size[1::-1] or _lacks_pixels(one):
         raise CaseError(f"has a slice with too few pixels: {one.path.name}")
-    if one.padding > _DENSEST:
-        plane[plane == one.padding] = _AIR
     limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
-    return np.clip(plane, limits.min, limits.max).astype(dtype)
+    values = np.clip(plane, limits.min, limits.max).astype(dtype)
+    if one.padding > _DENSEST:
+        values[plane == one.padding] = _AIR
+    return values
 
 
 def _lacks_pixels(one: Slice) -> bool:
-    """Whether a file's own count of its pixels' bytes is too low: GDCM then leaves some unset."""
-    with one.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for found in _PIXELS.finditer(data):
-            length = int.from_bytes(found["long"] or found["plain"], "little")
-            if length == _ENCAPSULATED:
-                return False
-            if found.end() + length == len(data):  # the last element, as nearly always
-                return length < one.nbytes
-    return False
+    """Whether a file's own count of its pixels' bytes is too low: GDCM then leaves some unset.
+
+    Raises:
+        CaseError: the file cannot be read any more.
+    """
+    try:
+        data = one.path.read_bytes()
+    except OSError as error:
+        raise CaseError(f"cannot be read: {one.path.name} ({error.strerror})") from None
+    most = None
+    for found in _PIXELS.finditer(data):
+        length = int.from_bytes(found["long"] or found["plain"], "little")
+        if length == _ENCAPSULATED:
+            return False
+        end = found.end() + length
+        follows = int.from_bytes(data[end : end + 2], "little")
+        # The same bytes may lie in a private element: after pixels there is padding at most.
+        if end == len(data) or (end < len(data) and follows > _PIXEL_GROUP):
+            most = max(most or 0, length)
+    return most is not None and most < one.nbytes

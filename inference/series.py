@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from inference.dicom import SAME_PLACE, Slice, numbers, read_slice, stack
+from inference.dicom import (
+    ENDINGS,
+    SAME_PLACE,
+    Slice,
+    axes_of,
+    check_alike,
+    numbers,
+    read_slice,
+    stack,
+)
 from inference.errors import CaseError
 from inference.paths import is_file, is_folder, is_there
 
-_PREAMBLE = 128  # bytes
+_START = 1024  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,44 +54,52 @@ def find_series(top: Path) -> list[Series]:
     localizers, single slices, and series in one place (they watch the contrast agent come). A file
     that may be a slice but cannot be read is a problem of all series beside it.
 
-    A series that lies in several folders is one where its slices are one stack together; else
-    (copies; several patients whose UIDs somebody made the same) there is one in each folder.
+    A series that lies in several folders is one CT where its parts lie beside each other, or are
+    one stack together. Else (copies; CTs whose UIDs somebody made the same) each folder has one.
     """
-    parts: dict[str, dict[Path, list[Slice]]] = {}  # by series, then by folder
+    parts: dict[tuple[str, ...], dict[Path, list[Slice]]] = {}  # by series, then by folder
     lost: dict[Path, str] = {}
     order: dict[Path, int] = {}
     for folder, files, reason in _folders(top):
         order[folder] = len(order)
-        slices, reason_here = _slices(files)
-        if reason or reason_here:
-            lost[folder] = reason or reason_here or ""
+        slices, damage = _slices(files)
+        if reason or damage:
+            lost[folder] = reason or damage or ""
         for one in slices:
             if one.volume or one.enhanced:
-                parts.setdefault(one.series, {}).setdefault(folder, []).append(one)
-    found = []
-    for uid, folders in parts.items():
-        for group in _together(list(folders.values())) if uid else list(folders.values()):
-            problem = _problem(group)
-            if problem is None and not _is_volume(group):
-                continue
-            places = [
-                folder for folder in folders if any(one.path.parent == folder for one in group)
-            ]
-            folder = places[0] if len(places) == 1 else Path(os.path.commonpath(places))
-            problem = next((lost[place] for place in places if place in lost), problem)
-            found.append(Series(folder, uid, group[0].number, tuple(group), problem))
+                key = (*one.patient, one.series) if one.series else (*one.patient, "", str(folder))
+                parts.setdefault(key, {}).setdefault(folder, []).append(one)
+    found = [
+        series
+        for folders in parts.values()
+        for group in _together(list(folders.values()))
+        if (series := _series_of(group, lost)) is not None
+    ]
     known = {one.path.parent for series in found for one in series.slices}
     found += [
         Series(folder, "", "", (), reason) for folder, reason in lost.items() if folder not in known
     ]
-    return sorted(
-        found,
-        key=lambda series: (
-            order.get(series.folder, -1),
-            next(iter(numbers(series.number)), math.inf),
-            series.uid,
-        ),
-    )
+
+    def rank(series: Series) -> tuple[float, float, str]:
+        number = next(iter(numbers(series.number)), math.inf)
+        return order.get(series.folder, -1), number, series.uid
+
+    return sorted(found, key=rank)
+
+
+def _series_of(group: Sequence[Slice], lost: Mapping[Path, str]) -> Series | None:
+    """The CT that slices make up; ``None`` if they are none and need not be one."""
+    placed = [one for one in group if one.placed]
+    sizes = {one.size for one in placed}
+    # Without a place and of another size: a page of text, say, in the series that it is about.
+    slices = [one for one in group if one.placed or not sizes or one.size in sizes]
+    problem = _problem(slices)
+    if problem is None and not (placed and _is_volume(placed)):
+        return None
+    places = list(dict.fromkeys(one.path.parent for one in slices))
+    folder = places[0] if len(places) == 1 else Path(os.path.commonpath(places))
+    damage = next((lost[place] for place in places if place in lost), None)
+    return Series(folder, group[0].series, group[0].number, tuple(slices), damage or problem)
 
 
 def _folders(top: Path) -> Iterator[tuple[Path, list[Path], str | None]]:
@@ -109,15 +128,17 @@ def _folders(top: Path) -> Iterator[tuple[Path, list[Path], str | None]]:
 
 def _slices(files: Sequence[Path]) -> tuple[list[Slice], str | None]:
     """The CT slices among files, and what is wrong with one that may be a slice too."""
-    slices, lost = [], None
-    others = []
+    slices: list[Slice] = []
+    others: list[Path] = []
+    unread: dict[Path, str] = {}
+    lost = None
     for path in files:
         if is_there(path) and not is_file(path):  # a device
             continue
         try:
             one = read_slice(path)
         except OSError as error:
-            lost = f"may lack a slice: {path.name} cannot be read ({error.strerror})"
+            unread[path] = f"cannot be read ({error.strerror})"
         except CaseError as error:
             lost = str(error)
         else:
@@ -125,28 +146,45 @@ def _slices(files: Sequence[Path]) -> tuple[list[Slice], str | None]:
                 others.append(path)
             else:
                 slices.append(one)
-    endings = {one.path.suffix for one in slices}
-    for path in others:
-        if path.suffix in endings and _is_blank(path):
-            lost = f"has a slice that is empty: {path.name}"
+    usual = {_pattern(one.path) for one in slices}
+    unread |= {path: "is empty" for path in others if _pattern(path) in usual and _is_blank(path)}
+    for path, reason in unread.items():
+        # Where there is no slice to compare with, it may be a link to a patient's folder.
+        maybe = path.suffix.lower() in ENDINGS or (not slices and not path.suffix)
+        if maybe or _pattern(path) in usual:
+            lost = f"may lack a slice: {path.name} {reason}"
     return slices, lost
 
 
+def _pattern(path: Path) -> str:
+    """What the names of a series' files have in common: all but their numbers, mostly."""
+    return re.sub(r"\d+", "0", path.name)
+
+
 def _is_blank(path: Path) -> bool:
-    """Whether nothing is in a file, or no more than the zeros with which DICOM begins."""
+    """Whether nothing, or nothing but zeros, is where a file should say what it is."""
     with path.open("rb") as file:
-        start = file.read(_PREAMBLE + 1)
-    return len(start) <= _PREAMBLE and not start.strip(b"\0")
+        return not file.read(_START).strip(b"\0")
 
 
-def _together(parts: Sequence[list[Slice]]) -> list[list[Slice]]:
-    """The parts of a series in several folders: as one, if that is a regular stack."""
+def _together(parts: list[list[Slice]]) -> list[list[Slice]]:
+    """The parts of a series in several folders: as one where they lie beside each other."""
     whole = [one for part in parts for one in part]
-    if len(parts) > 1:
-        try:
-            stack([one for one in whole if one.placed])
-        except CaseError:
-            return list(parts)
+    if len(parts) == 1:
+        return parts
+    try:
+        check_alike(whole)
+        if not all(one.placed for one in whole):
+            return parts
+        normal = np.cross(*axes_of(whole[0])[0])
+        ranges = sorted(
+            (min(heights), max(heights))
+            for heights in ([float(np.dot(one.position, normal)) for one in part] for part in parts)
+        )
+        if any(low <= high for (_, high), (low, _) in itertools.pairwise(ranges)):
+            stack(whole)
+    except CaseError:
+        return parts
     return [whole]
 
 
@@ -161,6 +199,6 @@ def _problem(group: Sequence[Slice]) -> str | None:
     return None
 
 
-def _is_volume(group: Sequence[Slice]) -> bool:
-    positions = np.array([one.position for one in group])
+def _is_volume(placed: Sequence[Slice]) -> bool:
+    positions = np.array([one.position for one in placed])
     return bool(np.ptp(positions, axis=0).max() > SAME_PLACE)

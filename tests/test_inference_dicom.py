@@ -237,8 +237,8 @@ BAD: dict[str, tuple[Spoil, str]] = {
         lambda paths: edit(paths[-1], ImagePositionPatient=None),
         "do not say where they lie: IM0000",
     ),
-    "emptied at the end": (lambda paths: paths[-1].write_bytes(b""), "is empty: IM0000"),
-    "cut in the preamble": (lambda paths: paths[-1].write_bytes(bytes(100)), "is empty: IM0000"),
+    "emptied at the end": (lambda paths: paths[-1].write_bytes(b""), "IM0000 is empty"),
+    "cut in the preamble": (lambda paths: paths[-1].write_bytes(bytes(100)), "IM0000 is empty"),
     "too few pixels": (
         lambda paths: edit(paths[2], PixelData=pydicom.dcmread(paths[2]).PixelData[:-1000]),
         "too few pixels",
@@ -250,7 +250,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "two reconstructions": (
         lambda paths: [edit(p, ConvolutionKernel=f"B{i % 2}") for i, p in enumerate(paths)],
-        "different reconstructions",
+        "several reconstructions among each other",
     ),
     "two acquisitions": (
         lambda paths: [edit(p, AcquisitionNumber=i % 2) for i, p in enumerate(paths)],
@@ -281,6 +281,60 @@ def test_what_is_no_regular_stack_costs_one_line_and_no_other_case(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / 'in' / 'bad'}: ") and reason in line
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
+def page(paths: list[Path], **changes: Any) -> Path:
+    """A page of text in the series that it is about: no position, another size."""
+    data = slice_of(np.zeros((4, 4), np.int16), (0, 0, 0), np.eye(3)[:2], **changes)
+    del data.ImagePositionPatient
+    return save(data, paths[0].with_name("page"))
+
+
+def with_icon(path: Path) -> Path:
+    icon = slice_of(np.zeros((2, 2), np.int16), (0, 0, 0), np.eye(3)[:2])
+    del icon.file_meta
+    return edit(path, IconImageSequence=Items([icon]), DataSetTrailingPadding=bytes(64))
+
+
+GOOD: dict[str, Spoil] = {
+    "an acquisition each": lambda paths: [
+        edit(path, AcquisitionNumber=number) for number, path in enumerate(paths)
+    ],
+    "one without an acquisition": lambda paths: [
+        edit(path, AcquisitionNumber=None if path == paths[3] else 1) for path in paths
+    ],
+    "one without a kernel": lambda paths: [
+        edit(path, ConvolutionKernel=["B30f", "3"]) for path in paths[1:]
+    ],
+    "kernels of chest and abdomen": lambda paths: [
+        edit(path, ConvolutionKernel="B30" if path in paths[:9] else "B50") for path in paths
+    ],
+    "icons and padding": lambda paths: [with_icon(path) for path in paths],
+    "a page of text": page,
+    "a note that is a dead link": lambda paths: paths[0].with_name("a.txt").symlink_to("gone"),
+    "a mark of completeness": lambda paths: paths[0].with_name("COMPLETE").touch(),
+    "a file of numbers": lambda paths: paths[0].with_name("n").write_bytes(b"\x08\0\0\0" * 9),
+    "a slice that says nothing of its kind": lambda paths: edit(paths[4], Modality=""),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_usual_series_is_not_refused(tmp_path: Path, kind: str) -> None:
+    GOOD[kind](put(tmp_path))
+    (case,) = find_cases(tmp_path, tmp_path.parent / "out")
+    assert case.problem is None
+    scan = case.read()
+    expected = sitk.GetArrayFromImage(make_ct())
+    assert np.array_equal(sitk.GetArrayFromImage(scan.image), expected) and scan.warnings == ()
+
+
+def test_roughly_rounded_axes_are_taken_with_a_warning(tmp_path: Path) -> None:
+    for path in put(tmp_path):
+        edit(path, ImageOrientationPatient=[0.97, 0.26, 0, -0.25, 0.97, 0])
+    scan = read_series(slices_in(tmp_path))
+    direction = np.reshape(scan.image.GetDirection(), (3, 3))
+    assert np.allclose(direction @ direction.T, np.eye(3))
+    assert any("not perpendicular" in warning for warning in scan.warnings)
 
 
 def test_slices_that_are_a_little_uneven_are_taken_with_a_warning(tmp_path: Path) -> None:
@@ -381,6 +435,7 @@ def test_labels_are_named_after_folders_and_numbers(tmp_path: Path) -> None:
     assert len(problems) == 2 and all("the same name" in str(problem) for problem in problems)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_headers_make_no_odd_file_names(tmp_path: Path) -> None:
     small = make_ct((3, 4, 5))
     for index, (number, uid) in enumerate(
@@ -431,6 +486,33 @@ def test_a_series_in_several_folders_is_one(tmp_path: Path) -> None:
     for path in (tmp_path / "two" / "b").iterdir():
         moved(path, 0.0, 30.0, 0.0)
     assert names(tmp_path / "two") == ["a.nii.gz", "b.nii.gz"]
+    for path in (tmp_path / "two" / "b").iterdir():  # above the other one, as one scan might be
+        moved(path, 0.0, -30.0, 20 * make_ct().GetSpacing()[2])
+    assert names(tmp_path / "two") == ["two.nii.gz"]
+    for path in (tmp_path / "two" / "b").iterdir():
+        edit(path, PatientID="another")
+    assert names(tmp_path / "two") == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_series_in_several_folders_is_not_segmented_in_part(tmp_path: Path) -> None:
+    for index, path in enumerate(put(tmp_path / "whole")):
+        if index != 7:
+            (tmp_path / "in" / f"DIR{index // 7}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "in" / f"DIR{index // 7}")
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(CaseError, match="some are missing"):
+        case.read()
+    (tmp_path / "in" / "DIR1" / "IM77").touch()
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    assert case.problem and "IM77 is empty" in case.problem
+
+
+def test_what_has_no_position_may_lie_in_several_folders(tmp_path: Path) -> None:
+    put(tmp_path / "ct")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        page([tmp_path / name / "x"], SeriesInstanceUID="1.8")
+    assert names(tmp_path) == ["ct.nii.gz"]
 
 
 def test_files_without_a_preamble_are_read(tmp_path: Path) -> None:
@@ -454,6 +536,19 @@ def test_padding_is_air(tmp_path: Path) -> None:
         save(data, tmp_path / str(index))
     voxels = sitk.GetArrayFromImage(read_series(slices_in(tmp_path)).image)
     assert (voxels == [[-1024, 0], [76, -1024]]).all()
+    for path in tmp_path.iterdir():
+        edit(path, RescaleIntercept=0)
+    voxels = sitk.GetArrayFromImage(read_series(slices_in(tmp_path)).image)
+    assert (voxels == [[-1024, 1024], [1100, -1024]]).all()
+
+
+@pytest.mark.parametrize("content", [b"", bytes(3000)])
+def test_an_empty_slice_is_seen_among_files_named_by_uids(tmp_path: Path, content: bytes) -> None:
+    for index, path in enumerate(put(tmp_path)):
+        path.rename(tmp_path / f"1.2.840.{index}")
+    (tmp_path / "1.2.840.0").write_bytes(content)
+    (case,) = find_cases(tmp_path, tmp_path.parent / "out")
+    assert case.problem == "may lack a slice: 1.2.840.0 is empty"
 
 
 def test_a_single_slice_is_refused(tmp_path: Path) -> None:
