@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import dicom_files
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -14,7 +15,7 @@ from tiny_model import make_ct
 import inference.reading
 from inference import ahead
 from inference.ahead import Reader
-from inference.cases import Case
+from inference.cases import Case, find_cases
 from inference.errors import CaseError
 
 
@@ -68,10 +69,27 @@ def test_large_cts_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.Monke
         assert reader._task is not None
 
 
-def test_leaving_breaks_a_reading_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is stopped after the bytes that it is at, not at the end of the file."""
-    case = put(tmp_path / "a.nii.gz")
-    monkeypatch.setattr("inference.nifti._BITE", 1 << 10)
+def test_a_series_is_read_ahead(tmp_path: Path) -> None:
+    dicom_files.put(tmp_path / "in")
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    with Reader() as reader:
+        reader.begin(case)
+        assert reader._task is not None
+        voxels = sitk.GetArrayFromImage(reader.take(case).image)
+    assert np.array_equal(voxels, sitk.GetArrayFromImage(make_ct()))
+
+
+@pytest.mark.parametrize("kind", ["file", "series"])
+def test_leaving_breaks_a_reading_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is stopped after the bytes or the slice that it is at, not at the end."""
+    if kind == "file":
+        case = put(tmp_path / "a.nii.gz")
+        monkeypatch.setattr("inference.nifti._BITE", 1 << 10)
+    else:
+        dicom_files.put(tmp_path)
+        (case,) = find_cases(tmp_path, tmp_path / "out")
     begun, go = threading.Event(), threading.Event()
     bytes_read: list[int] = []
     real = Reader._watch

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,23 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_files import put, save, slice_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     UID,
     BasicTextSRStorage,
-    CTImageStorage,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     MRImageStorage,
     RLELossless,
-    generate_uid,
 )
 from tiny_model import make_ct
 
-from inference.ahead import Reader
 from inference.cases import Case, find_cases
 from inference.cli import main
 from inference.dicom import Slice, read_series, read_slice
@@ -41,64 +37,6 @@ from inference.errors import CaseError, UsageError
 from inference.series import find_series
 
 Spoil = Callable[[list[Path]], Any]
-
-
-def slice_of(
-    plane: NDArray[np.integer],
-    position: Iterable[float],
-    axes: NDArray[np.float64],
-    **changes: Any,
-) -> Dataset:
-    """A CT slice with stored values ``plane`` (rows, columns); ``changes`` are DICOM keywords."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
-    data.StudyInstanceUID = data.SeriesInstanceUID = "1.2.3"
-    data.Modality, data.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-    data.SeriesNumber = 2
-    data.ImagePositionPatient = [f"{value:.6f}"[:16] for value in position]
-    data.ImageOrientationPatient = [f"{value:.9f}"[:16] for value in axes.ravel()]
-    data.PixelSpacing = [0.75, 1.5]  # of rows, of columns
-    data.RescaleSlope, data.RescaleIntercept = 1, -1024
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.Rows, data.Columns = plane.shape
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit, data.PixelRepresentation = 15, int(plane.dtype.kind == "i")
-    data.PixelData = plane.tobytes()
-    for name, value in changes.items():
-        setattr(data, name, value)
-    return data
-
-
-def save(data: Dataset, path: Path, syntax: UID = ExplicitVRLittleEndian) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    if syntax == RLELossless:
-        data.compress(RLELossless, generate_instance_uid=False)
-    if syntax == ExplicitVRBigEndian:
-        data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
-    pydicom.dcmwrite(
-        path, data, implicit_vr=syntax == ImplicitVRLittleEndian,
-        little_endian=syntax != ExplicitVRBigEndian, enforce_file_format=True,
-    )  # fmt: skip
-    return path
-
-
-def put(folder: Path, image: sitk.Image | None = None, **changes: Any) -> list[Path]:
-    """An axial CT in HU as slices of a folder, head first; returns the files in that order."""
-    image = make_ct() if image is None else image
-    voxels = sitk.GetArrayFromImage(image).astype(np.int16) + 1024
-    spacing = image.GetSpacing()
-    axes = np.reshape(image.GetDirection(), (3, 3))[:, :2].T
-    paths = []
-    for index in reversed(range(len(voxels))):
-        place = image.TransformIndexToPhysicalPoint((0, 0, index))
-        data = slice_of(voxels[index], place, axes, PixelSpacing=[spacing[1], spacing[0]])
-        for name, value in changes.items():
-            setattr(data, name, value)
-        paths.append(save(data, folder / f"IM{index * 7919 % 1000:04d}"))
-    return paths
 
 
 def slices_in(folder: Path) -> list[Slice]:
@@ -607,35 +545,6 @@ def test_wrong_usage(tmp_path: Path) -> None:
         find_cases(tmp_path, tmp_path / "in")
     with pytest.raises(UsageError, match="wants 2 channels"):
         find_cases(tmp_path / "in", tmp_path / "out", 2)
-
-
-def test_a_series_is_read_ahead_and_broken_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(tmp_path / "in")
-    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
-    with Reader() as reader:
-        reader.begin(case)
-        assert reader._task is not None
-        now = read_series(case.slices).image
-        assert np.array_equal(
-            sitk.GetArrayFromImage(reader.take(case).image), sitk.GetArrayFromImage(now)
-        )
-    begun, go, told = threading.Event(), threading.Event(), []
-    real = Reader._watch
-
-    def slowly(self: Reader, image: sitk.Image, ready: int) -> None:
-        told.append(ready)
-        begun.set()
-        assert go.wait(30)
-        real(self, image, ready)
-
-    monkeypatch.setattr(Reader, "_watch", slowly)
-    with Reader() as reader:
-        reader.begin(case)
-        assert begun.wait(30)
-        threading.Timer(0.2, go.set).start()
-    assert told == [1]
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""DICOM series for tests, written with pydicom: another program than the one that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
+from tiny_model import make_ct
+
+
+def slice_of(
+    plane: NDArray[np.integer],
+    position: Iterable[float],
+    axes: NDArray[np.float64],
+    **changes: Any,
+) -> Dataset:
+    """A CT slice with stored values ``plane`` (rows, columns); ``changes`` are DICOM keywords."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
+    data.StudyInstanceUID = data.SeriesInstanceUID = "1.2.3"
+    data.Modality, data.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.SeriesNumber = 2
+    data.ImagePositionPatient = [f"{value:.6f}"[:16] for value in position]
+    data.ImageOrientationPatient = [f"{value:.9f}"[:16] for value in axes.ravel()]
+    data.PixelSpacing = [0.75, 1.5]  # of rows, of columns
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.Rows, data.Columns = plane.shape
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, int(plane.dtype.kind == "i")
+    data.PixelData = plane.tobytes()
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+def save(data: Dataset, path: Path, syntax: UID = ExplicitVRLittleEndian) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
+    if syntax == RLELossless:
+        data.compress(RLELossless, generate_instance_uid=False)
+    if syntax == ExplicitVRBigEndian:
+        data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
+    pydicom.dcmwrite(
+        path, data, implicit_vr=syntax == ImplicitVRLittleEndian,
+        little_endian=syntax != ExplicitVRBigEndian, enforce_file_format=True,
+    )  # fmt: skip
+    return path
+
+
+def put(folder: Path, image: sitk.Image | None = None, **changes: Any) -> list[Path]:
+    """An axial CT in HU as slices of a folder, head first; returns the files in that order."""
+    image = make_ct() if image is None else image
+    voxels = sitk.GetArrayFromImage(image).astype(np.int16) + 1024
+    spacing = image.GetSpacing()
+    axes = np.reshape(image.GetDirection(), (3, 3))[:, :2].T
+    paths = []
+    for index in reversed(range(len(voxels))):
+        place = image.TransformIndexToPhysicalPoint((0, 0, index))
+        data = slice_of(voxels[index], place, axes, PixelSpacing=[spacing[1], spacing[0]])
+        for name, value in changes.items():
+            setattr(data, name, value)
+        paths.append(save(data, folder / f"IM{index * 7919 % 1000:04d}"))
+    return paths
