@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import SimpleITK as sitk
 
 from inference.cases import Case
-from inference.dicom import bytes_needed
 from inference.errors import CaseError
 from inference.machine import free_memory
 from inference.nifti import Header
@@ -69,6 +68,8 @@ def _is_small(case: Case) -> bool:
     most = _SHARE * free_memory()
     try:
         if case.slices:
+            from inference.dicom import bytes_needed
+
             return bytes_needed(case.slices) < most
         if ending(case.source) != ".nii.gz":
             return False

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from inference.dicom import Slice, is_dicom, read_series
 from inference.errors import UsageError
 from inference.paths import is_file, is_there, is_unicode
 from inference.reading import ENDINGS, Scan, Watch, ending, read
-from inference.series import Series, find_series
+
+# What DICOM needs is imported where there is DICOM: start-up counts for those who have none.
+if TYPE_CHECKING:
+    from inference.dicom import Slice
+    from inference.series import Series
 
 _LONGEST = 255  # bytes of a file's name
 _CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
@@ -50,7 +54,11 @@ class Case:
         Raises:
             CaseError: it cannot be read. The message does not name the source.
         """
-        return read_series(self.slices, watch) if self.slices else read(self.source, watch)
+        if not self.slices:
+            return read(self.source, watch)
+        from inference.dicom import read_series
+
+        return read_series(self.slices, watch)
 
     def about(self, text: str) -> str:
         """What is said of the case beside its source's name."""
@@ -176,6 +184,8 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     Raises:
         UsageError: there is no series, or labels would lie where they are taken for CTs.
     """
+    from inference.series import find_series
+
     found = find_series(source)
     if not found:
         endings = ", ".join(ENDINGS)
@@ -240,6 +250,8 @@ def _images(source: Path) -> tuple[list[Path], list[Path]]:
         source.stat()
         if not source.is_dir():
             if not ending(source):
+                from inference.dicom import is_dicom
+
                 raise UsageError(
                     f"{source}: is DICOM; name the folder with all the slices"
                     if is_dicom(source)
