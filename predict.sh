@@ -66,7 +66,7 @@ make_venv() {
 find_python() {
     if [ -n "${ABDOSEG_PYTHON:-}" ]; then
         python=$ABDOSEG_PYTHON
-    elif cmp -s "$lock" "$home/.venv/installed.lock"; then
+    elif cmp -s "$lock" "$home/.venv/installed.lock" && complete "$home/.venv/bin/python"; then
         python=$home/.venv/bin/python
     elif complete python3; then
         python=python3

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from evaluation.container import Container, docker, image_of
 from evaluation.usage import Usage
+from inference.cases import label_name
 from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.phantom import make_phantom
@@ -177,7 +178,7 @@ def _check(
             else:
                 shutil.copyfile(case, inputs / case.name)
             usage = Container(tag, memory, arguments=arguments)(inputs, outputs, log)
-            written = [path.name for path in outputs.iterdir() if path.suffix == ".gz"]
+            written = case is None or (outputs / label_name(case.name)).is_file()
             if usage.exit_code or not written:
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 reason = f"exit code {usage.exit_code}" if usage.exit_code else "no labels"

@@ -102,6 +102,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
         raise CaseError(f"{path}: cannot be read ({reason})") from None
     if values.ndim != 3:
         raise CaseError(f"{path}: not a 3D volume, its shape is {_text(values.shape)}")
+    if not values.size:
+        raise CaseError(f"{path}: has no voxels, its shape is {_text(values.shape)}")
     if values.dtype.kind not in "iubf":
         raise CaseError(f"{path}: its voxels are not numbers")
     if values.dtype != np.uint8:

@@ -26,7 +26,7 @@ class Budget:
 
     def __init__(self) -> None:
         self._size: tuple[int, ...] = ()
-        self._granted = 0
+        self._available = 0
 
     def grant(self, shape: Sequence[int], plan: Plan, network: Network, reserved: int) -> int:
         """Bytes that the passes over a volume may use.
@@ -42,5 +42,5 @@ class Budget:
             if plan.tiling == "whole":  # windows of one size stay compiled
                 network.release()
             self._size = size
-            self._granted = max(0, int(free_memory() * _SHARE) - reserved)
-        return self._granted
+            self._available = int(free_memory() * _SHARE)
+        return max(0, self._available - reserved)

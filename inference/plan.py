@@ -23,8 +23,8 @@ FORMAT = 1
 
 # Keys that only some plans show, most of them those of imported models.
 _OPTIONAL = (
-    "look", "channels", "transpose", "resampling", "outside", "mirror", "outputs", "regions",
-    "members",
+    "clip_first", "look", "channels", "transpose", "resampling", "outside", "mirror", "outputs",
+    "regions", "members",
 )  # fmt: skip
 
 
@@ -43,6 +43,8 @@ class Plan:
         crop: "body" (the box around the patient), "nonzero" (the box around what is not zero in
             any channel) or "none".
         clip: the HU range to which intensities are limited.
+        clip_first: a wider range, to which they are limited before the volume is resized; then
+            ``clip`` comes after that. ``None`` for ``clip`` before, nnU-Net's order.
         subtract: taken from the clipped intensities.
         divide: then they are divided by this.
         patch: voxels (z, y, x) of a window.
@@ -59,7 +61,7 @@ class Plan:
         postprocessing: steps of `inference.postprocess`, in order.
         look: "spacing" of a coarse grid and "margin", both in millimetres, for a first look that
             tells which part is segmented (`inference.locate`); empty for none.
-        channels: for an imported nnU-Net model, one `inference.channels.Channel` per input
+        channels: for an imported nnU-Net model, one `inference.normalisation.Channel` per input
             channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;
             all else in a plan is said of the axes after it.
@@ -88,6 +90,7 @@ class Plan:
     bytes_per_voxel: float
     orientation: str | None = "LPS"
     size: tuple[int | None, int | None, int | None] = (None, None, None)
+    clip_first: tuple[float, float] | None = None
     crop: str = "body"
     tiling: str = "whole"
     overlap: float = 0.5

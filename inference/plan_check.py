@@ -52,6 +52,7 @@ PLAN_KINDS: dict[str, Kind] = {
     "version": NAME,
     "spacing": several(optional(number(above=0)), 3),
     "clip": several(number(), 2),
+    "clip_first": optional(several(number(), 2)),
     "subtract": number(),
     "divide": number(above=0),
     "patch": several(whole(1), 3),
@@ -98,6 +99,9 @@ def _contradictions(plan: Plan) -> list[str]:
     problems = []
     if plan.clip[0] >= plan.clip[1] and not plan.channels:
         problems.append(f"clip {list(plan.clip)} is not a range")
+    first = plan.clip_first or plan.clip
+    if first[0] > plan.clip[0] or first[1] < plan.clip[1]:
+        problems.append(f"clip_first {list(first)} does not hold clip {list(plan.clip)}")
     if any(p % m for p, m in zip(plan.patch, plan.multiple, strict=True)):
         problems.append(f"patch {list(plan.patch)} is no multiple of {list(plan.multiple)}")
     if unknown := set(plan.networks) - {*PRECISIONS}:

@@ -1,4 +1,4 @@
-"""From a CT to what the network sees: crop to the body, resize, clip, normalise.
+"""From a CT to what the network sees: crop to the body, resize and clip, normalise.
 
 Training prepares its CTs with the same function, so that both see the same thing.
 """
@@ -72,8 +72,10 @@ def preprocess(
     check_memory(math.prod(shape), part.shape, spacing)
     if announce:
         announce(shape)
-    low, high = plan.clip
+    low, high = plan.clip_first or plan.clip
     values = resize(part, shape, (low - offset, high - offset), threads=threads)
+    if plan.clip_first:
+        np.clip(values, plan.clip[0] - offset, plan.clip[1] - offset, out=values)
     values -= np.float32(plan.subtract - offset)
     values /= np.float32(plan.divide)
     depth, height, width = (

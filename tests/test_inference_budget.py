@@ -39,6 +39,15 @@ def test_what_a_case_gets_does_not_depend_on_the_one_before(tiny: Model, network
     assert network.held == 700  # it is used again
 
 
+def test_a_finer_ct_on_the_same_grid_leaves_less(tiny: Model, network: Any) -> None:
+    """Its own voxels and labels take more, and the network stays compiled."""
+    budget = Budget()
+    usual = budget.grant((64, 64, 64), tiny.plan, network, reserved=100)
+    network.held = 700
+    assert budget.grant((64, 64, 64), tiny.plan, network, reserved=350) == usual - 250
+    assert network.held == 700
+
+
 def test_windows_stay_compiled(tiny: Model, network: Any) -> None:
     budget, plan = Budget(), replace(tiny.plan, tiling="window")
     network.held = 300

@@ -57,6 +57,8 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"orientation": ["", "P", "S"]}, "orientation is"),
         ({"clip": [1, 2, 3]}, "clip is"),
         ({"clip": [100, -100]}, "clip [100, -100] is not a range"),
+        ({"clip_first": [-2000]}, "clip_first is [-2000], not a list of 2"),
+        ({"clip_first": [-500, 2000]}, "clip_first [-500, 2000] does not hold clip"),
         ({"clip": ...}, "missing keys clip"),
         ({"colour": 1}, "unknown keys colour"),
         ({"patch": [0, 32, 32]}, "patch is"),

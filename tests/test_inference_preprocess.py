@@ -133,6 +133,23 @@ def test_network_input_is_clipped_and_normalised(tiny: Model) -> None:
     assert np.allclose(shifted.values, prepared.values, atol=1e-4)
 
 
+def test_a_wider_range_first_and_the_narrow_one_after_resizing(tiny: Model) -> None:
+    """Two voxels of bone and air become one: air, but 40 HU where each is clipped before."""
+    volume = np.zeros((4, 4, 4), np.int16)
+    volume[:, :, 0::2], volume[:, :, 1::2] = 500, -1000
+    plan = replace(tiny.plan, crop="none", clip=(-160.0, 240.0), subtract=0.0, divide=1.0)
+    plan = replace(plan, spacing=(4.0, 4.0, 4.0))
+    clipped = preprocess(volume, (2.0, 2.0, 2.0), plan).values
+    wide = replace(plan, clip_first=(-1024.0, 1500.0))
+    assert np.median(clipped) == pytest.approx(40, abs=1)
+    for offset in (0, 1024):
+        shifted = (volume + offset).astype(np.int16)
+        values = preprocess(shifted, (2.0, 2.0, 2.0), wide, -offset).values
+        expected = resize(volume.astype(float), (2, 2, 2)).clip(-160, 240)
+        assert np.allclose(values, expected, atol=1e-3)
+    assert np.median(values) == pytest.approx(-160, abs=1)
+
+
 def test_plan_decides_the_grid(tiny: Model) -> None:
     volume = patient()
     plan = replace(tiny.plan, crop="none", spacing=(None, 6.0, 2.0), size=(None, None, 128))

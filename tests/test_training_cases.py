@@ -27,13 +27,14 @@ from hypothesis import strategies as st
 
 from inference.organs import LABEL_OF, ORGANS
 from training.__main__ import main
-from training.augment import UNKNOWN
 from training.cases import find_cases
 from training.config import Config
 from training.folds import fold_of
 from training.losses import partial_dice_cross_entropy
 from training.prepare import prepare
+from training.prepared_file import opened
 from training.samples import Samples
+from training.tissues import UNKNOWN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -355,6 +356,52 @@ def test_damaged_prepared_files_are_named(prepared_once: tuple[Path, Path, Confi
         prepare([], out, config, 1)
 
 
+def test_whatever_byte_is_wrong_a_prepared_file_is_whole_or_damaged(
+    prepared_once: tuple[Path, Path, Config],
+) -> None:
+    _, out, _ = prepared_once
+    path = out / "images" / "P1.npz"
+    content = path.read_bytes()
+    with opened(path) as arrays:
+        whole = {name: arrays[name] for name in arrays.files}
+    damaged = 0
+    rng = np.random.default_rng(0)
+    for place in rng.choice(len(content), 150, replace=False):
+        wrong = bytearray(content)
+        wrong[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(wrong)
+        try:
+            with opened(path) as arrays:
+                read = {name: arrays[name] for name in whole}
+        except ValueError as error:
+            damaged += str(error) == f"{path}: damaged; remove it and prepare again"
+        else:
+            assert all(np.array_equal(read[name], array) for name, array in whole.items())
+    assert damaged > 100
+
+
+def test_organs_that_no_label_is_understood_as_are_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """AMOS22 writes "arota", which is understood; another's "Leber" is not."""
+    names = {"background": 0, "Leber": 1, "spleen": 3, "arota": 5}
+    data = dataset(tmp_path / "data", labels=names)
+    add(data, "P1", *a_patient())
+    arguments = ["--data", str(data), "--work", str(tmp_path / "work"), "--workers", "1"]
+    assert main(["prepare", "--config", str(configuration(tmp_path)), *arguments]) == 0
+    error = capfd.readouterr().err
+    assert "no labels of liver, right_kidney, pancreas, inferior" in error
+    assert "(dataset.json has, beside our organs, Leber)" in error
+
+
+def test_pseudo_labels_of_a_case_that_there_is_not_are_refused(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", a_patient()[0], None)
+    (tmp_path / "annotated.json").write_text('{"P_1": ["liver"]}')
+    with pytest.raises(ValueError, match="has no case P_1"):
+        find_cases(data, tmp_path)
+
+
 @pytest.fixture
 def kinds(tmp_path: Path) -> Path:
     """A prepared folder in which every file is of one brightness, by which patches tell it."""
@@ -579,24 +626,6 @@ def test_nothing_stays_of_cases_that_are_gone_or_refused(
         changed = Config.load(configuration(tmp_path, **other))
         prepare(find_cases(tmp_path / "data"), out, changed, 2)
         assert left.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*.npz")}.items()
-
-
-def test_files_that_do_not_tell_what_they_were_made_of_are_kept(
-    prepared_once: tuple[Path, Path, Config],
-) -> None:
-    """They were prepared by an earlier version; only newer sources make them anew."""
-    data, out, config = prepared_once
-    path = out / "images" / "P1.npz"
-    with np.load(path) as content:
-        arrays = {name: content[name] for name in content.files if name != "made_of"}
-    np.savez(path, **arrays)
-    before = path.stat().st_mtime_ns
-    prepare(find_cases(data), out, config, 1)
-    assert path.stat().st_mtime_ns == before
-    later = time.time() + 5
-    os.utime(data / "labelsTr" / "P1.nii.gz", (later, later))
-    prepare(find_cases(data), out, config, 1)
-    assert path.stat().st_mtime_ns != before
 
 
 def test_label_maps_without_a_body_are_refused_and_the_others_prepared(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from inference.organs import LABEL_OF
-from training.augment import UNKNOWN
 from training.corrections import correct, load_corrections, of_kind
 from training.pseudolabel import judge
+from training.tissues import UNKNOWN
 from training.yaml_file import load_yaml
 
 LIVER, KIDNEY, AORTA = (LABEL_OF[name] for name in ("liver", "left_kidney", "aorta"))

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
-from training.augment import UNKNOWN, vary_hu
+from training.augment import vary_hu
 from training.bodies import _register, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
@@ -31,7 +31,7 @@ from training.pseudolabel import judge
 from training.samples import Samples
 from training.separable import blur, upsample
 from training.synthesis import _hounsfield, _loose_colon, synthesise
-from training.tissues import Tissue, organs_only, tissue_of, tissues_from_names
+from training.tissues import UNKNOWN, Tissue, organs_only, tissue_of, tissues_from_names
 from training.warp import (
     random_places,
     regular_places,
@@ -597,7 +597,7 @@ def test_synthetic_scans_have_the_spacing_of_some_scanner(prepared: Path, config
                 config,
                 spacing=(None, None, None),
                 augmentation={"scan": scan},
-                placement={"rule": "body"},
+                placement={"rule": "labelled_slices"},
                 shares={"synthetic": 1.0},
             ),
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,10 +227,14 @@ def test_held_out_cases_calibrate_only_where_there_are_no_others(tmp_path: Path)
     assert names() == ["fold", "kept"]
 
 
+_CLAIMS = ("Transferred patches", "Empty patches", "TCIA")
+
+
 def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None:
     config = Config.load(REPOSITORY / "training/configs/abdoseg.yaml")
     config = replace(
         config,
+        version="9.9",
         shares={"synthetic": 0.5, "transferred": 0.2, "labelled": 0.2, "empty": 0.1, "pseudo": 0},
         coarse_first={"share": 0.25, "spacing": [4.0] * 3, "patch": [64, 64, 80]},
         freeze_norm=0.5,
@@ -240,6 +246,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         Case("seen", "labelled", path, path, (1,), source="TotalSegmentator s0327"),
         Case("kept", "labelled", path, path, (1,), source="AMOS 13"),
         Case("head", "unlabelled", path, None, (), source="TCIA"),
+        Case("other", "unlabelled", path, None, (), source="never drawn from"),
     ]
     plan = config.plan((16, 16, 16), {"f32": "network.xml"}, 100.0)
     (tmp_path / "network.xml").touch()
@@ -247,10 +254,21 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     plan.save(tmp_path)
     assert Plan.load(tmp_path).name == "abdoseg"
     agreement = Agreement("f32", "seen", 0.001, 0.999, dict.fromkeys(plan.labels, None))
-    run = tmp_path / "run"
-    write_model_card(tmp_path, config, cases, [run], (), [agreement], "a machine")
-    card = (tmp_path / "README.md").read_text()
+    for name in ("bodies/seen__seen", "transferred/seen__seen", "images/seen", "empty/head"):
+        file = tmp_path / "prepared" / f"{name}.npz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, annotated=np.array([1]))
+
+    def card(trained: Sequence[Path] | Path, told: str = "", case: str = "seen") -> str:
+        agreed = [replace(agreement, case=case)]
+        prepared = tmp_path / "prepared"
+        write_model_card(tmp_path, config, cases, trained, prepared, (), agreed, told)
+        return (tmp_path / "README.md").read_text()
+
+    text = card([tmp_path / "run"], "It sees cats.")
     for words in (
+        "on a machine of which there is no record",
+        "Shares of the patches: synthetic 0.5, labelled 0.2, transferred 0.2, empty 0.1.",
         "Synthetic patches",
         "Transferred patches are a real CT",
         "upper esophagus: head.",
@@ -259,10 +277,17 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         "| TotalSegmentator s | unknown | CT and labels | 1 |",
         "| AMOS | unknown | held out | 1 |",
         "| TCIA | unknown | CT known to show none of the organs | 1 |",
+        "## Known failures\n\nIt sees cats.\n",
     ):
-        assert words in card, words
-    assert "Pseudo-labelled" not in card
-    assert "calibrated on the held-out" not in card
+        assert words in text, words
+    assert "Pseudo-labelled" not in text and "never drawn from" not in text
+    assert "calibrated on the held-out" not in text
+    for kind in ("transferred", "empty"):  # what there is none of is not claimed
+        shutil.rmtree(tmp_path / "prepared" / kind)
+    text = card([tmp_path / "run"])
+    assert "synthetic 0.71, labelled 0.29." in text
+    assert "None have been written down" in text
+    assert not [claim for claim in _CLAIMS if claim in text]
     settings = {"rounds": 2, "iterations": 700, "learning_rate": 0.001}
     config = replace(config, self_training=settings)
     runs = []
@@ -270,22 +295,22 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         runs.append(tmp_path / f"run{number}")
         runs[-1].mkdir()
         (runs[-1] / "log.csv").write_text(f"iteration,seconds_per_iteration\n{steps},3.6\n")
-    write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
-    card = (tmp_path / "README.md").read_text()
-    assert "2000 + 700 + 700 steps of" in card and " 3.40 hours on a machine" in card
-    assert "a first training and 2 round(s) of self-training" in card
-    assert "The first 25 % of the first training's steps saw" in card
-    assert "After 50 % of each training's steps batch norms" in card
-    assert "The training began with" not in card
+        (runs[-1] / "machines.txt").write_text("a machine\n" + "another\n" * (number == 1))
+    text = card(runs)
+    assert "2000 + 700 + 700 steps of" in text
+    assert " 3.40 hours on a machine and another." in text
+    assert "a first training and 2 round(s) of self-training" in text
+    assert "The first 25 % of the first training's steps saw" in text
+    assert "After 50 % of each training's steps batch norms" in text
+    assert "The training began with" not in text
     header, scores = ",".join(ORGANS.values()), ",".join(["0.9"] * len(ORGANS))
     (runs[2] / "scores.csv").write_text(f"iteration,case,{header}\n700,kept,{scores}\n")
-    write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
-    assert "DSC on 1 CT that was not trained on (kept)" in (tmp_path / "README.md").read_text()
+    assert "DSC on 1 CT that was not trained on (kept)" in card(runs)
     (runs[0] / "initial.txt").write_text("abdoseg 0.8.0\n")
-    write_model_card(tmp_path, config, cases, runs, (), [agreement], "a machine")
-    card = (tmp_path / "README.md").read_text()
-    assert "The training began with the weights of abdoseg 0.8.0:" in card
-    assert "this training did not see, though the weights it began with may have (kept)" in card
-    held_out = [replace(agreement, case="kept")]
-    write_model_card(tmp_path, config, cases, [run], (), held_out, "a machine")
-    assert "int8 was calibrated on the held-out cases" in (tmp_path / "README.md").read_text()
+    text = card(runs)
+    assert "The training began with the weights of abdoseg 0.8.0:" in text
+    assert "this training did not see, though the weights it began with may have (kept)" in text
+    assert "int8 was calibrated on the held-out cases" in card(runs, case="kept")
+    text = card(tmp_path)  # weights that were not trained here
+    assert "The weights are those of abdoseg 9.9: its card says" in text
+    assert " steps of" not in text and "Not measured" in text

@@ -21,10 +21,9 @@ from inference.errors import ModelError
 from training import train as loop
 from training.checkpoint import load_average, load_mean
 from training.config import Config
-from training.evaluate import multiple_of
 from training.export import to_openvino
 from training.ir_weights import measure_norms
-from training.network import make_network
+from training.network import make_network, multiple_of
 from training.samples import Samples
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
@@ -113,7 +112,7 @@ def test_a_training_begins_with_a_model_folder(
         iterations=1,
         freeze_norm=0.0,  # so that the one step does not move the statistics
         shares={"labelled": 1.0},
-        placement={"rule": "body"},
+        placement={"rule": "labelled_slices"},
         augmentation={},
         evaluate_every=1,
     )

@@ -430,12 +430,13 @@ def test_a_teacher_answers_on_the_students_grid(prepared: Path, trained: Path) -
     """A student at half the spacing and with other intensities asks about the same patient."""
     config = replace(Config.load(CONFIG), **SMALL)
     student = replace(
-        config, spacing=(4.0, 4.0, 4.0), clip=(-1024, 400), subtract=-100.0, divide=300.0
+        config, spacing=(2.0, 2.0, 2.0), clip=(-1024, 400), subtract=-100.0, divide=300.0
     )
     teacher = Teacher(config, trained / "checkpoint.pt", student)
     hu, _ = a_patient()
     fine = np.kron(hu, np.ones((2, 2, 2), np.int16))
-    answer = teacher(torch.from_numpy(student.normalise(fine))[None, None])
+    # Whatever the spacing that the configuration ends with: first steps may be coarser.
+    answer = teacher(torch.from_numpy(student.normalise(fine))[None, None], (4.0, 4.0, 4.0))
     assert answer.shape == (1, 14, 32, 48, 48)
     network = checkpoint.load_average(trained / "checkpoint.pt", config)
     own = torch.from_numpy(logits_of(network, hu, config)).float()[None]
@@ -443,6 +444,20 @@ def test_a_teacher_answers_on_the_students_grid(prepared: Path, trained: Path) -
     for organ in ORGANS_SHOWN:  # what was not annotated cannot be told from background
         a, b = answer[0].argmax(0) == organ, enlarged[0].argmax(0) == organ
         assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9
+
+
+def test_a_teacher_knows_that_the_first_patches_are_coarser(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
+    config = replace(Config.load(CONFIG), **SMALL)
+    coarse = {"share": 0.5, "spacing": [16.0] * 3, "patch": [8, 16, 16]}
+    student = replace(config, iterations=4, checkpoint_every=4, coarse_first=coarse)
+    teacher = Teacher(config, trained / "checkpoint.pt", student)
+    asked = []
+    teacher._network.register_forward_pre_hook(lambda _, seen: asked.append(seen[0].shape[2:]))
+    loop.train(replace(student, holdout=()), prepared, tmp_path / "run", teacher=teacher)
+    # As many millimetres as the student sees: 128 x 256 x 256, then 128 x 192 x 192.
+    assert asked == [(16, 32, 32)] * 2 + [(16, 24, 24)] * 2
 
 
 def test_a_student_learns_from_its_teacher_alone(trained: Path, tmp_path: Path) -> None:
@@ -539,6 +554,27 @@ def test_a_checkpoint_of_another_network_is_one_line(
                 options["run"],
                 initial=[initial / "checkpoint.pt"] if initial else [],
             )
+
+
+def test_a_training_that_goes_on_says_what_is_another_than_before(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(Config.load(CONFIG), **SMALL)
+    begun = tmp_path / "begun.pt"
+    begun.write_bytes((trained / "checkpoint.pt").read_bytes())
+    loop.train(config, prepared, tmp_path / "run", initial=[begun])
+    begun.unlink()  # it was only needed to begin with
+    assert "changed" not in capsys.readouterr().out
+    longer = replace(config, iterations=13, learning_rate=0.001)
+    loop.train(longer, prepared, tmp_path / "run", initial=[begun])
+    said = capsys.readouterr().out
+    assert "going on at iteration 12\n" in said
+    assert "changed since it was last trained: iterations, learning_rate\n" in said
+    with pytest.raises(ValueError, match="13 steps were made, and the configuration has 12"):
+        loop.train(config, prepared, tmp_path / "run")
+    assert (tmp_path / "run" / "initial.txt").read_text() == f"{begun}\n"
+    (machine,) = (tmp_path / "run" / "machines.txt").read_text().splitlines()
+    assert "cores of a CPU" in machine or torch.cuda.is_available()
 
 
 def test_the_mean_of_checkpoints_is_that_of_their_weights(
@@ -677,12 +713,25 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
     return {"spacing": [None] * 3, "augmentation": {"scan": scan}}
 
 
+def _noisy(probability: Any, deviation: Any) -> dict[str, Any]:
+    return {"augmentation": {"noise": {"probability": probability, "deviation": deviation}}}
+
+
+def _coarse(**other: Any) -> dict[str, Any]:
+    right = {"share": 0.5, "spacing": [16.0] * 3, "patch": [8, 8, 8]}
+    return {"coarse_first": {**right, **other}}
+
+
+def _network(**other: Any) -> dict[str, Any]:
+    return {"network": {**SMALL["network"], **other}}
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"augmentation": None}, "nothing is given for augmentation"),
         ({"placement": None, "empty": None}, "nothing is given for empty, placement"),
-        ({"augmentation": {"warp": None}}, "augmentation is {'warp': None}, not"),
+        ({"augmentation": {"warp": None}}, "augmentation: warp is None, not names and values"),
         ({"augmentation": ["warp"]}, "augmentation is ['warp'], not names"),
         ({"placement": "body"}, "placement is 'body', not names and values"),
         (
@@ -690,13 +739,38 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
             "shares is {'labelled': None}, not names with a number from 0 each",
         ),
         ({"augmentation": {"warp": {}}}, "warp needs strength"),
-        ({"augmentation": {"noise": {"range": [0, 1]}}}, "noise needs probability"),
-        ({"augmentation": {"noise": {"probability": 1}}}, "noise needs its lowest and highest"),
-        ({"augmentation": {"turn": {"probability": 1, "degrees": 15}}}, "about three axes"),
+        (
+            {"augmentation": {"warp": {"strength": "much"}}},
+            "warp: strength is 'much', not a number",
+        ),
+        ({"augmentation": {"warp": {"strength": 1, "force": 1}}}, "warp has no force"),
+        ({"augmentation": {"noise": {"deviation": [0, 1]}}}, "noise needs probability"),
+        ({"augmentation": {"noise": {"probability": 1}}}, "noise needs deviation"),
+        (_noisy(1, [0.2, 0.1]), "noise: deviation is [0.2, 0.1], not the lowest and the highest"),
+        (_noisy(15, [0, 1]), "noise: probability is 15, not a number from 0 to 1"),
+        (_noisy("1e-1", [0, 1]), "noise: probability: YAML takes 1e-1 for text; write 0.1"),
+        (
+            {"augmentation": {"turn": {"probability": 1, "degrees": 15}}},
+            "degrees is 15, not a list",
+        ),
+        ({"augmentation": {"mirror": {"axes": 2}}}, "mirror: axes is 2, not a list"),
+        ({"augmentation": {"mirror": {"axes": [3]}}}, "mirror: axes is [3], not a list"),
+        ({"augmentation": {"phase": {}}, "stored": [-250, 350]}, "stored must be wider than clip"),
+        ({"coarse_first": {"share": 0.5}}, "coarse_first needs spacing and patch"),
+        (_coarse(share="0.5"), "coarse_first: share is '0.5', not a number from 0 to 1"),
+        (_coarse(share=60), "coarse_first: share is 60, not a number from 0 to 1"),
+        (_coarse(spacing=3.0), "coarse_first: spacing is 3.0, not a list of 3"),
+        (_coarse(patch=[8, 12]), "coarse_first: patch is [8, 12], not a list of 3"),
+        (_coarse(patch=[8, 8, 9]), "patch [8, 8, 9] is no multiple of the network's"),
+        ({"network": {"kind": "unet"}}, "network: missing"),
+        (_network(norm="bach"), "network: there is no 'bach'"),
+        (_network(kernels=[[2, 3, 3]] * 3), "network: takes no patch"),
+        ({"placement": {"rule": "anywhere"}}, "the rule 'anywhere' needs foreground"),
+        ({"placement": {"rule": "anywhere", "foreground": 85}}, "foreground is 85, not a number"),
         ({"augmentation": {"slab": {}}}, "slab needs probability"),
-        (_scanned(3, [1, 2]), "scan's slice needs"),
-        (_scanned([0, 5], [1, 2]), "scan's slice needs"),
-        (_scanned([1, 5], ["a", "b"]), "scan's pixel needs"),
+        (_scanned(3, [1, 2]), "scan: slice is 3, not the lowest and the highest"),
+        (_scanned([0, 5], [1, 2]), "scan: slice is [0, 5], not the lowest and the highest, each a"),
+        (_scanned([1, 5], ["a", "b"]), "scan: pixel is ['a', 'b'], not the lowest"),
         ({**_scanned([1, 5], [1, 2]), "spacing": [2.0] * 3}, "scan changes nothing"),
         ({"batch": 6, "drawn_at_once": 4}, "neither of batch and drawn_at_once"),
         ({"augmentation": {"blurr": {}}}, "there is no blurr"),
@@ -715,7 +789,7 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
         ({"holdout": "kept"}, "holdout is 'kept', not a list"),
         ({"precision": "INT8"}, "precision is 'INT8', not one of"),
         ({"postprocessing": [{"step": "keep_larges", "labels": [1]}]}, "bad postprocessing"),
-        ({"self_training": {"rounds": 2}}, "self_training needs rounds, iterations and"),
+        ({"self_training": {"rounds": 2}}, "self_training needs iterations and learning_rate"),
         (
             {"self_training": {"rounds": 0, "iterations": 9, "learning_rate": 0.001}},
             "self_training: rounds is 0, not a whole number from 1",
@@ -726,7 +800,7 @@ def _scanned(slice_: Any, pixel: Any) -> dict[str, Any]:
         ),
         (
             {"self_training": {"rounds": 1, "iterations": 9, "learning_rate": "1e-3"}},
-            "self_training: learning_rate is '1e-3', not a number above 0",
+            "self_training: learning_rate: YAML takes 1e-3 for text; write 0.001",
         ),
     ],
 )
@@ -747,7 +821,8 @@ def test_every_mistake_in_a_configuration_is_one_line(
     work = tmp_path / "work"
     work.mkdir()
     (work / "prepared").symlink_to(prepared)
-    arguments = ["train", "--config", str(config), "--data", str(data.parents[1])]
+    # Said before anything is prepared, which may take hours.
+    arguments = ["prepare", "--config", str(config), "--data", str(data.parents[1])]
     assert main([*arguments, "--work", str(work)]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1

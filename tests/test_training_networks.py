@@ -14,13 +14,13 @@ import torch
 
 from training.config import Config
 from training.depthwise import DepthwiseConv3d
-from training.evaluate import multiple_of
 from training.losses import distillation, loss_at_all_depths
 from training.network import (
     ChannelAttention,
     InstanceNorm,
     autocast,
     make_network,
+    multiple_of,
     multiply_adds,
     parameter_count,
 )
@@ -49,9 +49,13 @@ def test_there_is_a_file_for_each_configuration_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", ["dsunet_eca", "nnunet_iso2p5"])
 def test_what_is_trained_on_a_cpu_is_the_published_network(name: str) -> None:
-    """It is trained otherwise, but the network, its grid and its intensities are the same."""
+    """It is trained otherwise, but the network, its grid and its intensities are the same.
+
+    Only that the intensities are clipped after resizing, since their phase is varied before.
+    """
     ours, published = load(f"{name}_cpu"), load(name)
-    assert ours.plan((1, 1, 1)) == published.plan((1, 1, 1))
+    assert replace(ours.plan((1, 1, 1)), clip_first=None) == published.plan((1, 1, 1))
+    assert published.plan((1, 1, 1)).clip_first is None
     assert ours.network == published.network
 
 

@@ -7,7 +7,10 @@ Three kinds, by when they act:
   CT's ``slice`` thickness and ``pixel`` size, for networks that see CTs at their own spacing;
 - Hounsfield units (`vary_hu`): ``phase`` and ``slab``, before clipping;
 - intensities (`vary_intensities`): nnU-Net's noise, blur, brightness, contrast, low resolution
-  and gamma (Isensee et al. 2021, as in batchgeneratorsv2), and ``mirror``, in their order.
+  and gamma (Isensee et al. 2021, as in batchgeneratorsv2), and ``mirror``, in their order. The
+  noise's ``deviation`` is what is named ``noise_variance`` there.
+
+What each needs is said in `training.config_check`.
 
 ``mirror`` along x shows patients whose liver lies on the left, with labels that are not swapped:
 the published nnU-Net does so.
@@ -15,7 +18,6 @@ the published nnU-Net does so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,48 +27,11 @@ from torch import Tensor
 
 from training.chance import Chance
 from training.separable import blur
+from training.tissues import AIR, UNKNOWN
 from training.warp import Spacing, random_places, rotation, turned_places
 
-AIR = -1024
-UNKNOWN = 255
-"""Label of voxels that nothing is learnt from."""
-
-
-def check(augmentation: Mapping[str, Any]) -> None:
-    """Raise ValueError for an entry that is not known, or that lacks something."""
-    needed: dict[str, set[str]] = {
-        "warp": {"strength"},
-        "turn": {"probability", "degrees"},
-        "scale": {"probability", "range", "axes"},
-        "phase": set(),
-        "slab": {"probability"},
-        "scan": {"slice", "pixel"},
-        "mirror": {"axes"},
-        **{name: {"probability"} for name in _INTENSITIES},
-    }
-    if wrong := sorted(set(augmentation) - set(needed)):
-        raise ValueError(f"augmentation: there is no {', '.join(wrong)}")
-    for name, options in augmentation.items():
-        if missing := sorted(needed[name] - set(options)):
-            raise ValueError(f"augmentation: {name} needs {' and '.join(missing)}")
-        if name in _INTENSITIES:
-            amounts = [value for key, value in options.items() if key != "probability"]
-            if len(amounts) != 1 or len(_listed(amounts[0])) != 2:
-                raise ValueError(f"augmentation: {name} needs its lowest and highest amount")
-    if "turn" in augmentation and len(_listed(augmentation["turn"]["degrees"])) != 3:
-        raise ValueError("augmentation: turn needs degrees about three axes")
-    if "scale" in augmentation and len(_listed(augmentation["scale"]["range"])) != 2:
-        raise ValueError("augmentation: scale needs a range of two numbers")
-    for name, range_ in augmentation.get("scan", {}).items():
-        if len(_listed(range_)) != 2 or not all(
-            isinstance(end, (int, float)) and end > 0 for end in range_
-        ):
-            raise ValueError(f"augmentation: scan's {name} needs its lowest and highest mm")
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    """A list as it is; of anything else, none."""
-    return value if isinstance(value, (list, tuple)) else ()
+Range = tuple[float, float]
+"""The lowest and the highest amount."""
 
 
 def places(
@@ -172,53 +137,54 @@ def vary_intensities(
             axes = [axis for axis in options["axes"] if chance.happens(0.5)]
             image, labels = image.flip(axes), labels.flip(axes)
         elif name in _INTENSITIES and chance.happens(options["probability"]):
-            amounts = next(v for k, v in options.items() if k != "probability")
-            image = _INTENSITIES[name](image, chance, *amounts)
+            amounts = {key: value for key, value in options.items() if key != "probability"}
+            image = _INTENSITIES[name](image, chance, **amounts)
     return image, labels
 
 
-def _noise(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
-    return image + chance.noise(image.shape) * math.sqrt(chance.uniform(low, high))
+def _noise(image: Tensor, chance: Chance, deviation: Range) -> Tensor:
+    return image + chance.noise(image.shape) * chance.uniform(*deviation)
 
 
-def _blur(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
-    return blur(image, [chance.uniform(low, high) for _ in range(3)])
+def _blur(image: Tensor, chance: Chance, sigma: Range) -> Tensor:
+    return blur(image, [chance.uniform(*sigma) for _ in range(3)])
 
 
-def _brightness(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
-    return image * chance.uniform(low, high)
+def _brightness(image: Tensor, chance: Chance, factor: Range) -> Tensor:
+    return image * chance.uniform(*factor)
 
 
-def _contrast(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+def _contrast(image: Tensor, chance: Chance, factor: Range) -> Tensor:
     """Away from or towards the mean, within the range that there was."""
     mean = image.mean()
-    changed = (image - mean) * chance.uniform(low, high) + mean
+    changed = (image - mean) * chance.uniform(*factor) + mean
     return torch.minimum(torch.maximum(changed, image.min()), image.max())
 
 
-def _low_resolution(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
-    factor = chance.uniform(low, high)
-    small = [max(1, round(n * factor)) for n in image.shape]
+def _low_resolution(image: Tensor, chance: Chance, factor: Range, axes: Sequence[int]) -> Tensor:
+    chosen = chance.uniform(*factor)
+    small = [max(1, round(n * chosen)) if axis in axes else n for axis, n in enumerate(image.shape)]
     coarse = F.interpolate(image[None, None], size=small, mode="nearest-exact")
     return F.interpolate(coarse, size=image.shape, mode="trilinear")[0, 0]
 
 
-def _gamma(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
+def _gamma(image: Tensor, chance: Chance, exponent: Range) -> Tensor:
     """A power of the values, mean and deviation as before."""
+    low, high = exponent
     # Brightening and darkening are equally likely.
     darker = chance.happens(0.5) or low >= 1
-    exponent = chance.uniform(max(1.0, low), high) if darker else chance.uniform(low, 1)
+    power = chance.uniform(max(1.0, low), high) if darker else chance.uniform(low, 1)
     least, span = image.min(), (image.max() - image.min()).clamp(min=1e-7)
-    changed = ((image - least) / span) ** exponent * span + least
+    changed = ((image - least) / span) ** power * span + least
     changed = (changed - changed.mean()) / changed.std().clamp(min=1e-7)
     return changed * image.std() + image.mean()
 
 
-def _inverted_gamma(image: Tensor, chance: Chance, low: float, high: float) -> Tensor:
-    return -_gamma(-image, chance, low, high)
+def _inverted_gamma(image: Tensor, chance: Chance, exponent: Range) -> Tensor:
+    return -_gamma(-image, chance, exponent)
 
 
-_INTENSITIES: dict[str, Callable[[Tensor, Chance, float, float], Tensor]] = {
+_INTENSITIES: dict[str, Callable[..., Tensor]] = {
     "noise": _noise,
     "blur": _blur,
     "brightness": _brightness,

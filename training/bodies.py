@@ -21,9 +21,8 @@ from torch import Tensor
 
 from inference.organs import ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
-from training.augment import AIR
 from training.separable import upsample
-from training.tissues import Tissue
+from training.tissues import AIR, Tissue
 from training.warp import NearestVoxels, regular_places, sample_linear, sample_nearest
 
 SPACING = 2.0

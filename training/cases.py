@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.reading import check_intensities, ending, read
-from training.augment import UNKNOWN
-from training.tissues import tissues_from_names
+from training.tissues import UNKNOWN, tissues_from_names
 
 Spacing = tuple[float, float, float]
 
@@ -53,6 +52,7 @@ _OTHER_NAMES = {
     "left_adrenal": "left_adrenal_gland",
     "oesophagus": "esophagus",
     "gall_bladder": "gallbladder",
+    "arota": "aorta",  # so AMOS22 writes it
 }
 
 
@@ -150,7 +150,8 @@ def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:
 
     Raises:
         FileNotFoundError: the folder holds none.
-        ValueError: ``dataset.json`` is missing or cannot be used, or two cases have one name.
+        ValueError: ``dataset.json`` is missing or cannot be used, two cases have one name, or
+            there are pseudo-labels of a case that there is not.
     """
     cases = _folders_of_cases(folder)
     if any((folder / kind).is_dir() for kind in ("imagesTr", "labelsTr")):
@@ -163,7 +164,30 @@ def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{folder}: several cases are named {', '.join(twice[:5])}")
     kept = read_annotated(pseudolabels) if pseudolabels else {}
+    if strange := sorted(set(kept) - {*names}):
+        raise ValueError(f"{pseudolabels}: {folder} has no case {', '.join(strange[:5])}")
     return [_with_pseudolabels(case, pseudolabels, kept.get(case.name, [])) for case in cases]
+
+
+def what_is_not_taught(folder: Path, cases: Sequence[Case]) -> str:
+    """A line about organs that no case's labels tell; nothing if there are none.
+
+    Args:
+        folder: the data folder.
+        cases: all of its cases.
+
+    Raises:
+        ValueError: ``dataset.json`` cannot be read.
+    """
+    told = {organ for case in cases for organ in case.annotated}
+    if not (lacking := [name for value, name in ORGANS.items() if value not in told]):
+        return ""
+    description = folder / "dataset.json"
+    labels = read_json(description).get("labels", {}) if description.is_file() else {}
+    others = [name for name, value in labels.items() if value and _our_label(name) == UNKNOWN]
+    return f"{folder}: no labels of {', '.join(lacking)}; they will not be learnt" + (
+        f" (dataset.json has, beside our organs, {', '.join(others)})" if others else ""
+    )
 
 
 def read_annotated(folder: Path) -> dict[str, list[str]]:
@@ -199,11 +223,11 @@ def _folders_of_cases(folder: Path) -> list[Case]:
         for path in sorted((folder / directory).glob("[!.]*/")):
             meta = read_json(path / "meta.json") if (path / "meta.json").is_file() else {}
             labelled = kind != "unlabelled"
-            everything = tuple(ORGANS) if labelled else ()
+            everything = [*ORGANS] if labelled else []
             full = path / "full_labels.nii.gz"
             names = path / "full_labels_names.json"
             annotated = meta.get("annotated_labels", everything)
-            if not isinstance(annotated, (list, tuple)) or not set(annotated) <= set(ORGANS):
+            if not isinstance(annotated, list) or any(v not in [*ORGANS] for v in annotated):
                 raise ValueError(
                     f"{path / 'meta.json'}: annotated_labels: {annotated} is no list of our labels"
                 )
@@ -216,8 +240,8 @@ def _folders_of_cases(folder: Path) -> list[Case]:
                     annotated=tuple(annotated),
                     tissue_file=full if full.is_file() else None,
                     tissue_names=read_json(names) if full.is_file() else {},
-                    source=meta.get("original_dataset", "unknown"),
-                    licence=meta.get("licence", "unknown"),
+                    source=str(meta.get("original_dataset") or "unknown"),
+                    licence=str(meta.get("licence") or "unknown"),
                 )
             )
     return cases

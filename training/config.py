@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,64 +10,12 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ModelError
-from inference.kinds import (
-    FLAG,
-    NAME,
-    Kind,
-    by_name,
-    number,
-    one_of,
-    several,
-    whole,
-    with_tuples,
-    wrong,
-)
+from inference.kinds import with_tuples
 from inference.organs import LABEL_OF
 from inference.plan import Plan
-from inference.plan_check import PLAN_KINDS
+from training.config_check import problems_of
 from training.yaml_file import load_yaml
 
-KINDS = ("synthetic", "transferred", "labelled", "empty", "pseudo")
-"""Kinds of training data."""
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-_OF_THE_PLAN = (
-    "name", "version", "spacing", "size", "crop", "clip", "subtract", "divide", "patch", "tiling",
-    "precision",
-)  # fmt: skip
-_KINDS = {
-    **{name: PLAN_KINDS[name] for name in _OF_THE_PLAN},
-    **dict.fromkeys(("drawn_at_once", "batch", "iterations"), whole(1)),
-    **dict.fromkeys(("folds", "evaluate_every", "checkpoint_every"), whole(1)),
-    **dict.fromkeys(("warmup", "seed"), whole(0)),
-    **dict.fromkeys(("learning_rate", "gradient_clip"), number(above=0)),
-    **dict.fromkeys(("weight_decay", "pseudo_weight"), number(0)),
-    **dict.fromkeys(("ema", "freeze_norm"), number(0, 1)),
-    **dict.fromkeys(("holdout", "empty"), several(NAME)),
-    "stored": several(number(), 2),
-    "synthesis_spacing": number(0.1),
-    "overlap": number(0, 0.95),
-    "optimiser": one_of("adamw", "sgd"),
-    "schedule": one_of("cosine", "polynomial"),
-    "class_weights": several(number(0)),
-    "batch_dice": FLAG,
-    "not_int8": several(whole(-1000, 1000)),
-    "shares": by_name(number(0)),
-    "augmentation": by_name(Kind("names and values, {} for none", _is_mapping)),
-    **dict.fromkeys(
-        ("network", "placement", "coarse_first", "self_training"),
-        Kind("names and values", _is_mapping),
-    ),
-}
-_SELF_TRAINING = {
-    "rounds": whole(1),
-    "iterations": whole(1),
-    "learning_rate": number(above=0),
-}
 _NETWORK = {"f32": "network.xml"}
 
 
@@ -84,7 +31,7 @@ class Config:
             postprocessing: written into the model's plan as they are, see `inference.plan.Plan`.
             Training prepares its images with the same rules, and draws patches of that size.
         stored: HU range of the prepared images: that of ``clip``, or wider where an augmentation
-            changes HU before they are clipped.
+            changes HU before they are clipped; the plan's ``clip_first`` then.
         synthesis_spacing: isotropic spacing at which synthetic CT is drawn for a patch.
         drawn_at_once: patches, above each other, that are drawn as one and follow each other:
             drawing one of few slices can cost more than a step of a small network.
@@ -168,27 +115,7 @@ class Config:
     not_int8: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if problems := _wrong_values(self):
-            raise ValueError("; ".join(problems))
-        if unknown := set(self.shares) - set(KINDS):
-            problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
-        if self.stored[0] > self.clip[0] or self.stored[1] < self.clip[1]:
-            problems.append(f"stored {list(self.stored)} does not hold clip {list(self.clip)}")
-        if self.batch % self.drawn_at_once and self.drawn_at_once % self.batch:
-            problems.append("neither of batch and drawn_at_once is a multiple of the other")
-        if self.class_weights and len(self.class_weights) != 1 + len(LABEL_OF):
-            problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
-        if self.coarse_first and set(self.coarse_first) != {"share", "spacing", "patch"}:
-            problems.append("coarse_first needs a share, a spacing and a patch")
-        if self.self_training:
-            if set(self.self_training) != set(_SELF_TRAINING):
-                problems.append("self_training needs rounds, iterations and a learning_rate")
-            else:
-                found = wrong(self.self_training, _SELF_TRAINING)
-                problems += [f"self_training: {problem}" for problem in found]
-        if "scan" in self.augmentation and None not in self.spacing:
-            problems.append("augmentation: scan changes nothing where all spacings are set")
-        if problems:
+        if problems := problems_of(self):
             raise ValueError("; ".join(problems))
 
     def plan(
@@ -211,6 +138,7 @@ class Config:
             size=self.size,
             crop=self.crop,
             clip=(float(self.clip[0]), float(self.clip[1])),
+            clip_first=self._clip_first,
             subtract=self.subtract,
             divide=self.divide,
             patch=self.patch,
@@ -223,6 +151,27 @@ class Config:
             bytes_per_voxel=bytes_per_voxel,
             postprocessing=self.postprocessing,
         )
+
+    @property
+    def plan_in_hu(self) -> Plan:
+        """The plan by which images are prepared for training: HU, in the range to be stored."""
+        plan = self.plan((1, 1, 1))
+        return replace(plan, clip=self.stored, clip_first=None, subtract=0.0, divide=1.0)
+
+    @property
+    def _clip_first(self) -> tuple[float, float] | None:
+        """What inference must clip to before it resizes, as the preparation does."""
+        low, high = map(float, self.stored)
+        return None if (low, high) == tuple(map(float, self.clip)) else (low, high)
+
+    def grid_at(
+        self, iteration: int
+    ) -> tuple[tuple[int, int, int], tuple[float | None, float | None, float | None]]:
+        """Voxels of a patch and their mm, each (z, y, x), at a step of the training."""
+        coarse = self.coarse_first
+        if coarse and iteration < coarse["share"] * self.iterations:
+            return tuple(coarse["patch"]), tuple(coarse["spacing"])
+        return self.patch, self.spacing
 
     @property
     def rounds(self) -> int:
@@ -280,16 +229,3 @@ class Config:
             return config
         except (TypeError, ValueError, ModelError) as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-def _wrong_values(config: Config) -> list[str]:
-    """What is not of its kind, in words; of numbers that YAML takes for text, how to write them."""
-    problems = []
-    for name, kind in _KINDS.items():
-        value = getattr(config, name)
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value):
-            if kind is not NAME:
-                problems.append(f"{name}: YAML takes {value} for text; write {float(value)!r}")
-        else:
-            problems += wrong({name: value}, {name: kind})
-    return problems

@@ -39,8 +39,8 @@ from matplotlib.path import Path as Outline
 from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
-from training.augment import UNKNOWN
 from training.cases import Case
+from training.tissues import UNKNOWN
 from training.yaml_file import load_yaml
 
 KINDS = ("trust", "doubt", "erase", "clear", "grow", "draw")
@@ -170,7 +170,7 @@ def correct(
         elif edit.kind == "erase":
             part[np.isin(part, edit.organs)] = 0
         elif edit.kind == "clear":
-            part[np.isin(part, edit.organs) | _unknown_but_near(part, edit.organs, spacing)] = 0
+            part[np.isin(part, edit.organs) | _unknown_beyond_rims(part, edit.organs, spacing)] = 0
         elif edit.kind == "grow":
             for organ in edit.organs:
                 labels[labels == organ] = 0
@@ -189,7 +189,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
     return largest
 
 
-def _unknown_but_near(
+def _unknown_beyond_rims(
     labels: np.ndarray, cleared: Sequence[int], spacing: Sequence[float]
 ) -> np.ndarray:
     """What is unknown and not near an organ that is spared, of which it may be the rim."""

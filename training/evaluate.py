@@ -18,7 +18,8 @@ from inference.organs import ORGANS
 from inference.postprocess import postprocess
 from inference.windows import predict as predict_in_windows
 from training.config import Config
-from training.network import autocast
+from training.network import autocast, multiple_of
+from training.prepared_file import opened
 
 Triple = tuple[float, float, float]
 
@@ -62,7 +63,7 @@ def evaluate(
         path = prepared / "images" / f"{name}.npz"
         if not path.exists():
             continue
-        with np.load(path) as content:
+        with opened(path) as content:
             hu, labels, spacing = content["hu"], content["labels"], triple_of(content["spacing"])
             annotated = set(content["annotated"].tolist())
         predicted = predict(network, hu, spacing, config)
@@ -129,12 +130,6 @@ class TorchRunner:
             logits = self._network(image)[0]
         self._network.train(was_training)
         return logits.float().cpu().numpy()
-
-
-def multiple_of(network: nn.Module) -> tuple[int, int, int]:
-    """Voxels (z, y, x) of which the network's input sizes must be multiples."""
-    z, y, x = network.multiple  # type: ignore[misc]
-    return int(z), int(y), int(x)
 
 
 def triple_of(values: np.ndarray) -> Triple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,10 @@ from inference.plan import Plan
 from inference.windows import predict as predict_in_windows
 from training.checkpoint import load_average
 from training.config import Config
-from training.evaluate import dice, logits_of, multiple_of
+from training.evaluate import dice, logits_of
 from training.model_folder import check_place, model_folder
+from training.network import multiple_of
+from training.prepared_file import complete_files, opened
 from training.samples import Samples
 
 _NETWORKS = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
@@ -111,6 +113,7 @@ def export(
     most_loss: float = 0.005,
     holdout: tuple[str, ...] = (),
     int8_only: bool = False,
+    describe: Callable[[Path, list[Agreement]], None] | None = None,
 ) -> list[Agreement]:
     """Write a model folder (IR in fp16 storage and in int8, and the plan).
 
@@ -128,6 +131,7 @@ def export(
         holdout: cases that were kept aside, besides the configuration's.
         int8_only: leave out the network in floating point: a third of the size remains, but no
             training can begin with the folder's weights.
+        describe: is called at last with the new folder and what is returned; writes the card.
 
     Returns:
         The agreement of every exported precision with PyTorch, per checked volume.
@@ -157,11 +161,14 @@ def export(
             floating.with_suffix(".bin").unlink()
         plan = config.plan(multiple_of(network), networks, per_voxel)
         plan.save(folder)
-        return [
+        agreements = [
             agreement
             for volume in volumes[:_CHECKED_ON]
             for agreement in _compare(network, folder, plan, config, volume)
         ]
+        if describe:
+            describe(folder, agreements)
+    return agreements
 
 
 def to_openvino(
@@ -273,16 +280,15 @@ def volumes_for_checks(
     """
     aside = {*config.holdout, *holdout}
     found = []
-    for path in sorted((*prepared.glob("images/*.npz"), *prepared.glob("pseudo/*.npz"))):
-        if not path.name.startswith("."):
-            with np.load(path) as content:
-                found.append((not content["labels"].any(), path))
+    for path in (*complete_files(prepared / "images"), *complete_files(prepared / "pseudo")):
+        with opened(path) as content:
+            found.append((not content["labels"].any(), path))
     if others := [(empty, path) for empty, path in found if path.stem not in aside]:
         found = others
     real: dict[str, Volume] = {}
     for _, path in sorted(found):
         if path.stem not in real and len(real) < _CALIBRATED_WITH:
-            with np.load(path) as content:
+            with opened(path) as content:
                 real[path.stem] = Volume(path.stem, content["hu"], content["labels"])
     if real:
         return list(real.values())

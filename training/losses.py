@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.augment import UNKNOWN
+from training.tissues import UNKNOWN
 
 if TYPE_CHECKING:
     from training.samples import Patch

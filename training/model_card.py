@@ -1,14 +1,15 @@
 """The model card: what a model is, on what it was trained and how well it does, as Markdown.
 
-Every number in it comes from the training's own records; only the known failures are written by
-a person, in ``NAME.known_failures.md`` beside the configuration.
+Numbers of steps, hours, losses and scores come from the training's own records, those of the recipe
+from its configuration; only the known failures are written by a person.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,19 @@ from training.cases import Case
 from training.config import Config
 from training.export import Agreement
 from training.network import make_network, multiply_adds, parameter_count
-from training.records import INITIAL, read_rows
+from training.records import INITIAL, MACHINES, read_lines, read_rows
+from training.samples import drawn_from, shows
 
 
 def write_model_card(
     folder: Path,
     config: Config,
     cases: list[Case],
-    runs: Sequence[Path],
+    trained: Sequence[Path] | Path,
+    prepared: Path,
     holdout: tuple[str, ...],
     agreements: list[Agreement],
-    machine: str,
+    known_failures: str = "",
 ) -> None:
     """Write ``README.md`` into a model folder.
 
@@ -37,20 +40,19 @@ def write_model_card(
         folder: the model folder, with its plan.
         config: what was trained.
         cases: the data folder's cases.
-        runs: the training's folders with ``log.csv`` and ``scores.csv``: the first training's,
-            then those of the rounds of self-training, of which the last gave the weights.
+        trained: the training's folders with their records: the first training's, then those of
+            the rounds of self-training, of which the last gave the weights; or the model folder
+            that the weights come from.
+        prepared: the prepared data that was drawn from.
         holdout: all cases that were kept aside.
         agreements: what the export measured.
-        machine: on what it was trained, in words.
+        known_failures: Markdown for the section of that name.
     """
     plan = Plan.load(folder)
-    initial = runs[0] / INITIAL
-    begun_with = initial.read_text(encoding="utf-8").splitlines() if initial.exists() else []
-    logs = [read_rows(run / "log.csv") for run in runs]
-    rows = [row for log in logs for row in _steps(log)]
-    hours = sum(float(row["seconds_per_iteration"]) * n for row, n in rows) / 3600
-    steps = [log[-1]["iteration"] if log else "0" for log in logs]
-    scores = read_rows(runs[-1] / "scores.csv")
+    drawn = drawn_from(prepared, config, holdout)
+    runs = [] if isinstance(trained, Path) else trained
+    begun_with = read_lines(runs[0] / INITIAL) if runs else []
+    scores = read_rows(runs[-1] / "scores.csv") if runs else []
     last = [row for row in scores if row["iteration"] == scores[-1]["iteration"]] if scores else []
     parts = [
         f"# {config.name} {config.version}",
@@ -59,18 +61,19 @@ def write_model_card(
         "## Network",
         _network(config, plan),
         "## Training",
-        f"{' + '.join(steps)} steps of {config.batch} patch(es) of "
-        f"{' x '.join(map(str, config.patch))} voxels with {config.optimiser}, {hours:.2f} hours "
-        f"on {machine}. Shares of the patches: "
-        + ", ".join(f"{k} {v:g}" for k, v in config.shares.items() if v)
-        + " (kinds without data give theirs to the others). The weights are an exponential moving "
-        "average.",
-        *_initial(begun_with),
-        *_rounds(config, len(runs) - 1),
-        *_stages(config, len(runs) - 1),
-        *_kinds(config),
-        "### Sources",
-        _sources(cases, config, holdout),
+        *(
+            _elsewhere(trained)
+            if isinstance(trained, Path)
+            else [
+                _steps(config, runs, drawn),
+                *_initial(begun_with),
+                *_rounds(config, len(runs) - 1),
+                *_stages(config, len(runs) - 1),
+                *_kinds(config, drawn),
+                "### Sources",
+                _sources(cases, config, holdout, drawn),
+            ]
+        ),
         "## Accuracy",
         _accuracy(last, (*config.holdout, *holdout), begun_with),
         "## Export",
@@ -79,15 +82,40 @@ def write_model_card(
         _agreement(agreements),
         *_calibrated_on_held_out(agreements, (*config.holdout, *holdout)),
         "## Known failures",
-        _known_failures(config),
+        known_failures.strip()
+        or "None have been written down yet; that does not mean that there are none.",
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _steps(log: list[dict[str, str]]) -> list[tuple[dict[str, str], int]]:
-    """Log rows with how many iterations each covers."""
+def _elsewhere(model: Path) -> list[str]:
+    """Of weights that were not trained here."""
+    its = Plan.load(model)
+    return [f"The weights are those of {its.name} {its.version}: its card says how it was trained."]
+
+
+def _steps(config: Config, runs: Sequence[Path], drawn: Mapping[str, list[Path]]) -> str:
+    """How long and on what machine it was trained, and on how much of what."""
+    logs = [read_rows(run / "log.csv") for run in runs]
+    hours = sum(_seconds(log) for log in logs) / 3600
+    steps = " + ".join(log[-1]["iteration"] if log else "0" for log in logs)
+    machines = dict.fromkeys(line for run in runs for line in read_lines(run / MACHINES))
+    total = sum(config.shares[kind] for kind in drawn)
+    shares = ", ".join(f"{kind} {config.shares[kind] / total:.2g}" for kind in drawn)
+    return (
+        f"{steps} steps of {config.batch} patch(es) of {' x '.join(map(str, config.patch))} voxels "
+        f"with {config.optimiser}, {hours:.2f} hours on "
+        f"{' and '.join(machines) or 'a machine of which there is no record'}. Shares of the "
+        f"patches: {shares}. The weights are an exponential moving average."
+    )
+
+
+def _seconds(log: list[dict[str, str]]) -> float:
+    """What all steps of a log took."""
     numbers = [0, *(int(row["iteration"]) for row in log)]
-    return [(row, max(0, b - a)) for row, a, b in zip(log, numbers, numbers[1:], strict=False)]
+    each = [float(row["seconds_per_iteration"]) for row in log]
+    steps = [max(0, b - a) for a, b in itertools.pairwise(numbers)]
+    return sum(seconds * n for seconds, n in zip(each, steps, strict=True))
 
 
 def _network(config: Config, plan: Plan) -> str:
@@ -152,28 +180,28 @@ def _stages(config: Config, rounds: int) -> list[str]:
     return text
 
 
-def _kinds(config: Config) -> list[str]:
+def _kinds(config: Config, drawn: Mapping[str, list[Path]]) -> list[str]:
     """What kinds of patches were trained on, beyond real CTs with their labels."""
     text = []
-    if config.shares.get("synthetic", 0) > 0:
+    if "synthetic" in drawn:
         text.append(
             "Synthetic patches are CTs drawn for label maps of real patients: body, fat, vessels, "
             "contrast, gas, noise and scanner are invented, the organs' shapes are real. Patients "
             "of whom only some organs were labelled took the rest from another patient's body, "
             "registered to them."
         )
-    if config.shares.get("transferred", 0) > 0:
+    if "transferred" in drawn:
         text.append(
             "Transferred patches are a real CT whose tissues are all labelled, bent to the organs "
             "of other patients of whom there is a label map: texture and labels are the CT's own, "
             "the shapes roughly the others'."
         )
-    if config.shares.get("empty", 0) > 0 and config.empty:
+    if "empty" in drawn:
         text.append(
             "Empty patches are real CTs known to show none of the organs, except perhaps the "
-            f"upper esophagus: {', '.join(config.empty)}."
+            f"upper esophagus: {', '.join(path.stem for path in drawn['empty'])}."
         )
-    if config.shares.get("pseudo", 0) > 0:
+    if "pseudo" in drawn:
         text.append(
             "Pseudo-labelled patches are real CTs with labels that a network gave them; where "
             "this project made them, only where it was sure, corrected where an eye saw mistakes."
@@ -189,12 +217,22 @@ _USES = {
 }
 
 
-def _sources(cases: list[Case], config: Config, holdout: tuple[str, ...]) -> str:
+def _sources(
+    cases: list[Case],
+    config: Config,
+    holdout: tuple[str, ...],
+    drawn: Mapping[str, list[Path]],
+) -> str:
+    """The cases that patches were drawn from, or that were held out."""
     used: Counter[tuple[str, str, str]] = Counter()
+    files = [path.stem for paths in drawn.values() for path in paths]
     for case in cases:
+        aside = case.name in (*config.holdout, *holdout)
+        if not aside and not any(shows(stem, case.name) for stem in files):
+            continue
         # Numbered cases of one data set are one source.
         source = re.sub(r"[_ ]?\d+$", "", case.source) or case.source
-        use = "held out" if case.name in (*config.holdout, *holdout) else _USES[case.kind]
+        use = "held out" if aside else _USES[case.kind]
         if case.name in config.empty:
             use = "CT known to show none of the organs"
         used[source, case.licence, use] += 1
@@ -213,7 +251,7 @@ def _accuracy(
     if begun_with:
         unseen = "this training did not see, though the weights it began with may have"
     text = [
-        f"DSC on {len(rows)} CT that {unseen} ({', '.join(names)}), in bf16 and on the "
+        f"DSC on {len(rows)} CT that {unseen} ({', '.join(names)}), in PyTorch and on the "
         "network's own grid. Few cases say little about the next one.",
         "",
         *(
@@ -265,10 +303,3 @@ def _agreement(agreements: list[Agreement]) -> str:
         cell = f"{organs[worst]:.4f} ({worst})" if organs else "no organ"
         lines.append(f"| {precision} | {error:.4f} | {same:.5f} | {cell} |")
     return "\n".join(lines)
-
-
-def _known_failures(config: Config) -> str:
-    path = Path(__file__).parent / "configs" / f"{config.name}.known_failures.md"
-    if not path.exists():
-        return "None have been written down yet; that does not mean that there are none."
-    return path.read_text(encoding="utf-8").strip()

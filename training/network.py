@@ -73,6 +73,32 @@ def make_network(options: dict[str, Any], classes: int = 1 + len(ORGANS)) -> nn.
     return made
 
 
+def check_network(options: dict[str, Any], patches: Sequence[Sequence[int]]) -> None:
+    """See that there is such a network, and that it takes these patches; costs milliseconds.
+
+    Args:
+        options: the configuration's ``network``.
+        patches: voxels (z, y, x) of each.
+
+    Raises:
+        ValueError: something is wrong.
+    """
+    with torch.device("meta"):
+        try:
+            network = make_network(options).eval()
+        except (LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"network: {_first_line(error)}") from None
+        multiple = multiple_of(network)
+        for patch in patches:
+            if any(n % step for n, step in zip(patch, multiple, strict=True)):
+                raise ValueError(f"patch {list(patch)} is no multiple of the network's {multiple}")
+            try:
+                network(torch.empty(1, 1, *patch))
+            except (RuntimeError, TypeError) as error:
+                what = f"takes no patch of {list(patch)} voxels"
+                raise ValueError(f"network: {what} ({_first_line(error)})") from None
+
+
 class UNet(nn.Module):
     """nnU-Net's plain convolutional U-Net (Isensee et al. 2021), of any width and stride.
 
@@ -291,6 +317,16 @@ def multiply_adds(network: nn.Module, patch: Sequence[int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shapes(torch.empty(1, 1, *patch, device="meta"))
     return int(counter.get_total_flops()) // 2
+
+
+def multiple_of(network: nn.Module) -> tuple[int, int, int]:
+    """Voxels (z, y, x) of which the network's input sizes must be multiples."""
+    z, y, x = network.multiple  # type: ignore[misc]
+    return int(z), int(y), int(x)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _triple(values: Sequence[int]) -> Triple:

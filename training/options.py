@@ -43,6 +43,7 @@ class Options(argparse.Namespace):
     agreement: float
     accuracy_aware: bool
     int8_only: bool
+    known_failures: Path | None
 
 
 def parse(arguments: list[str] | None = None) -> Options:
@@ -107,6 +108,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         help="keep layers that int8 hurts in higher precision (slow)",
     )
     add("--int8-only", action="store_true", help="export no floating point network beside int8")
+    add("--known-failures", type=Path, help="for 'export': text of the model card's last section")
     return parser.parse_args(arguments, namespace=Options())
 
 

@@ -25,7 +25,6 @@ import json
 import os
 import signal
 import sys
-import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -45,10 +44,11 @@ from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.writing import appearing
-from training.augment import UNKNOWN
 from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
 from training.cases import Case, read_json
 from training.config import Config
+from training.prepared_file import opened
+from training.tissues import UNKNOWN
 
 KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
 
@@ -94,7 +94,7 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     check_settings(out, config)
     with appearing(out / SETTINGS) as path:
         path.write_text(json.dumps(_settings(config)) + "\n")
-    plan = replace(config.plan((1, 1, 1)), clip=config.stored, subtract=0.0, divide=1.0)
+    plan = config.plan_in_hu
     jobs = _images(cases, out, config, plan) + _bodies(cases, out, config, plan)
     _remove_others(jobs, cases, out, config, plan)
     jobs = [job for job in jobs if not _is_done(job)]
@@ -129,16 +129,10 @@ def _is_done(job: _Job) -> bool:
     if not job.target.exists():
         return False
     try:
-        with np.load(job.target) as content:
-            told = str(content[_MADE_OF]) if _MADE_OF in content else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged
+        with opened(job.target) as content:
+            return _is_still_made_of(job, json.loads(str(content[_MADE_OF])))
+    except ValueError:  # damaged
         return False
-    if told is not None:
-        return _is_still_made_of(job, told)
-    # Written before files told it: done if nothing that it is made of is newer.
-    made = job.target.stat().st_mtime
-    sources = [path for case in _cases_of(job) for path in _files_of(case)]
-    return all(path.exists() and path.stat().st_mtime <= made for path in sources)
 
 
 def _made_of(job: _Job) -> str:
@@ -153,12 +147,12 @@ def _made_of(job: _Job) -> str:
     return json.dumps(parts)
 
 
-def _is_still_made_of(job: _Job, told: str) -> bool:
+def _is_still_made_of(job: _Job, before: list[Any]) -> bool:
     """Whether `_made_of` would say so again; files are read only where their times differ.
 
     Copied data has other times, and the same content.
     """
-    before, cases = json.loads(told), _cases_of(job)
+    cases = _cases_of(job)
     if len(before) != len(cases):
         return False
     for (files, meaning), case in zip(before, cases, strict=True):

@@ -29,7 +29,6 @@ from inference.preview import write_preview
 from inference.reading import Scan, read
 from inference.resample import resize, resize_labels
 from inference.writing import appearing, write
-from training.augment import UNKNOWN
 from training.bodies import anchored
 from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated
@@ -37,6 +36,7 @@ from training.checkpoint import load_average
 from training.config import Config
 from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown
 from training.evaluate import dice, logits_of
+from training.tissues import UNKNOWN
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
 """Relative voxel size and HU shift of each look."""
@@ -109,8 +109,7 @@ def pseudolabel(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
-    plan = config.plan((1, 1, 1))
-    plan = replace(plan, clip=config.stored, subtract=0.0, divide=1.0)
+    plan = config.plan_in_hu
     out.mkdir(parents=True, exist_ok=True)
     done = read_annotated(out)
     corrections = corrections or {}

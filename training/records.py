@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,15 @@ from inference.organs import COLOURS, ORGANS
 from inference.plan import Plan
 from inference.preview import write_preview
 from inference.writing import appearing
-from training.augment import UNKNOWN
+from training.cases import read_json
+from training.config import Config
 from training.evaluate import Evaluated
+from training.machine import machine_in_words
+from training.tissues import UNKNOWN
 
 INITIAL = "initial.txt"
+MACHINES = "machines.txt"
+_SETTINGS = "settings.json"
 _LOSSES = ("iteration", "loss", "seconds_per_iteration", "data_wait_share")
 _SCORES = ("iteration", "case", *ORGANS.values())
 
@@ -33,7 +40,9 @@ class Records:
     - ``curves.png``: both as curves;
     - ``pictures/``: the held-out cases' labels over the CT at each evaluation;
     - ``tensorboard/``: the numbers again, for TensorBoard;
-    - ``initial.txt``: whose weights it began with, if not with random ones.
+    - ``initial.txt``: whose weights it began with, if not with random ones;
+    - ``machines.txt``: on what it was trained, a line each;
+    - ``settings.json``: the configuration that it went on with last.
 
     Args:
         run: the training's folder.
@@ -51,6 +60,10 @@ class Records:
                 writer.writerows(rows)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self._scores: list[list[object]] = []
+        machines = read_lines(run / MACHINES)
+        if (here := machine_in_words()) not in machines:
+            with appearing(run / MACHINES) as path:
+                path.write_text("".join(f"{m}\n" for m in (*machines, here)), encoding="utf-8")
 
     def has_scores(self, done: int) -> bool:
         """Whether there are scores of this iteration: of all held-out cases, or of none."""
@@ -150,6 +163,27 @@ def alone_in(run: Path) -> Iterator[None]:
         except OSError:
             raise ValueError(f"{run}: another process is training there") from None
         yield
+
+
+def changed_settings(run: Path, config: Config) -> list[str]:
+    """Which settings are not those with which a training was begun or went on last.
+
+    They are noted for the next time.
+
+    Args:
+        run: the training's folder.
+        config: with what it goes on.
+    """
+    path, now = run / _SETTINGS, json.loads(json.dumps(asdict(config)))
+    before = read_json(path) if path.is_file() else now
+    with appearing(path) as partial:
+        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    return sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a record; none where there is no such file."""
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -53,7 +53,11 @@ class Run:
     def __init__(self, config: Config, options: Options) -> None:
         from training.cases import find_cases
         from training.folds import fold_of
+        from training.network import check_network
 
+        coarse = config.coarse_first
+        patches = [config.patch, *([coarse["patch"]] if coarse else [])]
+        check_network(dict(config.network), patches)
         self.round: int = options.round or 0
         self.whole = config
         self.config = config.in_round(self.round)
@@ -86,6 +90,7 @@ class Run:
 
     def prepare(self) -> None:
         """Check and resample the data."""
+        from training.cases import what_is_not_taught
         from training.prepare import prepare
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -93,6 +98,8 @@ class Run:
         if self.config.empty and not {*self.config.empty} & {case.name for case in self.cases}:
             names = ", ".join(self.config.empty)
             print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
+        if line := what_is_not_taught(self.options.data, self.cases):
+            print(line, file=sys.stderr)
         ours = [
             case.name
             for case in self.cases
@@ -164,29 +171,40 @@ class Run:
 
     def export(self) -> None:
         """Write the model folder, with its card."""
-        from training.export import export
-        from training.machine import machine_in_words
+        from training.export import Agreement, export
         from training.model_card import write_model_card
 
-        agreements = export(
-            self.checkpoints[0],
+        if len(self.checkpoints) > 1:
+            raise ValueError("'export' takes one --checkpoint")
+        (checkpoint,) = self.checkpoints
+        failures = self.options.known_failures
+        told = failures.read_text(encoding="utf-8") if failures else ""
+
+        def describe(folder: Path, agreements: list[Agreement]) -> None:
+            for agreement in agreements:
+                print(agreement, flush=True)
+            # Another training's checkpoint has its records beside it.
+            runs = [checkpoint.parent] if self.options.checkpoint else self.folders
+            write_model_card(
+                folder,
+                self.whole,
+                self.cases,
+                checkpoint if checkpoint.is_dir() else runs,
+                self.prepared,
+                self.holdout,
+                agreements,
+                told,
+            )
+
+        export(
+            checkpoint,
             self.config,
             self.prepared,
             self.out,
             self.options.accuracy_aware,
             holdout=self.holdout,
             int8_only=self.options.int8_only,
-        )
-        for agreement in agreements:
-            print(agreement, flush=True)
-        write_model_card(
-            self.out,
-            self.whole,
-            self.cases,
-            self.folders,
-            self.holdout,
-            agreements,
-            machine_in_words(),
+            describe=describe,
         )
 
     def pseudolabel(self) -> None:

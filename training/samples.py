@@ -6,8 +6,6 @@ other are drawn as one (the configuration's ``drawn_at_once``).
 
 Where a patch lies is the configuration's ``placement``:
 
-- ``{rule: body}``: its middle is the body's, at the height of a random organ voxel in 85 of 100
-  patches, else anywhere (for patches about as large as the body);
 - ``{rule: anywhere, foreground: p}``: with the probability p around a random voxel of a random
   organ, else anywhere, moved so that little of it lies beside the body (nnU-Net moves it into
   the image);
@@ -19,29 +17,27 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from inference.organs import ORGANS
-from training.augment import AIR, check, places, vary_hu, vary_intensities
+from training.augment import places, vary_hu, vary_intensities
 from training.bodies import SPACING as BODY_SPACING
 from training.chance import Chance
 from training.config import Config
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
+from training.prepared_file import complete_files, opened
 from training.synthesis import synthesise
-from training.tissues import organs_only
+from training.tissues import AIR, organs_only
 from training.warp import NearestVoxels, sample_linear, sample_nearest, triple, turned_places
 
 Triple = tuple[int, int, int]
@@ -89,16 +85,11 @@ class _Source:
     heights: Tensor
 
     @property
-    def middle(self) -> tuple[float, ...]:
-        """The voxel (z, y, x) half-way along each extent."""
-        return tuple((first + last) / 2 for first, last in self.extent)
-
-    @property
     def shape(self) -> torch.Size:
         return next(iter(self.arrays.values())).shape
 
 
-class Samples(Dataset[Patch]):
+class Samples:
     """Patches from a prepared folder (`training.prepare`).
 
     Args:
@@ -114,7 +105,7 @@ class Samples(Dataset[Patch]):
 
     Raises:
         FileNotFoundError: the folder holds nothing to train on.
-        ValueError: the configuration names an augmentation or placement that is not known.
+        ValueError: a prepared file is damaged.
     """
 
     def __init__(
@@ -125,36 +116,15 @@ class Samples(Dataset[Patch]):
         device: torch.device | str = "cpu",
         room: float = math.inf,
     ) -> None:
-        check(config.augmentation)
-        if config.placement.get("rule") not in ("body", "anywhere", "labelled_slices"):
-            raise ValueError(f"placement: there is no rule {config.placement.get('rule')!r}")
-        if config.placement["rule"] == "anywhere" and "foreground" not in config.placement:
-            raise ValueError("placement: the rule 'anywhere' needs a share of 'foreground'")
         self.config = config
         self.device = torch.device(device)
         self._room = room
         self._lock = Lock()
         self._drawn: tuple[int | None, list[Patch]] = (None, [])
-        kept_aside = {*config.holdout, *holdout}
-        everything = {
-            "synthetic": _arrays(folder / "bodies"),
-            "labelled": [p for p in _arrays(folder / "images") if _is_labelled(p)],
-            "transferred": _arrays(folder / "transferred"),
-            "empty": _arrays(folder / "empty"),
-            "pseudo": _arrays(folder / "pseudo"),
-        }
-        self.sources = {
-            kind: kept
-            for kind, paths in everything.items()
-            if config.shares.get(kind, 0) > 0
-            and (kept := [p for p in paths if not any(_shows(p.stem, n) for n in kept_aside)])
-        }
+        self.sources = drawn_from(folder, config, holdout)
         if not self.sources:
             raise FileNotFoundError(f"{folder}: nothing to train on (run the preparation first)")
         self._loaded: dict[Path, _Source] = {}
-
-    def __len__(self) -> int:
-        return self.config.iterations * self.config.batch
 
     def __getitem__(self, index: int) -> Patch:
         """Patch number ``index``."""
@@ -238,11 +208,7 @@ class Samples(Dataset[Patch]):
         Along axes where no spacing is set, a real CT's own, or one that a scanner might have.
         """
         config = self.config
-        patch, wanted = config.patch, config.spacing
-        coarse = config.coarse_first
-        step = number * config.drawn_at_once // config.batch
-        if coarse and step < coarse["share"] * config.iterations:
-            patch, wanted = tuple(coarse["patch"]), tuple(coarse["spacing"])
+        patch, wanted = config.grid_at(number * config.drawn_at_once // config.batch)
         given = source.spacing
         if "scan" in config.augmentation and "tissues" in source.arrays:
             scan = config.augmentation["scan"]
@@ -258,13 +224,7 @@ class Samples(Dataset[Patch]):
         rule = self.config.placement["rule"]
         size = source.shape
         half = [n * a / b / 2 for n, a, b in zip(shape, spacing, source.spacing, strict=True)]
-        jitter = torch.zeros(3)
-        if rule == "body":
-            jitter = chance.normals(3) * torch.tensor([40.0, 12.0, 15.0])
-            at_organ = chance.happens(0.85) and len(source.heights) > 0
-            heights = source.heights if at_organ else torch.arange(size[0])
-            centre = [float(heights[chance.integer(len(heights))]), *source.middle[1:]]
-        elif rule == "labelled_slices":
+        if rule == "labelled_slices":
             heights = source.heights if len(source.heights) else torch.arange(size[0])
             wanted = int(heights[chance.integer(len(heights))])
             height = _inside(wanted, source.extent[0], half[0])
@@ -277,12 +237,12 @@ class Samples(Dataset[Patch]):
                 at = voxels[chance.integer(len(voxels))].tolist()
             # Moved so far that it shows nothing beside the body, or as little as its size allows.
             centre = [_inside(*three) for three in zip(at, source.extent, half, strict=True)]
-        place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing) + jitter
+        place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing)
         return places(shape, spacing, place, self.config.augmentation, chance)
 
     def _load(self, path: Path) -> _Source:
         if path not in self._loaded:
-            with _opened(path) as content:
+            with opened(path) as content:
                 arrays = {k: content[k] for k in content.files}
             size = sum(arrays[k].nbytes for k in _VOLUMES if k in arrays)
             with self._lock:  # several threads load at once
@@ -290,6 +250,35 @@ class Samples(Dataset[Patch]):
                 self._room -= size if keep_there else 0
             self._loaded[path] = _source(arrays, path.stem, self.device if keep_there else "cpu")
         return self._loaded[path]
+
+
+def drawn_from(
+    folder: Path, config: Config, holdout: tuple[str, ...] = ()
+) -> dict[str, list[Path]]:
+    """Kind of patches to the prepared files that they come from; kinds without any are left out.
+
+    Args:
+        folder: with ``bodies/``, ``images/``, ``transferred/``, ``empty/`` and ``pseudo/``.
+        config: what to draw.
+        holdout: cases that no patch may come from, besides the configuration's.
+
+    Raises:
+        ValueError: a prepared file is damaged.
+    """
+    kept_aside = {*config.holdout, *holdout}
+    everything = {
+        "synthetic": complete_files(folder / "bodies"),
+        "labelled": [p for p in complete_files(folder / "images") if _is_labelled(p)],
+        "transferred": complete_files(folder / "transferred"),
+        "empty": complete_files(folder / "empty"),
+        "pseudo": complete_files(folder / "pseudo"),
+    }
+    return {
+        kind: kept
+        for kind, paths in everything.items()
+        if config.shares.get(kind, 0) > 0
+        and (kept := [p for p in paths if not any(shows(p.stem, n) for n in kept_aside)])
+    }
 
 
 def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -> _Source:
@@ -318,7 +307,7 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
     )
 
 
-def _shows(stem: str, name: str) -> bool:
+def shows(stem: str, name: str) -> bool:
     """Whether a prepared file, ``CASE`` or ``CASE__ATLAS``, holds something of a case."""
     return stem == name or stem.startswith(f"{name}__") or stem.endswith(f"__{name}")
 
@@ -339,24 +328,5 @@ def _extent(marked: np.ndarray) -> tuple[int, int]:
 
 
 def _is_labelled(path: Path) -> bool:
-    with _opened(path) as content:
+    with opened(path) as content:
         return bool(content["annotated"].size)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A prepared file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        with np.load(path) as content:
-            yield content
-    except (BadZipFile, EOFError, KeyError, zlib.error):
-        raise ValueError(f"{path}: damaged; remove it and prepare again") from None
-
-
-def _arrays(folder: Path) -> list[Path]:
-    """The complete files of a folder; hidden ones are still being written."""
-    return [p for p in sorted(folder.glob("*.npz")) if not p.name.startswith(".")]

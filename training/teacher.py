@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 
 from training.checkpoint import load_average
 from training.config import Config
-from training.evaluate import multiple_of
-from training.network import autocast
+from training.network import autocast, multiple_of
 
 
 class Teacher:
@@ -48,21 +48,25 @@ class Teacher:
         self._config = config
         self._student = student
         self._network = load_average(checkpoint, config).requires_grad_(False)
-        # Where either has no spacing of its own the teacher looks at the student's voxels.
-        self._zoom = [
-            1.0 if None in (mine, theirs) else float(theirs or 1) / float(mine or 1)
-            for mine, theirs in zip(config.spacing, student.spacing, strict=True)
-        ]
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Tensor:
-        """Logits (n, classes, z, y, x) for a student's patches (n, 1, z, y, x)."""
+    def __call__(self, image: Tensor, spacing: Sequence[float | None]) -> Tensor:
+        """Logits (n, classes, z, y, x) for a student's patches.
+
+        Args:
+            image: the patches (n, 1, z, y, x), normalised as the student's.
+            spacing: their mm (z, y, x). Where it is None, or the teacher has no spacing of its
+                own, the teacher looks at the student's voxels.
+        """
         self._network.to(image.device)
         mine, theirs = self._config, self._student
         hu = image * theirs.divide + theirs.subtract
         seen = (hu.clamp(*mine.clip) - mine.subtract) / mine.divide
         shape = seen.shape[2:]
-        own = [max(1, round(n * zoom)) for n, zoom in zip(shape, self._zoom, strict=True)]
+        own = [
+            n if step is None or wanted is None else max(1, round(n * step / wanted))
+            for n, step, wanted in zip(shape, spacing, mine.spacing, strict=True)
+        ]
         if own != list(shape):
             seen = F.interpolate(seen, own, mode="trilinear")
         multiple = multiple_of(self._network)

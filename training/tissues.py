@@ -15,6 +15,12 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF, ORGANS
 
+AIR = -1024
+"""HU of air, and of what lies beside a scan."""
+
+UNKNOWN = 255
+"""Label of voxels that nothing is learnt from."""
+
 
 class Tissue(IntEnum):
     """Tissue numbers beyond the 13 organs."""

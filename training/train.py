@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from training.batches import batches
 from training.checkpoint import fill, load, load_mean, save
 from training.config import Config
-from training.evaluate import evaluate, multiple_of
+from training.evaluate import evaluate
 from training.ir_weights import measure_norms
 from training.losses import (
     distillation,
     loss_at_all_depths,
     partial_dice_cross_entropy,
 )
-from training.network import autocast, make_network
-from training.records import Records, alone_in
+from training.network import autocast, make_network, multiple_of
+from training.records import Records, alone_in, changed_settings
 from training.samples import Samples
 from training.teacher import Teacher
 from training.team import Team, join
@@ -74,7 +74,8 @@ def train(
         FileNotFoundError: nothing is prepared, or there is no such initial checkpoint.
         ModelError: an initial folder holds no model.
         ValueError: a checkpoint is of another network or optimiser, the loss is no number any
-            more, another process trains there, or the batch does not divide among the GPUs.
+            more, another process trains there, more steps than the configuration's were made, or
+            the batch does not divide among the GPUs.
     """
     with join() as team, _stop_request() as stop, ExitStack() as until_the_end:
         # What is trained, and its moving average, which is what will be exported.
@@ -83,7 +84,8 @@ def train(
         torch.manual_seed(config.seed)
         network = make_network(dict(config.network)).to(device)
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        if initial:
+        checkpoint = run / "checkpoint.pt"
+        if initial and not checkpoint.exists():
             network.load_state_dict(load_mean(initial, config).state_dict())
         average = copy.deepcopy(network).requires_grad_(False)
         optimiser = make_optimiser(network, config)
@@ -91,7 +93,6 @@ def train(
         if team.leads:
             until_the_end.enter_context(alone_in(run))
         # Go on where the last checkpoint was written.
-        checkpoint = run / "checkpoint.pt"
         start = 0
         if checkpoint.exists():
             state = load(checkpoint)
@@ -99,16 +100,20 @@ def train(
             fill(average, state["average"], checkpoint, config)
             continue_optimiser(optimiser, state["optimiser"], checkpoint, config)
             start = state["iteration"]
+            if start > config.iterations:
+                raise ValueError(
+                    f"{checkpoint}: {start} steps were made, and the configuration has "
+                    f"{config.iterations}; is it another training's? (--run and --work name them)"
+                )
             _say(team, f"going on at iteration {start}")
+        if team.leads and (changed := changed_settings(run, config)):
+            _say(team, f"changed since it was last trained: {', '.join(changed)}")
 
         # Patches: number i of a seed is always the same, whoever draws it.
         room = torch.cuda.mem_get_info()[0] * _RESIDENT if device.type == "cuda" else math.inf
         samples = Samples(prepared, config, holdout, device, room)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
         multiple = multiple_of(network)
-        for patch in (config.patch, config.coarse_first.get("patch", config.patch)):
-            if any(n % step for n, step in zip(patch, multiple, strict=True)):
-                raise ValueError(f"patch {list(patch)} is no multiple of the network's {multiple}")
         if device.type == "cuda":
             samples.load_all()
         if start == 0 and any(path.is_dir() for path in initial):
@@ -162,8 +167,9 @@ def train(
             weighted = partial(loss_of, class_weights=weights, batch_dice=config.batch_dice)
             loss = loss_at_all_depths(outputs, batch, weighted)
             if teacher is not None:
+                _, spacing = config.grid_at(iteration)
                 finest = outputs[0] if isinstance(outputs, list) else outputs
-                lesson = distillation(finest, teacher(image), teacher.temperature)
+                lesson = distillation(finest, teacher(image, spacing), teacher.temperature)
                 loss = (1 - teacher.weight) * loss + teacher.weight * lesson
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
