@@ -31,7 +31,9 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with np.load(path) as content:
             yield content
-    except _DAMAGE:
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # the system's own reason
+            raise
         raise ValueError(f"{path}: damaged; remove it and prepare again") from None
 
 
