@@ -479,6 +479,7 @@ def _config(**changes: Any) -> Config:
         "synthesis_spacing": 6.0,
         "drawn_at_once": 1,
         "coarse_first": {},
+        "shares": {"synthetic": 0.6, "transferred": 0.2, "labelled": 0.2},
         "holdout": (),
         "empty": (),
     }
