@@ -185,7 +185,9 @@ def _case(case: Path | None, work: Path, slices: int, plane: int) -> tuple[Path,
 
 
 def _upright(case: Path, work: Path) -> tuple[Path, tuple[int, ...]]:
-    """The case itself if its axes are LPS, else a copy with such: not every system turns one.
+    """The case alone in a folder, with axes that are LPS: not every system turns one.
+
+    Beside other channels of it, its ``_0000`` would be a number to us and none to others.
 
     Returns:
         The file and its size (x, y, z).
@@ -195,10 +197,11 @@ def _upright(case: Path, work: Path) -> tuple[Path, tuple[int, ...]]:
     except CaseError as error:
         raise UsageError(f"{case}: {error}") from None
     turned = sitk.DICOMOrient(image, "LPS")
-    if turned.GetDirection() == image.GetDirection():
-        return case, image.GetSize()
     copy = work / case.name
-    write_image(turned, copy)
+    if turned.GetDirection() == image.GetDirection():
+        shutil.copyfile(case, copy)
+    else:
+        write_image(turned, copy)
     return copy, turned.GetSize()
 
 

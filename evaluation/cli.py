@@ -15,7 +15,7 @@ from pathlib import Path
 
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.challenge import SHORT_NAMES, label_of
-from inference.console import ending_signals, say
+from inference.console import ending_signals, open_standard_streams, say
 from inference.errors import AbdosegError, UsageError
 from inference.machine import usable_threads
 from inference.organs import ORGANS
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
+    open_standard_streams()
     command: Command = options.command
     came: list[int] = []
 

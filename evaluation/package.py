@@ -172,14 +172,14 @@ def _check(
             inputs.mkdir()
             outputs.mkdir()
             outputs.chmod(0o777)  # the container's user may be another one
-            if case is None:
-                ct, _ = make_phantom((60, 128, 128), (5.0, 3.0, 3.0))
-                write_image(ct, inputs / "phantom_0000.nii.gz")
+            given = inputs / (case.name if case else "phantom_0000.nii.gz")
+            if case:
+                shutil.copyfile(case, given)
             else:
-                shutil.copyfile(case, inputs / case.name)
+                ct, _ = make_phantom((60, 128, 128), (5.0, 3.0, 3.0))
+                write_image(ct, given)
             usage = Container(tag, memory, arguments=arguments)(inputs, outputs, log)
-            written = case is None or (outputs / label_name(case.name)).is_file()
-            if usage.exit_code or not written:
+            if usage.exit_code or not (outputs / label_name(given.name)).is_file():
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 reason = f"exit code {usage.exit_code}" if usage.exit_code else "no labels"
                 raise CaseError(

@@ -155,13 +155,13 @@ def score_case(
         labels: which organs.
     """
     zeros = {} if strict else {(metric, v): 0.0 for metric in METRICS for v in labels}
-    if prediction is None:
-        return CaseScore(name, "missing", zeros, notes=(f"{name}: prediction is missing",))
     try:
         truth = read_labels(reference, strict)
         check_header(truth)
     except CaseError as error:  # nothing can be said about the prediction
         return CaseScore(name, "error", notes=(str(error),))
+    if prediction is None:
+        return CaseScore(name, "missing", zeros, notes=(f"{name}: prediction is missing",))
     try:
         guess = read_labels(prediction, strict)
         if not strict:  # the organisers never look at it

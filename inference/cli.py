@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from inference.console import ending_signals
+from inference.console import ending_signals, open_standard_streams, say
 from inference.errors import ModelError, UsageError, os_error_line
 
 _INTERRUPTED = 130
-_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 _MOST_THREADS = 4096
 _SIGNALLED = 128  # and the signal's number
 
@@ -40,23 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Slices are worked on side by side already, and numpy's BLAS would start as many threads
     # as the host has cores. It looks at this when numpy is imported, which is not done yet.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    _open_standard_streams()
+    open_standard_streams()
     before = {number: signal.signal(number, _end) for number in ending_signals()}
     try:
         return _run(options)
     except (UsageError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except OSError as error:
-        print(f"error: {os_error_line(error)}", file=sys.stderr)
+        say(f"error: {os_error_line(error)}", error=True)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "inference":
             raise
-        print(f"error: {error.name} is not installed; this needs pip install .", file=sys.stderr)
+        say(f"error: {error.name} is not installed; this needs pip install .", error=True)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return _INTERRUPTED
     finally:
         for number, handler in before.items():
@@ -81,6 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.label_table:
         check_label_table(options.label_table)
         _check_file(options.label_table, "--label-table")
+        if options.report and options.report.resolve() == options.label_table.resolve():
+            raise UsageError(f"{options.report}: is named for --report and for --label-table")
     if options.demo:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
@@ -139,20 +138,6 @@ def _write_demo(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
     return inputs
-
-
-def _open_standard_streams() -> None:
-    """See that 0, 1 and 2 are open, and that any file name can be printed.
-
-    Where one is closed, the next file that is opened would get its number.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
-        pass
-    os.close(descriptor)
-    sys.stdout = sys.stdout or os.fdopen(_STANDARD_OUTPUT, "w")
-    sys.stderr = sys.stderr or os.fdopen(_STANDARD_ERROR, "w")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

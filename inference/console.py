@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
+
+_STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
+
+
+def open_standard_streams() -> None:
+    """See that 0, 1 and 2 are open, and that any text can be printed.
+
+    Where one is closed, the next file that is opened would get its number.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(_STANDARD_OUTPUT, "w")
+    sys.stderr = sys.stderr or os.fdopen(_STANDARD_ERROR, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, error: bool = False) -> None:

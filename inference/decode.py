@@ -90,7 +90,8 @@ def decode(
         nearest: whether each output slice takes the nearest plane along the first axis,
             interpolated along the other two alone.
         half: whether interpolated logits are rounded to half precision before they are compared,
-            as nnU-Net stores them: of two that differ by less, the first one wins.
+            as nnU-Net stores them: of two that differ by less, the first one wins. Where one
+            channel wins at all corners nothing is interpolated, nor rounded.
         planes: the logits' `all_winners`, where they are known already.
     """
     planes = all_winners(logits, threads) if planes is None else planes
@@ -186,7 +187,7 @@ def _fill_slice(
     out[:] = values[0]
     # Where channel 0 wins at all corners it wins: look only at the cells around the others.
     other = planes[0] != 0
-    if planes[1] is not planes[0]:
+    if share > 0:
         other |= planes[1] != 0
     top, bottom = along_y.cells_around(other.any(axis=1))
     left, right = along_x.cells_around(other.any(axis=0))

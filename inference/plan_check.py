@@ -80,6 +80,7 @@ PLAN_KINDS: dict[str, Kind] = {
 """What each value of a plan must be."""
 
 _OF_CHANNELS: dict[str, Kind] = {
+    "clip_first": Kind("null, as it is beside channels", lambda value: value is None),
     "crop": one_of("nonzero", "none"),
     "size": Kind(
         "three times null, as it is beside channels", lambda value: value == (None, None, None)
@@ -119,6 +120,9 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
     if plan.regions and not plan.outputs:
         problems.append("regions need outputs")
+    sided = any(step.get("step") == "sides" for step in plan.postprocessing)
+    if sided and ((plan.orientation or "")[:1] != "L" or plan.transpose[2] != 2):
+        problems.append("'sides' needs an orientation whose x axis runs to the left, as in LPS")
     if plan.regions and plan.postprocessing:
         problems.append("regions cannot be post-processed")
     if plan.channels and set(plan.resampling) != {"data", "logits"}:
@@ -137,7 +141,9 @@ def _wrong_parts(plan: Plan) -> list[str]:
             or set(step) != {"step", "labels", *keys}
             or not several(_LABEL).fits(step["labels"])
             or not organs.issuperset(step["labels"])
-            or (step["step"] == "sides" and len(step["labels"]) % 2 == 0)
+            or (
+                step["step"] == "sides" and (len(step["labels"]) < 3 or not len(step["labels"]) % 2)
+            )
             or any(not number(0).fits(step[key]) for key in keys)
         ):
             problems.append(f"bad postprocessing {dict(step)}")

@@ -297,6 +297,44 @@ def test_missing_and_extra_predictions(tmp_path: Path) -> None:
     assert overall(honest) == pytest.approx(overall(strict) / 2)
 
 
+def test_nothing_is_said_of_a_case_whose_reference_cannot_be_read(tmp_path: Path) -> None:
+    """A missing prediction beside it is no organ missed: there is nothing to compare."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "a.nii.gz").write_bytes(b"no image")
+    (tmp_path / "p").mkdir()
+    (score,) = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert (score.status, score.values) == ("error", {})
+    assert "a.nii.gz" in score.notes[0]
+
+
+def test_a_prediction_without_voxels_costs_its_own_case_alone(tmp_path: Path) -> None:
+    truth, guess = random_pair(3)
+    for name in ("a", "b"):
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+    save(guess[:0], (1, 1, 1), tmp_path / "p" / "a.nii.gz")
+    save(guess, (1, 1, 1), tmp_path / "p" / "b.nii.gz")
+    scores = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert [s.status for s in scores] == ["error", "scored"]
+    assert set(scores[0].values.values()) == {0.0}
+
+
+def test_names_are_printed_whatever_the_terminal_can_show(tmp_path: Path) -> None:
+    truth, _ = random_pair(4)
+    save(truth, (1, 1, 1), tmp_path / "r" / "\u4e2d.nii.gz")
+    (tmp_path / "p").mkdir()
+    folders = ["--reference", str(tmp_path / "r"), "--prediction", str(tmp_path / "p")]
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation", "score", *folders, "--out", str(tmp_path / "\u4e2d")],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "\\u4e2d.nii.gz: prediction is missing" in done.stderr
+
+
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth, _ = random_pair(2)
     save(truth, (1, 1, 1), tmp_path / "r" / "a.nii.gz")

@@ -89,7 +89,7 @@ def desk(tmp_path: Path, tiny_folder: Path) -> Desk:
         ("X_0000.nii.gz", "X.nii.gz"),
         ("X.nii.gz", "X.nii.gz"),
         ("X_0000.nii", "X.nii"),
-        ("FLARE_0001_0000.NII.GZ", "FLARE_0001.NII.GZ"),
+        ("FLARE_0001_0000.NII.GZ", "FLARE_0001.nii.gz"),
         ("a.b_0000.mha", "a.b.mha"),
         ("X.mhd", "X.mha"),
         ("X.nrrd", "X.nrrd"),
@@ -98,8 +98,7 @@ def desk(tmp_path: Path, tiny_folder: Path) -> Desk:
     ],
 )
 def test_names(name: str, labels: str) -> None:
-    # An upper-case ending is kept as far as the name goes, the format is the same.
-    assert label_name(name).lower() == labels.lower()
+    assert label_name(name) == labels
 
 
 def test_0000_beside_0001_is_a_number(desk: Desk) -> None:
@@ -307,6 +306,17 @@ def test_wrong_usage(
     err = capfd.readouterr().err
     assert reason in err
     assert len(err.splitlines()) == 1
+
+
+def test_report_and_label_table_are_two_files(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz")
+    table = desk.report.with_suffix(".txt")
+    other_name = table.parent / "in" / ".." / table.name
+    assert desk.run("--report", table, "--label-table", other_name) == 2
+    assert "--report and for --label-table" in capfd.readouterr().err
+    assert not table.exists() and not desk.outputs.exists()
 
 
 @pytest.mark.parametrize(
@@ -565,7 +575,9 @@ def start(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("closed", ["| true", ">/dev/full", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", ["| true", ">/dev/full", "2>/dev/full", ">&-", "2>&-", "<&- >&- 2>&-"]
+)
 def test_labels_do_not_depend_on_who_reads_the_lines(desk: Desk, closed: str) -> None:
     """Printed is a name that the standard streams' encoding does not know."""
     desk.put("a.nii.gz", "b\u4e2d.nii.gz", "c.nii.gz")

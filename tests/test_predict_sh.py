@@ -155,7 +155,7 @@ def without_dependencies(
     (checkout / "inference").mkdir(parents=True)
     shutil.copy(SCRIPT, checkout)
     (checkout / "inference" / "requirements.lock").write_text("")
-    bin_.mkdir()
+    bin_.mkdir(exist_ok=True)
     for tool in ("dirname", "cmp", "rm", "mkdir", "sed", "cp"):
         (bin_ / tool).symlink_to(str(shutil.which(tool)))
     stand_in = bin_ / "python3"
@@ -181,6 +181,23 @@ def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) ->
     assert result.returncode == 2
     assert ".venv is not mine" in result.stderr
     assert theirs.read_text() == "work of a week"
+
+
+def test_an_environment_whose_python_has_gone_is_made_anew(tmp_path: Path, folder: Path) -> None:
+    """As after an upgrade of the system: the folder says that it is complete."""
+    venv = tmp_path / "checkout" / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to("/nowhere/python3.9")
+    (venv / "installed.lock").write_text("")
+    # The stand-in makes an environment whose Python prints what it is asked.
+    making = """*) case "$1" in -m) mkdir -p "$3/bin"
+        printf '#!/bin/sh\\necho "$@"\\n' >"$3/bin/python"; chmod +x "$3/bin/python";; esac;;"""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "chmod").symlink_to(str(shutil.which("chmod")))
+    result = without_dependencies(tmp_path, folder, making)
+    assert result.returncode == 0, result.stderr
+    assert "installing the dependencies" in result.stderr
+    assert result.stdout.splitlines()[-1] == "-m inference -i in -o out"
 
 
 def test_incomplete_python_is_not_taken(tmp_path: Path, folder: Path) -> None:

@@ -6,10 +6,10 @@ from its configuration; only the known failures are written by a person.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,18 @@ def write_model_card(
     drawn = drawn_from(prepared, config, holdout)
     runs = [] if isinstance(trained, Path) else trained
     begun_with = read_lines(runs[0] / INITIAL) if runs else []
+    if isinstance(trained, Path):
+        training = [_elsewhere(trained)]
+    else:
+        training = [
+            _steps(config, runs, drawn),
+            *_initial(begun_with),
+            *_rounds(config, len(runs) - 1),
+            *_stages(config, len(runs) - 1),
+            *_kinds(config, drawn),
+            "### Sources",
+            _sources(cases, config, holdout, drawn),
+        ]
     scores = read_rows(runs[-1] / "scores.csv") if runs else []
     last = [row for row in scores if row["iteration"] == scores[-1]["iteration"]] if scores else []
     parts = [
@@ -61,19 +73,7 @@ def write_model_card(
         "## Network",
         _network(config, plan),
         "## Training",
-        *(
-            _elsewhere(trained)
-            if isinstance(trained, Path)
-            else [
-                _steps(config, runs, drawn),
-                *_initial(begun_with),
-                *_rounds(config, len(runs) - 1),
-                *_stages(config, len(runs) - 1),
-                *_kinds(config, drawn),
-                "### Sources",
-                _sources(cases, config, holdout, drawn),
-            ]
-        ),
+        *training,
         "## Accuracy",
         _accuracy(last, (*config.holdout, *holdout), begun_with),
         "## Export",
@@ -88,10 +88,10 @@ def write_model_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _elsewhere(model: Path) -> list[str]:
+def _elsewhere(model: Path) -> str:
     """Of weights that were not trained here."""
     its = Plan.load(model)
-    return [f"The weights are those of {its.name} {its.version}: its card says how it was trained."]
+    return f"The weights are those of {its.name} {its.version}: its card says how it was trained."
 
 
 def _steps(config: Config, runs: Sequence[Path], drawn: Mapping[str, list[Path]]) -> str:
@@ -114,7 +114,7 @@ def _seconds(log: list[dict[str, str]]) -> float:
     """What all steps of a log took."""
     numbers = [0, *(int(row["iteration"]) for row in log)]
     each = [float(row["seconds_per_iteration"]) for row in log]
-    steps = [max(0, b - a) for a, b in itertools.pairwise(numbers)]
+    steps = [max(0, b - a) for a, b in pairwise(numbers)]
     return sum(seconds * n for seconds, n in zip(each, steps, strict=True))
 
 
