@@ -172,7 +172,23 @@ def _loose_colon(hu: Tensor, loose: Tensor, table: Tensor, chance: Chance, spaci
     stool = chance.uniform(-60, 50) + 45 * chance.noise(shape)
     hu[lumen] = stool[lumen]
     front = torch.linspace(1, -1, shape[1], device=hu.device)[None, :, None]
-    hu[lumen & (front > chance.uniform(-0.8, 0.8))] = -950
+    gas = front + _loops(shape, chance, spacing) > chance.uniform(-0.8, 0.8)
+    hu[lumen & gas & ~_folds(shape, chance, spacing)] = -950
+
+
+def _loops(shape: torch.Size, chance: Chance, spacing: float) -> Tensor:
+    """How much farther to the front than it lies a loop of bowel is in its share of gas.
+
+    Gas rises within a loop, not from one to the next: the colon's flexures, which lie far back
+    beside the spleen and the stomach, are as often full of it as what lies in front.
+    """
+    return chance.uniform(0, 0.6) * chance.field(shape, chance.uniform(40, 90) / spacing)
+
+
+def _folds(shape: torch.Size, chance: Chance, spacing: float) -> Tensor:
+    """Thin walls across the colon's gas, which the stomach's has not: its haustra. Or none."""
+    thickness = chance.uniform(0.02, 0.08) if chance.happens(0.7) else 0.0
+    return chance.field(shape, chance.uniform(25, 45) / spacing).abs() < thickness
 
 
 def _vessels_and_lesions(
@@ -226,7 +242,9 @@ def _hollow_organs(
         mask = tissues == value
         if chance.happens(collapsed) or not mask.any():
             continue
-        lumen = mask & (share_nearby(mask, 3) > chance.uniform(0.75, 0.99))
+        # The stomach's wall is often thicker than the bowel's.
+        reach = 5 if value == LABEL_OF["stomach"] and chance.happens(0.5) else 3
+        lumen = mask & (share_nearby(mask, reach) > chance.uniform(0.75, 0.99))
         if value == Tissue.COLON and not (oral_contrast and chance.happens(0.4)):
             content = chance.uniform(-60, 50) + 45 * grain + 30 * clumps
         elif oral_contrast and (value == Tissue.COLON or chance.happens(0.8)):
@@ -241,8 +259,13 @@ def _hollow_organs(
             height = (places[-1] - places[0]).item() / shape[1]
             middle = float(front[0, places, 0].mean())
             level = middle + chance.uniform(-0.6, 1.0) * height
-            mix = clumps * 0.15 if value in (Tissue.COLON, Tissue.SMALL_BOWEL) else 0.0
-            hu[lumen & (front + mix > level)] = -950
+            rising = front
+            if value in (Tissue.COLON, Tissue.SMALL_BOWEL):
+                rising = front + 0.15 * clumps + _loops(shape, chance, spacing)
+            filled = lumen & (rising > level)
+            if value == Tissue.COLON:
+                filled &= ~_folds(shape, chance, spacing)
+            hu[filled] = -950
 
 
 def _bones(hu: Tensor, tissues: Tensor, chance: Chance) -> None:
