@@ -75,11 +75,17 @@ def time_cases(
         One timing per case, in the order of their names.
 
     Raises:
-        UsageError: no cases, ``out`` cannot be written, or there is nothing that could be run.
+        UsageError: no cases, two of which the labels have one name, ``out`` cannot be written,
+            or there is nothing that could be run.
     """
     files = list_volumes(cases)
     if not files:
         raise UsageError(f"{cases}: no .nii.gz or .nii file to time")
+    by_labels: dict[str, Path] = {}
+    for path in files.values():
+        other = by_labels.setdefault(label_name(path.name), path)
+        if other is not path:
+            raise UsageError(f"{path}: its labels would have the name of those of {other.name}")
     timings: list[CaseTiming] = []
     try:
         for folder in (out, out / "outputs", out / "logs"):
@@ -165,9 +171,8 @@ def _time_case(
             usage, limit, memory, _wrong_labels(outputs, label_name(path.name), shape)
         )
         for written in outputs.iterdir():
-            target = out / "outputs" / written.name
             if written.is_file():
-                shutil.move(written, target)
+                shutil.move(written, out / "outputs" / written.name)
         return CaseTiming(shown(path), shape, zooms, usage, verdict)
     finally:
         shutil.rmtree(work, ignore_errors=True)

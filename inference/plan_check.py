@@ -120,6 +120,10 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
     if plan.regions and not plan.outputs:
         problems.append("regions need outputs")
+    if plan.outputs and set(plan.outputs) - {0} != set(plan.labels.values()):
+        problems.append(f"outputs {list(plan.outputs)} are not 0 and the values of labels")
+    if plan.outputs and not plan.regions and plan.outputs[0] != 0:
+        problems.append(f"outputs {list(plan.outputs)} do not begin with background, 0")
     sided = any(step.get("step") == "sides" for step in plan.postprocessing)
     if sided and ((plan.orientation or "")[:1] != "L" or plan.transpose[2] != 2):
         problems.append("'sides' needs an orientation whose x axis runs to the left, as in LPS")

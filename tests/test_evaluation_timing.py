@@ -180,6 +180,13 @@ def test_a_case_that_cannot_be_read_costs_only_itself(cases: Path) -> None:
     assert verdicts == ["failed: cannot be read (No such file or directory)", "ok", "ok"]
 
 
+def test_cases_whose_labels_would_replace_each_other_are_refused(cases: Path) -> None:
+    shutil.copy(cases / "b_0000.nii.gz", cases / "b.nii.gz")
+    with pytest.raises(UsageError, match=r"b_0000\.nii\.gz: its labels .* of b\.nii\.gz"):
+        timed(cases, COPY)
+    assert not (cases.parent / "out").exists()
+
+
 def test_a_ct_of_four_axes_may_have_labels_of_three(cases: Path) -> None:
     for path in cases.iterdir():
         image = nibabel.load(path)
