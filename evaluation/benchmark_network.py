@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from evaluation.usage import run_command
 from inference.errors import UsageError
+from inference.grid import Shape
 from inference.int8 import centre_upsampling_inputs
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
@@ -136,7 +137,7 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
     return plan
 
 
-def _plan(patch: tuple[int, int, int], networks: dict[str, str], per_voxel: float) -> Plan:
+def _plan(patch: Shape, networks: dict[str, str], per_voxel: float) -> Plan:
     return Plan(
         name=NAME,
         version="benchmark",
@@ -154,7 +155,7 @@ def _plan(patch: tuple[int, int, int], networks: dict[str, str], per_voxel: floa
 
 
 def _phantom_patches(
-    size: tuple[int, int, int],
+    size: Shape,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Parts of a phantom as the network sees it, and their channels, without end.
 
@@ -241,7 +242,7 @@ core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.zeros(s
 """
 
 
-def _bytes_per_voxel(ir: Path, patch: tuple[int, int, int]) -> float:
+def _bytes_per_voxel(ir: Path, patch: Shape) -> float:
     """Peak memory of a process that makes one fp32 pass, per voxel of the patch."""
     command = [sys.executable, "-c", _ONE_PASS, str(ir), *map(str, patch)]
     log = ir.with_name("one_pass.log")

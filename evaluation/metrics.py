@@ -22,9 +22,9 @@ from scipy.spatial import cKDTree
 from surface_distance import lookup_tables
 
 from evaluation.challenge import LOWEST_DSC_FOR_NSD, SLAB_LABELS, TOLERANCE_MM
+from inference.grid import Box
 
 BoolArray = NDArray[np.bool_]
-Box = tuple[slice, slice, slice]
 
 _INSIDE = 255  # the code of a corner all of whose eight voxels are set
 

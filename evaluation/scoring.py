@@ -36,7 +36,7 @@ from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from evaluation.challenge import COLUMN_OF, DECIMALS, METRICS
-from evaluation.metrics import Box, is_single_slice, score_organ
+from evaluation.metrics import is_single_slice, score_organ
 from evaluation.volumes import (
     LabelVolume,
     check_header,
@@ -46,6 +46,7 @@ from evaluation.volumes import (
     shown,
 )
 from inference.errors import CaseError, UsageError
+from inference.grid import Box
 from inference.organs import ORGANS
 
 ALL_LABELS: tuple[int, ...] = tuple(ORGANS)

@@ -8,9 +8,8 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.grid import Box, Spacing
 from inference.morphology import opened
-
-Box = tuple[slice, slice, slice]
 
 _AIR_BELOW = -500.0  # HU
 _LOOK_AT = 4.0  # mm: the volume is looked at in steps of about this size
@@ -24,7 +23,7 @@ def whole_box(shape: tuple[int, ...]) -> Box:
     return slice(0, depth), slice(0, height), slice(0, width)
 
 
-def body_box(volume: NDArray[Any], spacing: tuple[float, float, float], offset: float = 0.0) -> Box:
+def body_box(volume: NDArray[Any], spacing: Spacing, offset: float = 0.0) -> Box:
     """The box around the patient.
 
     Every few millimetres a voxel is looked at. What is denser than lung is opened, so that the

@@ -15,8 +15,9 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.body import Box, whole_box
+from inference.body import whole_box
 from inference.errors import CaseError
+from inference.grid import Box, Spacing
 from inference.normalisation import Channel, Mask
 from inference.plan import Plan
 from inference.preprocess import Prepared, check_memory
@@ -66,7 +67,7 @@ def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
 
 def preprocess_channels(
     volumes: Sequence[NDArray[Any]],
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     plan: Plan,
     threads: int = 1,
 ) -> Prepared:

@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 
 from inference.decode import Labels, decode
+from inference.grid import Spacing
 from inference.logits import Logits, floats
 from inference.plan import Plan
 from inference.resample import Float32Array
 from inference.spline import Rule, resample
 
-Spacing = tuple[float, float, float]
 Progress = Callable[[float], None]
 
 

@@ -16,8 +16,8 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.body import Box
 from inference.decode import winners
+from inference.grid import Box
 from inference.plan import Plan
 from inference.preprocess import Prepared, air
 from inference.resample import resize, shape_at_spacing

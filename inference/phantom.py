@@ -20,6 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from inference.grid import Box, Shape, Spacing
 from inference.organs import LABEL_OF
 
 Float32Array: TypeAlias = NDArray[np.float32]
@@ -92,8 +93,8 @@ class _Paint:
 
 
 def make_phantom(
-    shape: tuple[int, int, int] = (100, 200, 200),
-    spacing: tuple[float, float, float] = (3.0, 2.0, 2.0),
+    shape: Shape = (100, 200, 200),
+    spacing: Spacing = (3.0, 2.0, 2.0),
     seed: int = 0,
     *,
     phase: str | None = None,
@@ -354,9 +355,7 @@ class _Space:
         self._blend(hu, distance, value)
         labels[distance < 0] = paint.label
 
-    def _block(
-        self, lower: Point, upper: Point, margin: float
-    ) -> tuple[slice, slice, slice] | None:
+    def _block(self, lower: Point, upper: Point, margin: float) -> Box | None:
         sides = []
         for axis, low, high in zip(self.axes, lower, upper, strict=True):
             start, stop = np.searchsorted(axis, (low - margin, high + margin))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from inference.errors import ModelError
+from inference.grid import Shape
 from inference.kinds import with_tuples
 from inference.paths import is_file
 from inference.plan_check import problems_of
@@ -82,8 +83,8 @@ class Plan:
     clip: tuple[float, float]
     subtract: float
     divide: float
-    patch: tuple[int, int, int]
-    multiple: tuple[int, int, int]
+    patch: Shape
+    multiple: Shape
     networks: Mapping[str, str]
     precision: str
     labels: Mapping[str, int]

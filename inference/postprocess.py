@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.decode import Labels, all_winners
+from inference.grid import Spacing
 from inference.logits import Logits, above, below, comparable, floats
 from inference.morphology import closed
 from inference.plan import Plan
 
 
-def postprocess(
-    logits: Logits, spacing: tuple[float, float, float], plan: Plan, threads: int = 1
-) -> Labels | None:
+def postprocess(logits: Logits, spacing: Spacing, plan: Plan, threads: int = 1) -> Labels | None:
     """Apply ``plan.postprocessing`` to logits, in place.
 
     The steps, each for the organs in its ``labels`` (label values):

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.body import Box, body_box, whole_box
+from inference.body import body_box, whole_box
 from inference.errors import CaseError
+from inference.grid import Box, Spacing
 from inference.machine import free_memory
 from inference.plan import Plan
 from inference.resample import Float32Array, resize, shape_at_spacing
@@ -32,12 +33,12 @@ class Prepared:
 
     values: Float32Array
     box: Box
-    spacing: tuple[float, float, float]
+    spacing: Spacing
 
 
 def preprocess(
     volume: NDArray[Any],
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     plan: Plan,
     offset: float = 0.0,
     threads: int = 1,
@@ -84,7 +85,7 @@ def preprocess(
     return Prepared(values, box, (depth, height, width))
 
 
-def check_memory(values: int, shape: tuple[int, ...], spacing: tuple[float, float, float]) -> None:
+def check_memory(values: int, shape: tuple[int, ...], spacing: Spacing) -> None:
     """Refuse a volume whose prepared form would not fit into memory.
 
     Args:

@@ -28,7 +28,7 @@ from torch import Tensor
 from training.chance import Chance
 from training.separable import blur
 from training.tissues import AIR, UNKNOWN
-from training.warp import Spacing, random_places, rotation, turned_places
+from training.warp import AnySpacing, random_places, rotation, turned_places
 
 Range = tuple[float, float]
 """The lowest and the highest amount."""
@@ -36,7 +36,7 @@ Range = tuple[float, float]
 
 def places(
     shape: Sequence[int],
-    spacing: Spacing,
+    spacing: AnySpacing,
     centre: Tensor,
     augmentation: Mapping[str, Any],
     chance: Chance,

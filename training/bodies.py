@@ -19,6 +19,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
+from inference.grid import Spacing
 from inference.organs import ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
 from training.separable import upsample
@@ -48,7 +49,7 @@ class Body:
     hull: NDArray[np.int8]
 
 
-def isotropic(labels: NDArray[np.uint8], spacing: tuple[float, float, float]) -> NDArray[np.uint8]:
+def isotropic(labels: NDArray[np.uint8], spacing: Spacing) -> NDArray[np.uint8]:
     """Resample a label map to `SPACING`, with the steps of thick slices smoothed away.
 
     Args:
@@ -159,7 +160,7 @@ def complete(
 def transfer(
     hu: NDArray[np.int16],
     labels: NDArray[np.uint8],
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     atlas: NDArray[np.uint8],
     organs: NDArray[np.uint8],
     annotated: tuple[int, ...],

@@ -30,12 +30,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from inference.grid import Spacing
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.reading import check_intensities, ending, read
 from training.tissues import UNKNOWN, tissues_from_names
-
-Spacing = tuple[float, float, float]
 
 ANNOTATED = "annotated.json"
 """In a folder of pseudo-labels: which organs were kept in which case, by name."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ModelError
+from inference.grid import Shape
 from inference.kinds import with_tuples
 from inference.organs import LABEL_OF
 from inference.plan import Plan
@@ -80,7 +81,7 @@ class Config:
     clip: tuple[float, float]
     subtract: float
     divide: float
-    patch: tuple[int, int, int]
+    patch: Shape
     tiling: str
     overlap: float
     precision: str
@@ -120,7 +121,7 @@ class Config:
 
     def plan(
         self,
-        multiple: tuple[int, int, int],
+        multiple: Shape,
         networks: Mapping[str, str] = _NETWORK,
         bytes_per_voxel: float = 0.0,
     ) -> Plan:
@@ -166,7 +167,7 @@ class Config:
 
     def grid_at(
         self, iteration: int
-    ) -> tuple[tuple[int, int, int], tuple[float | None, float | None, float | None]]:
+    ) -> tuple[Shape, tuple[float | None, float | None, float | None]]:
         """Voxels of a patch and their mm, each (z, y, x), at a step of the training."""
         coarse = self.coarse_first
         if coarse and iteration < coarse["share"] * self.iterations:

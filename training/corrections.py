@@ -38,6 +38,7 @@ import numpy as np
 from matplotlib.path import Path as Outline
 from scipy import ndimage
 
+from inference.grid import Box
 from inference.organs import LABEL_OF, ORGANS
 from training.cases import Case
 from training.tissues import UNKNOWN
@@ -63,7 +64,7 @@ class Edit:
 
     kind: str
     organs: tuple[int, ...]
-    box: tuple[slice, slice, slice] = (slice(None), slice(None), slice(None))
+    box: Box = (slice(None), slice(None), slice(None))
     hu: tuple[float, float] = (0.0, 0.0)
     outline: tuple[tuple[float, float], ...] = ()
 

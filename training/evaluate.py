@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from inference.decode import winners
+from inference.grid import Spacing
 from inference.machine import free_memory
 from inference.organs import ORGANS
 from inference.postprocess import postprocess
@@ -20,8 +21,7 @@ from inference.windows import predict as predict_in_windows
 from training.config import Config
 from training.network import autocast, multiple_of
 from training.prepared_file import opened
-
-Triple = tuple[float, float, float]
+from training.warp import per_axis
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Evaluated:
     hu: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
-    spacing: Triple
+    spacing: Spacing
     dice: list[float | None]
 
 
@@ -64,7 +64,8 @@ def evaluate(
         if not path.exists():
             continue
         with opened(path) as content:
-            hu, labels, spacing = content["hu"], content["labels"], triple_of(content["spacing"])
+            hu, labels = content["hu"], content["labels"]
+            spacing = per_axis(content["spacing"].tolist())
             annotated = set(content["annotated"].tolist())
         predicted = predict(network, hu, spacing, config)
         scores = [
@@ -74,7 +75,7 @@ def evaluate(
         yield Evaluated(name, hu, labels, predicted, spacing, scores)
 
 
-def predict(network: nn.Module, hu: np.ndarray, spacing: Triple, config: Config) -> np.ndarray:
+def predict(network: nn.Module, hu: np.ndarray, spacing: Spacing, config: Config) -> np.ndarray:
     """Labels uint8 (z, y, x) of a prepared volume in HU, post-processed as in inference."""
     logits = logits_of(network, hu, config)
     found = postprocess(logits, spacing, config.plan(multiple_of(network)))
@@ -130,12 +131,6 @@ class TorchRunner:
             logits = self._network(image)[0]
         self._network.train(was_training)
         return logits.float().cpu().numpy()
-
-
-def triple_of(values: np.ndarray) -> Triple:
-    """Three numbers of an array."""
-    z, y, x = (float(v) for v in values)
-    return z, y, x
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from inference.decode import winners
 from inference.errors import ModelError
+from inference.grid import Shape
 from inference.int8 import centre_upsampling_inputs
 from inference.logits import floats
 from inference.machine import free_memory, usable_threads
@@ -354,7 +355,7 @@ print(peak_memory() - before)
 """
 
 
-def bytes_per_voxel(ir: Path, patch: tuple[int, int, int], inputs: int = 1) -> float:
+def bytes_per_voxel(ir: Path, patch: Shape, inputs: int = 1) -> float:
     """Peak memory of one fp32 pass per input voxel, measured in a process of its own.
 
     Args:

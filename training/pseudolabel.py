@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from inference.decode import winners
 from inference.errors import AbdosegError
+from inference.grid import Spacing
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.preprocess import preprocess
@@ -185,7 +186,7 @@ def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> li
 
 def judge(
     looks: list[np.ndarray],
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     least: float,
     trusted: Sequence[int] = (),
     doubted: Sequence[int] = (),

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.grid import Shape, Spacing
 from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
 from training.bodies import SPACING as BODY_SPACING
@@ -38,10 +39,7 @@ from training.pancreas import age_pancreas
 from training.prepared_file import complete_files, opened
 from training.synthesis import synthesise
 from training.tissues import AIR, organs_only
-from training.warp import NearestVoxels, sample_linear, sample_nearest, triple, turned_places
-
-Triple = tuple[int, int, int]
-Spacing = tuple[float, float, float]
+from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest, turned_places
 
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
 _VOLUMES = ("hu", "labels", "tissues", "hull")
@@ -79,7 +77,7 @@ class _Source:
 
     arrays: dict[str, Tensor]
     annotated: tuple[int, ...]
-    spacing: tuple[float, float, float]
+    spacing: Spacing
     extent: tuple[tuple[int, int], ...]
     voxels: dict[int, Tensor]
     heights: Tensor
@@ -168,7 +166,7 @@ class Samples:
             list(pool.map(self._load, paths))
 
     def _synthetic(
-        self, body: _Source, patch: Triple, spacing: Spacing, chance: Chance
+        self, body: _Source, patch: Shape, spacing: Spacing, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """A CT drawn for a body: HU and labels (z, y, x)."""
         fine = max(self.config.synthesis_spacing, min(spacing))
@@ -192,7 +190,7 @@ class Samples:
         return hu, labels
 
     def _real(
-        self, case: _Source, patch: Triple, spacing: Spacing, chance: Chance
+        self, case: _Source, patch: Shape, spacing: Spacing, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """A part of a real CT: HU and labels (z, y, x)."""
         whole, labels = (case.arrays[k].to(self.device) for k in ("hu", "labels"))
@@ -202,7 +200,7 @@ class Samples:
         hu[~nearest.inside] = AIR
         return hu, nearest.values(labels, 0)
 
-    def _grid(self, source: _Source, number: int, chance: Chance) -> tuple[Triple, Spacing]:
+    def _grid(self, source: _Source, number: int, chance: Chance) -> tuple[Shape, Spacing]:
         """Voxels and spacing of what is drawn as one.
 
         Along axes where no spacing is set, a real CT's own, or one that a scanner might have.
@@ -296,7 +294,7 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
     return _Source(
         arrays={k: torch.from_numpy(content[k]).to(device) for k in _VOLUMES if k in content},
         annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
-        spacing=triple(BODY_SPACING if is_body else content["spacing"].tolist()),
+        spacing=per_axis(BODY_SPACING if is_body else content["spacing"].tolist()),
         extent=(
             (0, len(body) - 1),
             _extent(body.any(axis=(0, 2))),

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference.grid import Spacing
 from training.chance import Chance
 from training.separable import upsample
 
-Spacing = float | Sequence[float]
+AnySpacing = float | Sequence[float]
 
 
-def triple(spacing: Spacing) -> tuple[float, float, float]:
+def per_axis(spacing: AnySpacing) -> Spacing:
     """A spacing as one number per axis."""
     if isinstance(spacing, (int, float)):
         return (float(spacing),) * 3
@@ -28,18 +29,18 @@ def triple(spacing: Spacing) -> tuple[float, float, float]:
 
 
 def regular_places(
-    shape: Sequence[int], spacing: Spacing, device: torch.device | str = "cpu"
+    shape: Sequence[int], spacing: AnySpacing, device: torch.device | str = "cpu"
 ) -> Tensor:
     """The voxel centres of a grid, (z, y, x, 3) in mm."""
     axes = [
         (torch.arange(n, device=device) + 0.5) * step
-        for n, step in zip(shape, triple(spacing), strict=True)
+        for n, step in zip(shape, per_axis(spacing), strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def random_places(
-    shape: Sequence[int], spacing: Spacing, centre: Tensor, strength: float, chance: Chance
+    shape: Sequence[int], spacing: AnySpacing, centre: Tensor, strength: float, chance: Chance
 ) -> Tensor:
     """A patch's voxel centres, turned, scaled and bent at random.
 
@@ -67,7 +68,7 @@ def random_places(
 
 def turned_places(
     shape: Sequence[int],
-    spacing: Spacing,
+    spacing: AnySpacing,
     matrix: Tensor,
     centre: Tensor,
     device: torch.device | str = "cpu",
@@ -86,7 +87,7 @@ def turned_places(
     """
     axes = [
         (torch.arange(n) + 0.5 - n / 2) * step
-        for n, step in zip(shape, triple(spacing), strict=True)
+        for n, step in zip(shape, per_axis(spacing), strict=True)
     ]
     # The coordinates' parts that depend on z, y and x are few numbers each, and only added up.
     along_z, along_y, along_x = (
@@ -121,10 +122,10 @@ class NearestVoxels:
         inside: bool (...), which places lie in the volumes.
     """
 
-    def __init__(self, shape: Sequence[int], places: Tensor, spacing: Spacing) -> None:
+    def __init__(self, shape: Sequence[int], places: Tensor, spacing: AnySpacing) -> None:
         self._index = torch.zeros((), dtype=torch.int64, device=places.device)
         self.inside = torch.ones((), dtype=torch.bool, device=places.device)
-        for axis, (size, step) in enumerate(zip(shape, triple(spacing), strict=True)):
+        for axis, (size, step) in enumerate(zip(shape, per_axis(spacing), strict=True)):
             position = (places[..., axis] / step).floor_()
             kept = position.clamp(0, size - 1)
             self.inside = self.inside & (position == kept)
@@ -141,12 +142,12 @@ class NearestVoxels:
         return found.masked_fill_(~self.inside, outside)
 
 
-def sample_nearest(volume: Tensor, places: Tensor, spacing: Spacing, outside: int) -> Tensor:
+def sample_nearest(volume: Tensor, places: Tensor, spacing: AnySpacing, outside: int) -> Tensor:
     """The nearest voxel's value at every place: see `NearestVoxels`."""
     return NearestVoxels(volume.shape, places, spacing).values(volume, outside)
 
 
-def sample_linear(volume: Tensor, places: Tensor, spacing: Spacing) -> Tensor:
+def sample_linear(volume: Tensor, places: Tensor, spacing: AnySpacing) -> Tensor:
     """Trilinear interpolation, borders continued.
 
     Args:
@@ -157,7 +158,7 @@ def sample_linear(volume: Tensor, places: Tensor, spacing: Spacing) -> Tensor:
     Returns:
         float32 (c, z, y, x) of the places' shape.
     """
-    step = torch.tensor(triple(spacing), device=places.device)
+    step = torch.tensor(per_axis(spacing), device=places.device)
     index = places / step
     # Of a large volume only the part around the places is turned into floats.
     size = torch.tensor(volume.shape[1:], device=places.device)
