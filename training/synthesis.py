@@ -168,16 +168,18 @@ def _loose_colon(hu: Tensor, loose: Tensor, table: Tensor, chance: Chance, spaci
     shape = loose.shape
     depth = chance.field(shape, chance.uniform(18, 40) / spacing) - chance.uniform(0.8, 1.7)
     wall, lumen = loose & (depth > 0), loose & (depth > chance.uniform(0.08, 0.25))
-    hu[wall] = float(table[Tissue.COLON]) + chance.normal(0, 8)
+    wall_hu = float(table[Tissue.COLON]) + chance.normal(0, 8)
+    hu[wall] = wall_hu
     stool = chance.uniform(-60, 50) + 45 * chance.noise(shape)
     hu[lumen] = stool[lumen]
     front = torch.linspace(1, -1, shape[1], device=hu.device)[None, :, None]
-    gas = front + _loops(shape, chance, spacing) > chance.uniform(-0.8, 0.8)
-    hu[lumen & gas & ~_folds(shape, chance, spacing)] = -950
+    gas = lumen & (front + _loops(shape, chance, spacing) > chance.uniform(-0.8, 0.8))
+    hu[gas] = -950
+    hu[gas & _folds(shape, chance, spacing)] = wall_hu
 
 
 def _loops(shape: torch.Size, chance: Chance, spacing: float) -> Tensor:
-    """How much farther to the front than it lies a loop of bowel is in its share of gas.
+    """What is added to how far to the front a voxel lies (-1 to 1) where gas is looked for.
 
     Gas rises within a loop, not from one to the next: the colon's flexures, which lie far back
     beside the spleen and the stomach, are as often full of it as what lies in front.
@@ -186,8 +188,8 @@ def _loops(shape: torch.Size, chance: Chance, spacing: float) -> Tensor:
 
 
 def _folds(shape: torch.Size, chance: Chance, spacing: float) -> Tensor:
-    """Thin walls across the colon's gas, which the stomach's has not: its haustra. Or none."""
-    thickness = chance.uniform(0.02, 0.08) if chance.happens(0.7) else 0.0
+    """Thin walls across the colon's gas, which the stomach's has not: between its haustra."""
+    thickness = chance.uniform(0.02, 0.08) if chance.happens(0.7) else 0.0  # or none are seen
     return chance.field(shape, chance.uniform(25, 45) / spacing).abs() < thickness
 
 
@@ -263,9 +265,9 @@ def _hollow_organs(
             if value in (Tissue.COLON, Tissue.SMALL_BOWEL):
                 rising = front + 0.15 * clumps + _loops(shape, chance, spacing)
             filled = lumen & (rising > level)
-            if value == Tissue.COLON:
-                filled &= ~_folds(shape, chance, spacing)
             hu[filled] = -950
+            if value == Tissue.COLON:
+                hu[filled & _folds(shape, chance, spacing)] = float(table[Tissue.COLON])
 
 
 def _bones(hu: Tensor, tissues: Tensor, chance: Chance) -> None:
