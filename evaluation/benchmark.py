@@ -185,9 +185,9 @@ def _case(case: Path | None, work: Path, slices: int, plane: int) -> tuple[Path,
 
 
 def _upright(case: Path, work: Path) -> tuple[Path, tuple[int, ...]]:
-    """The case alone in a folder, with axes that are LPS: not every system turns one.
+    """A copy of the case, its axes LPS (not every system turns one), with no other CT beside it.
 
-    Beside other channels of it, its ``_0000`` would be a number to us and none to others.
+    Beside ``X_0001`` the ``_0000`` of a name would be a number to us and none to others.
 
     Returns:
         The file and its size (x, y, z).

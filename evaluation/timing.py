@@ -75,8 +75,8 @@ def time_cases(
         One timing per case, in the order of their names.
 
     Raises:
-        UsageError: no cases, two of which the labels have one name, ``out`` cannot be written,
-            or there is nothing that could be run.
+        UsageError: no cases, two cases whose labels would have one name, ``out`` cannot be
+            written, or there is nothing that could be run.
     """
     files = list_volumes(cases)
     if not files:

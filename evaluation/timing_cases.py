@@ -7,13 +7,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from inference.errors import UsageError
+from inference.grid import Spacing
 from inference.phantom import make_phantom
 from inference.writing import appearing, make_folder, write_image
 
 SLICES: tuple[int, ...] = (55, 124, 152, 218, 299, 316, 457, 597)
 """Slices of the eight cases, each of 512 x 512 pixels."""
 
-SPACING_MM: dict[int, tuple[float, float, float]] = {
+SPACING_MM: dict[int, Spacing] = {
     # z as scanners reconstruct: thin slices are many slices. y and x: patients' sizes vary.
     55: (5.0, 0.82, 0.82),
     124: (2.5, 0.78, 0.78),

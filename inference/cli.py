@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from os.path import realpath
 from pathlib import Path
 from types import FrameType
 
@@ -78,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.label_table:
         check_label_table(options.label_table)
         _check_file(options.label_table, "--label-table")
-        if options.report and options.report.resolve() == options.label_table.resolve():
+        if options.report and realpath(options.report) == realpath(options.label_table):
             raise UsageError(f"{options.report}: is named for --report and for --label-table")
     if options.demo:
         source, target = _write_demo(options.demo), options.demo / "outputs"

@@ -1,4 +1,7 @@
-"""What a grid of voxels has, one value per axis in the arrays' order (z, y, x)."""
+"""What a grid of voxels has, one value per axis of its array.
+
+The axes are (z, y, x); in evaluation's label volumes (i, j, k), as NIfTI stores them.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Import Label Descriptions", in 3D Slicer as a color table beside the label map.
 
 from __future__ import annotations
 
+from os.path import realpath
 from pathlib import Path
 
 from inference.errors import UsageError
@@ -48,5 +49,5 @@ def write_label_table(path: Path, plan: Plan) -> None:
         for value, name in labels:
             red, green, blue = colour_of(value)
             lines.append(f"{value} {'_'.join(name.split())} {red} {green} {blue} 255")
-    with appearing(path.resolve()) as temporary:
+    with appearing(Path(realpath(path))) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

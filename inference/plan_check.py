@@ -120,13 +120,15 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
     if plan.regions and not plan.outputs:
         problems.append("regions need outputs")
-    if plan.outputs and set(plan.outputs) - {0} != set(plan.labels.values()):
-        problems.append(f"outputs {list(plan.outputs)} are not 0 and the values of labels")
+    background = set() if plan.regions else {0}
+    if plan.outputs and set(plan.outputs) != background.union(plan.labels.values()):
+        problems.append(f"outputs {list(plan.outputs)} are not those of labels and background")
     if plan.outputs and not plan.regions and plan.outputs[0] != 0:
         problems.append(f"outputs {list(plan.outputs)} do not begin with background, 0")
     sided = any(step.get("step") == "sides" for step in plan.postprocessing)
-    if sided and ((plan.orientation or "")[:1] != "L" or plan.transpose[2] != 2):
-        problems.append("'sides' needs an orientation whose x axis runs to the left, as in LPS")
+    # Letters are said of (x, y, z), the transpose of (z, y, x).
+    if sided and (plan.orientation or "---")[2 - plan.transpose[2]] != "L":
+        problems.append("'sides' needs a last axis that runs to the left, as in LPS")
     if plan.regions and plan.postprocessing:
         problems.append("regions cannot be post-processed")
     if plan.channels and set(plan.resampling) != {"data", "logits"}:
@@ -145,9 +147,7 @@ def _wrong_parts(plan: Plan) -> list[str]:
             or set(step) != {"step", "labels", *keys}
             or not several(_LABEL).fits(step["labels"])
             or not organs.issuperset(step["labels"])
-            or (
-                step["step"] == "sides" and (len(step["labels"]) < 3 or not len(step["labels"]) % 2)
-            )
+            or (step["step"] == "sides" and len(step["labels"]) not in range(3, 256, 2))
             or any(not number(0).fits(step[key]) for key in keys)
         ):
             problems.append(f"bad postprocessing {dict(step)}")

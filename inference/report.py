@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -80,5 +81,5 @@ def write_report(
         "start_seconds": round(start, 4),
         "cases": [asdict(case) for case in cases],
     }
-    with appearing(path.resolve()) as temporary:
+    with appearing(Path(realpath(path))) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,16 +88,19 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(tmp_path.glob(".benchmark-*"))
 
 
-def test_every_system_gets_the_case_upright(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stored", ["RAS", "LPS"])
+def test_every_system_gets_the_case_upright_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str
 ) -> None:
     ct, _ = make_phantom((6, 20, 24), (5.0, 4.0, 3.0))
     case = tmp_path / "ct_0000.nii.gz"
-    sitk.WriteImage(sitk.DICOMOrient(ct, "RAS"), str(case))
+    sitk.WriteImage(sitk.DICOMOrient(ct, stored), str(case))
+    shutil.copy(case, tmp_path / "ct_0001.nii.gz")  # beside it, _0000 would be a number
     given: list[sitk.Image] = []
 
     def look(model: Path, problem: str | None, case: Path, *_: object) -> list[System]:
         assert case.name == "ct_0000.nii.gz"  # labels are named after it
+        assert [path.name for path in case.parent.glob("*.nii.gz")] == [case.name]
         given.append(sitk.ReadImage(str(case)))
         return []
 

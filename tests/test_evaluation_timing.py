@@ -251,6 +251,14 @@ def test_the_command(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert [row["Verdict"] for row in csv.DictReader(file)] == ["too slow", "too slow"]
 
 
+def test_without_docker_that_is_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match="docker cannot be run"):
+        Container("team:latest")(tmp_path, tmp_path, tmp_path / "log.txt")
+
+
 def test_container_is_called_as_the_organisers_do(tmp_path: Path) -> None:
     """Their command, word for word, but for --rm (see the module)."""
     theirs = shlex.split(

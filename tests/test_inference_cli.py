@@ -317,6 +317,10 @@ def test_report_and_label_table_are_two_files(
     assert desk.run("--report", table, "--label-table", other_name) == 2
     assert "--report and for --label-table" in capfd.readouterr().err
     assert not table.exists() and not desk.outputs.exists()
+    loop = table.parent / "loop.txt"
+    loop.symlink_to(loop)
+    assert desk.run("--report", loop, "--label-table", table) == 0
+    assert not loop.is_symlink() and json.loads(loop.read_text())["cases"]
 
 
 @pytest.mark.parametrize(
@@ -592,6 +596,12 @@ def test_labels_do_not_depend_on_who_reads_the_lines(desk: Desk, closed: str) ->
     )
     assert desk.there() == ["a.nii.gz", "b\u4e2d.nii.gz", "c.nii.gz"]
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_wrong_usage_is_told_by_the_exit_code_alone_where_nothing_can_be_said() -> None:
+    words = shlex.join([sys.executable, "-m", "inference", "-i", "/nowhere", "-o", "/nowhere/else"])
+    done = subprocess.run(["bash", "-c", f"{words} 2>/dev/full"], cwd=REPOSITORY, check=False)
+    assert done.returncode == 2
 
 
 def test_a_model_may_be_shared_by_threads(tiny_folder: Path) -> None:

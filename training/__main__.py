@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inference.console import open_standard_streams
 from inference.errors import AbdosegError, last_line, os_error_line
 from training.options import parse
 
@@ -23,6 +24,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    open_standard_streams()
     try:
         if given[:1] == ["import-nnunet"]:
             from training.nnunet.command import main as import_nnunet

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference.grid import Shape
 from training.chance import Chance
 from training.separable import blur
 from training.tissues import AIR, UNKNOWN
@@ -109,7 +110,7 @@ def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
     return hu
 
 
-def _mean_nearby(volume: Tensor, size: tuple[int, int, int]) -> Tensor:
+def _mean_nearby(volume: Tensor, size: Shape) -> Tensor:
     """Mean of the box around each voxel, of what of it lies in the volume."""
     padding = (size[0] // 2, size[1] // 2, size[2] // 2)
     mean = F.avg_pool3d(

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from inference.grid import Shape
 from inference.organs import ORGANS
 from training.depthwise import DepthwiseConv3d
-
-Triple = tuple[int, int, int]
 
 _TRUSTED_SLICES = 16
 _TRUSTED_COARSEST = 3
@@ -319,7 +318,7 @@ def multiply_adds(network: nn.Module, patch: Sequence[int]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def multiple_of(network: nn.Module) -> tuple[int, int, int]:
+def multiple_of(network: nn.Module) -> Shape:
     """Voxels (z, y, x) of which the network's input sizes must be multiples."""
     z, y, x = network.multiple  # type: ignore[misc]
     return int(z), int(y), int(x)
@@ -329,11 +328,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _triple(values: Sequence[int]) -> Triple:
+def _triple(values: Sequence[int]) -> Shape:
     z, y, x = values
     return z, y, x
 
 
-def _total(strides: Sequence[Sequence[int]]) -> Triple:
+def _total(strides: Sequence[Sequence[int]]) -> Shape:
     z, y, x = (math.prod(axis) for axis in zip(*strides, strict=True))
     return z, y, x
