@@ -120,9 +120,8 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
     if plan.regions and not plan.outputs:
         problems.append("regions need outputs")
-    background = set() if plan.regions else {0}
-    if plan.outputs and set(plan.outputs) != background.union(plan.labels.values()):
-        problems.append(f"outputs {list(plan.outputs)} are not those of labels and background")
+    if nameless := set(plan.outputs) - {0, *plan.labels.values()}:
+        problems.append(f"outputs {sorted(nameless)} are values of no label")
     if plan.outputs and not plan.regions and plan.outputs[0] != 0:
         problems.append(f"outputs {list(plan.outputs)} do not begin with background, 0")
     sided = any(step.get("step") == "sides" for step in plan.postprocessing)

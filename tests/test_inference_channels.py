@@ -221,10 +221,10 @@ def test_labels_by_each_rule(tiny: Model, rule: dict[str, Any], axis: int | None
     write_labels(logits.astype(np.float32), plan, there, (1.0, 1.0, 1.0), out, 2)
     assert (out == np.array([0, 1, 13])[full.argmax(axis=0)]).mean() > 0.999
 
-    regions = replace(plan, regions=True, outputs=(5, 2, 7))
+    regions = replace(plan, regions=True, outputs=(13, 2, 3))
     write_labels(logits.astype(np.float32), regions, there, (1.0, 1.0, 1.0), out, 2)
     expected = np.zeros(new, np.uint8)
-    for channel, value in zip(full, (5, 2, 7), strict=True):
+    for channel, value in zip(full, (13, 2, 3), strict=True):
         expected[channel > 0] = value
     assert (out == expected).mean() > 0.999
 
