@@ -271,7 +271,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         "Shares of the patches: synthetic 0.5, labelled 0.2, transferred 0.2, empty 0.1.",
         "Synthetic patches",
         "Transferred patches are a real CT",
-        "upper esophagus: head.",
+        "esophagus and the aorta: head.",
         "The first 25 % of the steps saw patches of 64 x 64 x 80 voxels at 4 x 4 x 4 mm.",
         "After 50 % of the steps batch norms kept their statistics.",
         "| TotalSegmentator s | unknown | CT and labels | 1 |",

@@ -60,7 +60,7 @@ class Config:
             all the same where there are none. They fade to 1 during the training.
         batch_dice: whether the Dice loss is that of a batch's patches together, of those that one
             process has of it, see `training.losses`; otherwise each patch has its own.
-        empty: CTs known to hold none of the organs (but perhaps the upper esophagus).
+        empty: CTs known to hold none of the organs (but perhaps esophagus and aorta).
         freeze_norm: share of the steps after which batch norms keep their statistics; from then
             on the network is trained as it will be run, whatever the extent of the image.
         coarse_first: ``spacing`` and ``patch`` of the first ``share`` of the steps, which are

@@ -199,7 +199,7 @@ def _kinds(config: Config, drawn: Mapping[str, list[Path]]) -> list[str]:
     if "empty" in drawn:
         text.append(
             "Empty patches are real CTs known to show none of the organs, except perhaps the "
-            f"upper esophagus: {', '.join(path.stem for path in drawn['empty'])}."
+            f"esophagus and the aorta: {', '.join(path.stem for path in drawn['empty'])}."
         )
     if "pseudo" in drawn:
         text.append(

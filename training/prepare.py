@@ -57,8 +57,8 @@ SETTINGS = "settings.json"
 
 _MADE_OF = "made_of"
 
-ABSENT = tuple(v for v in ORGANS if v != LABEL_OF["esophagus"])
-"""What a CT without abdomen is known not to show: its upper esophagus may be there."""
+ABSENT = tuple(v for v in ORGANS if v not in (LABEL_OF["esophagus"], LABEL_OF["aorta"]))
+"""What a CT without abdomen is known not to show: esophagus and aorta run through the chest."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _made_of(job: _Job) -> str:
         for path in _files_of(case):
             state = path.stat()
             files.append([path.name, state.st_size, state.st_mtime_ns, _digest(path)])
-        parts.append([files, _meaning(case)])
+        parts.append([files, _meaning(case, _is_empty(job))])
     return json.dumps(parts)
 
 
@@ -157,7 +157,9 @@ def _is_still_made_of(job: _Job, before: list[Any]) -> bool:
         return False
     for (files, meaning), case in zip(before, cases, strict=True):
         paths = _files_of(case)
-        if meaning != _meaning(case) or [name for name, *_ in files] != [p.name for p in paths]:
+        if meaning != _meaning(case, _is_empty(job)):
+            return False
+        if [name for name, *_ in files] != [path.name for path in paths]:
             return False
         for (_, size, time, digest), path in zip(files, paths, strict=True):
             if not path.exists() or path.stat().st_size != size:
@@ -167,9 +169,18 @@ def _is_still_made_of(job: _Job, before: list[Any]) -> bool:
     return True
 
 
-def _meaning(case: Case) -> str:
+def _is_empty(job: _Job) -> bool:
+    return job.target.parent.name == "empty"
+
+
+def _annotated(case: Case, empty: bool) -> tuple[int, ...]:
+    return ABSENT if empty else case.annotated
+
+
+def _meaning(case: Case, empty: bool) -> str:
     values = sorted(case.values.items()) if case.values is not None else None
-    return json.dumps([case.annotated, values, sorted(case.tissue_names.items())])
+    names = sorted(case.tissue_names.items())
+    return json.dumps([_annotated(case, empty), values, names])
 
 
 def _digest(path: Path) -> str:
@@ -309,7 +320,7 @@ def _try(job: _Job) -> str | None:
         elif job.atlas is not None:
             arrays = _transferred(job.case, job.atlas, job.plan)
         else:
-            arrays = _image(job.case, job.plan, job.target.parent.name == "empty")
+            arrays = _image(job.case, job.plan, _is_empty(job))
     except MemoryError:
         return "there is too little memory for it"
     except OSError as error:
@@ -363,7 +374,7 @@ def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
     return {
         "hu": np.round(prepared.values).astype(np.int16),
         "labels": labels,
-        "annotated": np.array(ABSENT if empty else case.annotated, np.uint8),
+        "annotated": np.array(_annotated(case, empty), np.uint8),
         "spacing": np.array(prepared.spacing, np.float32),
     }
 
