@@ -25,7 +25,7 @@ from evaluation import benchmark_network, host
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.benchmark_peak import PRECISIONS, multiply_adds_of
 from evaluation.metrics import dice
-from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.tables import csv_text, markdown_text, number
 from evaluation.usage import Usage, run_command
 from evaluation.volumes import read_labels
 from inference.cases import label_name
@@ -37,7 +37,7 @@ from inference.phantom import make_phantom
 from inference.plan import Plan
 from inference.processor import instruction_sets
 from inference.reading import read
-from inference.writing import write_image
+from inference.writing import write_image, write_text
 
 STAGES = (
     *("start", "load", "read", "preprocess", "look", "compile"),

@@ -12,9 +12,9 @@ from evaluation.challenge import DECIMALS, METRICS, columns
 from evaluation.comparison import CONFIDENCE, RESAMPLES, Difference, Values, compare
 from evaluation.score_command import write_scores
 from evaluation.scoring import ALL_LABELS, failed, score_folders
-from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.tables import csv_text, markdown_text, number
 from inference.errors import UsageError
-from inference.writing import make_folder
+from inference.writing import make_folder, write_text
 
 
 def run(

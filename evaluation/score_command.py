@@ -10,11 +10,11 @@ from urllib.parse import quote, unquote
 from evaluation import figures, overlay, summary
 from evaluation.challenge import COLUMN_OF, METRICS, columns
 from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
-from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.tables import csv_text, markdown_text, number
 from evaluation.volumes import list_volumes, stem
 from inference.console import say
 from inference.errors import CaseError, UsageError
-from inference.writing import make_folder
+from inference.writing import make_folder, write_text
 
 
 def run(

@@ -1,19 +1,10 @@
-"""Tables as files: CSV for programs, Markdown for people; complete or not at all."""
+"""Tables as text: CSV for programs, Markdown for people."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-
-from inference.writing import appearing
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all."""
-    with appearing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from evaluation import host
 from evaluation.figures import seconds_against_slices
-from evaluation.tables import csv_text, markdown_text, number, write_text
+from evaluation.tables import csv_text, markdown_text, number
 from evaluation.usage import Runner, Usage
 from evaluation.volumes import list_volumes, shown
 from inference.cases import label_name
 from inference.errors import CaseError, UsageError
+from inference.writing import write_text
 
 TIME_LIMIT = 60.0
 """Seconds per case that the organisers allow before they count a case as too slow."""

@@ -6,13 +6,12 @@ Import Label Descriptions", in 3D Slicer as a color table beside the label map.
 
 from __future__ import annotations
 
-from os.path import realpath
 from pathlib import Path
 
 from inference.errors import UsageError
 from inference.organs import colour_of
 from inference.plan import Plan
-from inference.writing import appearing
+from inference.writing import write_text
 
 _ITK_SNAP, _SLICER = ".txt", ".ctbl"
 
@@ -49,5 +48,4 @@ def write_label_table(path: Path, plan: Plan) -> None:
         for value, name in labels:
             red, green, blue = colour_of(value)
             lines.append(f"{value} {'_'.join(name.split())} {red} {green} {blue} 255")
-    with appearing(Path(realpath(path))) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from os.path import realpath
 from pathlib import Path
 from typing import Any
 
 from inference.model import Model
 from inference.processor import processor_name
-from inference.writing import appearing
+from inference.writing import write_text
 
 
 @dataclass
@@ -81,5 +80,4 @@ def write_report(
         "start_seconds": round(start, 4),
         "cases": [asdict(case) for case in cases],
     }
-    with appearing(Path(realpath(path))) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ def appearing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; where a link is in its place, what that names is written.
+
+    Args:
+        path: the file.
+        text: what it shall hold; of file names in it, bytes that are not UTF-8 are spelt out.
+    """
+    # Not resolve(), which raises where a link leads to itself.
+    with appearing(Path(realpath(path))) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def make_folder(folder: Path) -> None:

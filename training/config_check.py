@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 SOURCES = ("synthetic", "transferred", "labelled", "empty", "pseudo")
 """What patches are drawn from."""
 
-_PROBABILITY = number(0, 1)
+_SHARE = _PROBABILITY = number(0, 1)
 _AXES = several(whole(0, 2))
-
-
-def _mapping() -> Kind:
-    return Kind("names and values, {} for none", lambda value: isinstance(value, Mapping))
+_MAPPING = Kind("names and values, {} for none", lambda value: isinstance(value, Mapping))
 
 
 def _range(low: float = 0, above: float | None = None) -> Kind:
@@ -56,7 +53,7 @@ _KINDS = {
     **dict.fromkeys(("warmup", "seed"), whole(0)),
     **dict.fromkeys(("learning_rate", "gradient_clip"), number(above=0)),
     **dict.fromkeys(("weight_decay", "pseudo_weight"), number(0)),
-    **dict.fromkeys(("ema", "freeze_norm"), number(0, 1)),
+    **dict.fromkeys(("ema", "freeze_norm"), _SHARE),
     **dict.fromkeys(("holdout", "empty"), several(NAME)),
     "stored": several(number(), 2),
     "synthesis_spacing": number(0.1),
@@ -68,11 +65,11 @@ _KINDS = {
     "not_int8": several(whole(-1000, 1000)),
     "shares": by_name(number(0)),
     **dict.fromkeys(
-        ("network", "placement", "coarse_first", "self_training", "augmentation"), _mapping()
+        ("network", "placement", "coarse_first", "self_training", "augmentation"), _MAPPING
     ),
 }
 _COARSE_FIRST = {
-    "share": number(0, 1),
+    "share": _SHARE,
     "spacing": several(optional(number(above=0)), 3),
     "patch": several(whole(1), 3),
 }

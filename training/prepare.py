@@ -43,7 +43,7 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
-from inference.writing import appearing
+from inference.writing import appearing, write_text
 from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
 from training.cases import Case, read_json
 from training.config import Config
@@ -92,8 +92,7 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     for folder in KINDS_OF_FILES:
         (out / folder).mkdir(parents=True, exist_ok=True)
     check_settings(out, config)
-    with appearing(out / SETTINGS) as path:
-        path.write_text(json.dumps(_settings(config)) + "\n")
+    write_text(out / SETTINGS, json.dumps(_settings(config)) + "\n")
     plan = config.plan_in_hu
     jobs = _images(cases, out, config, plan) + _bodies(cases, out, config, plan)
     _remove_others(jobs, cases, out, config, plan)
@@ -118,9 +117,7 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
             for process in set(active_children()).difference(others):
                 process.terminate()
             raise
-    with appearing(out / "refused.txt") as path:
-        text = "".join(f"{line}\n" for line in sorted(refused))
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(out / "refused.txt", "".join(f"{line}\n" for line in sorted(refused)))
     return sorted(refused)
 
 

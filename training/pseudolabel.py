@@ -29,7 +29,7 @@ from inference.preprocess import preprocess
 from inference.preview import write_preview
 from inference.reading import Scan, read
 from inference.resample import resize, resize_labels
-from inference.writing import appearing, write
+from inference.writing import write, write_text
 from training.bodies import anchored
 from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated
@@ -151,8 +151,7 @@ def pseudolabel(
             write_preview(out / f"{case.name}_preview.png", scan.image, seen)
         result[case.name] = found
         done[case.name] = [ORGANS[organ] for organ in found.kept]
-        with appearing(out / _ANNOTATED) as temporary:
-            temporary.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        write_text(out / _ANNOTATED, json.dumps(done, indent=1) + "\n")
     return result, refused
 
 

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from inference.organs import COLOURS, ORGANS
 from inference.plan import Plan
 from inference.preview import write_preview
-from inference.writing import appearing
+from inference.writing import appearing, write_text
 from training.cases import read_json
 from training.config import Config
 from training.evaluate import Evaluated
@@ -62,8 +62,7 @@ class Records:
         self._scores: list[list[object]] = []
         machines = read_lines(run / MACHINES)
         if (here := machine_in_words()) not in machines:
-            with appearing(run / MACHINES) as path:
-                path.write_text("".join(f"{m}\n" for m in (*machines, here)), encoding="utf-8")
+            write_text(run / MACHINES, "".join(f"{m}\n" for m in (*machines, here)))
 
     def has_scores(self, done: int) -> bool:
         """Whether there are scores of this iteration: of all held-out cases, or of none."""
@@ -77,8 +76,7 @@ class Records:
         """
         plans = [(path, Plan.load(path) if path.is_dir() else None) for path in initial]
         names = [f"{plan.name} {plan.version}" if plan else str(path) for path, plan in plans]
-        with appearing(self.run / INITIAL) as partial:
-            partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        write_text(self.run / INITIAL, "".join(f"{name}\n" for name in names))
 
     def add_losses(self, done: int, losses: list[float], seconds: float, waited: float) -> None:
         """Note the losses of the steps since the last time.
@@ -176,8 +174,7 @@ def changed_settings(run: Path, config: Config) -> list[str]:
     """
     path, now = run / _SETTINGS, json.loads(json.dumps(asdict(config)))
     before = read_json(path) if path.is_file() else now
-    with appearing(path) as partial:
-        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(now, indent=1) + "\n")
     return sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
 
 
