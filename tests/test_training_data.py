@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import SimpleITK as sitk
 import torch
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
@@ -24,6 +26,7 @@ from training.augment import vary_hu
 from training.bodies import _register, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
+from training.colon import add_colon
 from training.config import Config
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
@@ -33,6 +36,7 @@ from training.samples import Samples
 from training.separable import blur, upsample
 from training.synthesis import _hounsfield, _loose_colon, synthesise
 from training.tissues import UNKNOWN, Tissue, organs_only, tissue_of, tissues_from_names
+from training.tubes import tube
 from training.warp import (
     random_places,
     regular_places,
@@ -428,6 +432,52 @@ def test_beside_no_organ_nothing_is_drawn() -> None:
     empty[:, 10:, :] = Tissue.BONE
     for seed in range(5):
         assert torch.equal(add_neighbours(empty, 2.0, Chance(seed)), empty)
+
+
+def test_a_tube_is_what_lies_near_its_course() -> None:
+    rng = np.random.default_rng(0)
+    like, voxels = torch.zeros(14, 18, 16), np.indices((14, 18, 16)).reshape(3, -1).T
+    for _ in range(20):
+        course = rng.uniform(-4, 20, (4, 3))
+        radius = torch.from_numpy(rng.uniform(1, 5, like.shape))
+        # Of a piece, its nearest of many points.
+        along = np.linspace(0, 1, 400)[:, None]
+        points = [a + along * (b - a) for a, b in pairwise(course)]
+        nearest, _ = cKDTree(np.concatenate(points)).query(voxels)
+        distances = nearest.reshape(like.shape)
+        corners = [tuple(corner) for corner in course.tolist()]
+        for wanted in (3.0, radius):
+            far = np.abs(distances - np.asarray(wanted)) > 0.05  # from the tube's surface
+            mask = tube(like, corners, wanted).numpy()
+            assert np.array_equal(mask[far], (distances < np.asarray(wanted))[far])
+
+
+def test_a_loop_of_colon_touches_the_stomach_and_takes_no_other_organs_place(
+    upper_abdomen: torch.Tensor,
+) -> None:
+    tissues, stomach = upper_abdomen, LABEL_OF["stomach"]
+    tissues[30:60, 8:14, 40:80] = tissues[36:60, 14:30, 60:84] = stomach
+    hull = torch.full(tissues.shape, -30)
+    hull[:, :3] = 10  # in front of it the body ends
+    near = ndimage.distance_transform_edt((tissues != stomach).numpy()) * 2
+    drawn, pressed = 0, 0
+    for seed in range(80):
+        after = add_colon(tissues, hull, 2.0, Chance(seed))
+        changed = (after != tissues).numpy()
+        assert set(after.numpy()[changed]) <= {Tissue.COLON}
+        assert set(tissues.numpy()[changed]) <= {Tissue.NONE, stomach}
+        assert not changed[:, :3].any()
+        kept = int((after == stomach).sum()) / int((tissues == stomach).sum())
+        assert kept >= 0.65
+        if changed.any():
+            drawn += 1
+            pressed += kept < 1
+            assert near[changed].min() <= 4  # mm
+            assert 5 < changed.sum() * 0.008 < 1000  # ml
+    assert 30 < drawn < 50 and 10 < pressed < drawn
+    small = tissues.masked_fill(tissues == stomach, 0)
+    small[30:35, 8:14, 40:50] = stomach
+    assert all(torch.equal(add_colon(small, hull, 2.0, Chance(s)), small) for s in range(10))
 
 
 def test_colon_that_no_map_labels_keeps_to_its_place_and_gas_rises_in_each_loop(

@@ -34,6 +34,7 @@ from training.__main__ import main
 from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
+from training.corrections import Edit
 from training.evaluate import Evaluated, evaluate, logits_of
 from training.losses import partial_dice_cross_entropy
 from training.network import make_network
@@ -502,7 +503,20 @@ def test_pseudo_labels_lie_where_the_organs_do(trained: Path, tmp_path: Path) ->
         assert (found == organ).sum() > 0.5 * (labels == organ).sum()
     (case,) = find_cases(tmp_path / "data", out)
     assert case.kind == "pseudo" and case.annotated == judged["P1"].kept
-    assert pseudolabel(find_cases(tmp_path / "data"), networks, config, out, 0.7)[0] == {}
+
+    def again(corrections: dict[str, list[Edit]] | None = None) -> set[str]:
+        cases = find_cases(tmp_path / "data")
+        return set(pseudolabel(cases, networks, config, out, 0.7, corrections)[0])
+
+    organ = next(iter(ORGANS_SHOWN))
+    edits = {"P1": [Edit("erase", (organ,))]}
+    assert again() == again({}) == set()
+    assert again(edits) == {"P1"}  # they say something new of it
+    assert not (sitk.GetArrayFromImage(sitk.ReadImage(str(out / "P1.nii.gz"))) == organ).any()
+    assert again(edits) == again() == set()
+    assert again({}) == {"P1"}
+    (out / "P1.nii.gz").unlink()
+    assert again() == {"P1"} and (out / "P1.nii.gz").is_file()
 
 
 class _Trap:

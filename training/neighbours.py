@@ -8,7 +8,6 @@ labelled, so no organ's label changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,8 +16,7 @@ from torch import Tensor
 from inference.organs import LABEL_OF
 from training.chance import Chance
 from training.tissues import Tissue
-
-Point = tuple[float, float, float]
+from training.tubes import Point, distance, tube
 
 _LEAST_PANCREAS = 4000.0  # mm3, below which a patch shows too little of one to tell its course
 _NEAR = 15.0  # mm between its neck and where the veins meet
@@ -93,7 +91,7 @@ def _crura(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         ]
         uneven = 1 + 0.4 * chance.field(part.shape, 15 / spacing)
         for one, other in pairwise(course):
-            mask[slices] |= _distance((behind, left), one, other) < uneven * thickness / 2
+            mask[slices] |= distance((behind, left), one, other) < uneven * thickness / 2
     return mask
 
 
@@ -138,7 +136,7 @@ def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     height, back, column = course[-1]
     higher = height + chance.uniform(0, 15) * per_mm
     course.append((higher, back + 4 * per_mm, column + 12 * per_mm))
-    mask |= _tube(mask, course, chance.uniform(0.6, 0.95) * radius)
+    mask |= tube(mask, course, chance.uniform(0.6, 0.95) * radius)
     # Superior mesenteric vein, from below.
     length = chance.uniform(30, 80) * per_mm
     course = [
@@ -146,12 +144,12 @@ def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         (z0 - length / 2, y0 - chance.uniform(0, 8) * per_mm, x0 + chance.uniform(-5, 5) * per_mm),
         (z0 - length, y0 - chance.uniform(0, 18) * per_mm, x0 + chance.uniform(-8, 8) * per_mm),
     ]
-    mask |= _tube(mask, course, chance.uniform(0.8, 1.2) * radius)
+    mask |= tube(mask, course, chance.uniform(0.8, 1.2) * radius)
     # Portal vein, up and to the right.
     length = chance.uniform(25, 55) * per_mm
     right_by = chance.uniform(0.3, 0.9) * length
     end = (z0 + length, y0 + chance.uniform(-8, 8) * per_mm, x0 - right_by)
-    mask |= _tube(mask, [confluence, end], chance.uniform(0.9, 1.3) * radius)
+    mask |= tube(mask, [confluence, end], chance.uniform(0.9, 1.3) * radius)
     return mask
 
 
@@ -177,44 +175,8 @@ def _renal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         if name == "left_kidney":
             course.append((at, float(rows[0]) - radius, _middle(aorta[at])[1]))
         course.append((at + chance.uniform(0, 8) / spacing, *end))
-        mask |= _tube(mask, course, radius)
+        mask |= tube(mask, course, radius)
     return mask
-
-
-def _tube(like: Tensor, course: Sequence[Point], radius: float) -> Tensor:
-    """Mask (z, y, x) of what lies within a radius of a line of straight pieces.
-
-    Args:
-        like: a volume of the mask's shape and device.
-        course: the line's corners (z, y, x) in voxels.
-        radius: in voxels.
-    """
-    mask = torch.zeros_like(like, dtype=torch.bool)
-    for one, other in pairwise(course):
-        box = [
-            slice(
-                min(n, max(0, math.floor(min(a, b) - radius))),
-                min(n, max(0, math.ceil(max(a, b) + radius) + 1)),
-            )
-            for a, b, n in zip(one, other, like.shape, strict=True)
-        ]
-        axes = [torch.arange(s.start, s.stop, device=like.device) for s in box]
-        places = torch.meshgrid(*axes, indexing="ij")
-        mask[tuple(box)] |= _distance(places, one, other) <= radius
-    return mask
-
-
-def _distance(
-    places: Sequence[Tensor], one: Sequence[Tensor | float], other: Sequence[Tensor | float]
-) -> Tensor:
-    """Distance of places from the straight piece between two points, all given axis by axis."""
-    along = [b - a for a, b in zip(one, other, strict=True)]
-    away = [place - a for place, a in zip(places, one, strict=True)]
-    squared = torch.as_tensor(sum(d * d for d in along)).clamp(min=1e-6)
-    covered = torch.as_tensor(sum(a * d for a, d in zip(away, along, strict=True)))
-    share = (covered / squared).clamp(0, 1)
-    rest = sum((a - share * d) ** 2 for a, d in zip(away, along, strict=True))
-    return torch.as_tensor(rest).sqrt()
 
 
 def _any_of(tissues: Tensor, *names: str) -> Tensor:

@@ -10,6 +10,7 @@ at the pictures may correct that (`training.corrections`).
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +33,14 @@ from inference.resample import resize, resize_labels
 from inference.writing import write, write_text
 from training.bodies import anchored
 from training.cases import ANNOTATED as _ANNOTATED
-from training.cases import Case, read_annotated
+from training.cases import Case, read_annotated, read_json
 from training.checkpoint import load_average
 from training.config import Config
 from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown
 from training.evaluate import dice, logits_of
 from training.tissues import UNKNOWN
+
+_CORRECTED = "corrected.json"
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
 """Relative voxel size and HU shift of each look."""
@@ -87,7 +90,8 @@ def pseudolabel(
     Writes ``NAME.nii.gz`` on each CT's own grid (255 where unknown), ``NAME_preview.png`` and
     ``annotated.json`` (which organs were kept in which case) into ``out``, from where
     `training.prepare` takes them, for this network or another one. What is there already is
-    kept, so an interrupted run goes on.
+    kept, so an interrupted run goes on; but a CT whose corrections are other ones than before is
+    labelled anew (``corrected.json`` has a mark of each CT's).
 
     Args:
         cases: of a data folder; those with labels, held out, or known to be empty are passed
@@ -97,7 +101,8 @@ def pseudolabel(
         config: theirs.
         out: the folder.
         least: DSC between looks that an organ needs to be kept.
-        corrections: by hand, by case (`training.corrections`).
+        corrections: by hand, by case (`training.corrections`); without, those that were made
+            stay.
 
     Returns:
         What was judged, by case (a case without any organ is not written), and a line per CT
@@ -112,14 +117,15 @@ def pseudolabel(
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
     plan = config.plan_in_hu
     out.mkdir(parents=True, exist_ok=True)
-    done = read_annotated(out)
+    annotated = read_annotated(out)
+    made = {name for name, kept in annotated.items() if not kept or (out / _file_of(name)).exists()}
+    marks = _read_marks(out)
+    if corrections is not None:
+        refuse_unknown(corrections, cases)
+        made = {n for n in made if marks.get(n, "") == _mark(corrections.get(n, ()))}
     corrections = corrections or {}
-    refuse_unknown(corrections, cases)
-    todo = [
-        case
-        for case in cases
-        if case.kind == "unlabelled" and case.name not in {*config.holdout, *config.empty, *done}
-    ]
+    passed_over = {*config.holdout, *config.empty, *made}
+    todo = [case for case in cases if case.kind == "unlabelled" and case.name not in passed_over]
     result, refused = {}, []
     for case in tqdm(todo, desc="pseudolabel", unit="CT"):
         assert case.image is not None
@@ -146,13 +152,29 @@ def pseudolabel(
                 continue
             stored = np.zeros(sitk.GetArrayViewFromImage(scan.image).shape, np.uint8)
             turn_to(scan.image.GetDirection()).apply(stored)[...] = labels
-            write(out / f"{case.name}.nii.gz", stored, Scan(scan.image))
+            write(out / _file_of(case.name), stored, Scan(scan.image))
             seen = np.where(stored == UNKNOWN, 0, stored)
             write_preview(out / f"{case.name}_preview.png", scan.image, seen)
         result[case.name] = found
-        done[case.name] = [ORGANS[organ] for organ in found.kept]
-        write_text(out / _ANNOTATED, json.dumps(done, indent=1) + "\n")
+        marks[case.name] = _mark(edits)
+        write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")
+        annotated[case.name] = [ORGANS[organ] for organ in found.kept]
+        write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
     return result, refused
+
+
+def _file_of(name: str) -> str:
+    return f"{name}.nii.gz"
+
+
+def _mark(edits: Sequence[Edit]) -> str:
+    """What tells corrections of a CT from others; empty where there are none."""
+    return f"{zlib.crc32(repr(tuple(edits)).encode()):08x}" if edits else ""
+
+
+def _read_marks(out: Path) -> dict[str, str]:
+    path = out / _CORRECTED
+    return read_json(path) if path.is_file() else {}
 
 
 def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> list[np.ndarray]:

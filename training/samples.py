@@ -33,6 +33,7 @@ from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
 from training.bodies import SPACING as BODY_SPACING
 from training.chance import Chance
+from training.colon import add_colon
 from training.config import Config
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
@@ -178,6 +179,7 @@ class Samples:
         hull = nearest.values(body.arrays["hull"].to(self.device), 127)
         tissues = age_pancreas(tissues, fine, chance)
         tissues = add_neighbours(tissues, fine, chance)
+        tissues = add_colon(tissues, hull, fine, chance)
         hu, seen = synthesise(tissues, hull, fine, chance)
         labels = organs_only(tissues).masked_fill(~seen, 0)
         # Where the source ends, so does the scan.
