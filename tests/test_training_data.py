@@ -415,6 +415,27 @@ def test_neighbours_of_organs_that_the_patch_cuts(
             assert torch.equal(organs_only(after), organs_only(tissues))
 
 
+@pytest.mark.parametrize(
+    ("bottom", "top", "expected"), [(10, 55, 32), (0, 55, 27), (10, 70, 38), (0, 70, None)]
+)
+def test_renal_veins_of_a_kidney_of_which_an_end_is_seen(
+    upper_abdomen: torch.Tensor, bottom: int, top: int, expected: int | None
+) -> None:
+    """A whole one has them in its middle, a cut one half of a usual kidney from its end."""
+    for kidney, x in (("right_kidney", slice(14, 28)), ("left_kidney", slice(72, 86))):
+        upper_abdomen[:, 40:56, x] = 0
+        upper_abdomen[bottom:top, 40:56, x] = LABEL_OF[kidney]
+    upper_abdomen[upper_abdomen == LABEL_OF["pancreas"]] = 0
+    veins, drawings = _drawn_beside(upper_abdomen, Tissue.VEIN)
+    if expected is None:
+        assert drawings == 0
+    else:
+        assert 30 < drawings < 60  # 45 are expected
+        heights = veins[:, :, 59:70].sum(axis=(1, 2))
+        middle = float((heights * np.arange(70)).sum() / heights.sum())
+        assert abs(middle - expected - 2) < 4  # they lie from 8 mm below it to 15 mm above
+
+
 def test_below_the_glands_a_patch_has_no_crura(upper_abdomen: torch.Tensor) -> None:
     crura, _ = _drawn_beside(upper_abdomen[12:28], Tissue.MUSCLE)
     assert not crura.any()

@@ -160,17 +160,15 @@ def _renal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     aorta = tissues == LABEL_OF["aorta"]
     for name in ("right_kidney", "left_kidney"):
         kidney = tissues == LABEL_OF[name]
-        heights = _heights(kidney)
-        if not heights:
+        middle = _middle_height(kidney, spacing)
+        if middle is None:
             continue
-        if heights[0] == 0 or heights[1] == len(tissues) - 1:
-            continue  # cut by the patch's border: where its middle lies cannot be told
-        at = round(sum(heights) / 2 + chance.uniform(-8, 15) / spacing)
-        if at >= len(tissues) or not (kidney[at].any() and cava[at].any() and aorta[at].any()):
+        at = round(middle + chance.uniform(-8, 15) / spacing)
+        if not (0 <= at < len(tissues) and kidney[at].any() and cava[at].any() and aorta[at].any()):
             continue
         inside, end = _middle(kidney[at]), _middle(cava[at])
         rows = torch.nonzero(aorta[at].any(dim=1)).flatten()
-        radius = chance.uniform(2.5, 5.5) / spacing
+        radius = chance.uniform(2.5, 7) / spacing
         course = [(at - chance.uniform(0, 6) / spacing, *inside)]
         if name == "left_kidney":
             course.append((at, float(rows[0]) - radius, _middle(aorta[at])[1]))
@@ -190,6 +188,20 @@ def _heights(mask: Tensor) -> tuple[int, int] | None:
     """The lowest and the highest slice of a mask; None of an empty one."""
     slices = torch.nonzero(mask.any(dim=2).any(dim=1)).flatten()
     return (int(slices[0]), int(slices[-1])) if len(slices) else None
+
+
+def _middle_height(kidney: Tensor, spacing: float) -> float | None:
+    """The slice in a kidney's middle, from one of its ends where the patch cuts off the other."""
+    heights = _heights(kidney)
+    if heights is None:
+        return None
+    bottom, top = heights
+    half = _HALF_A_KIDNEY / spacing
+    if bottom > 0 and top < len(kidney) - 1:
+        return (bottom + top) / 2
+    if bottom > 0:
+        return bottom + half
+    return top - half if top < len(kidney) - 1 else None
 
 
 def _middle(area: Tensor) -> tuple[float, float]:
