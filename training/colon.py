@@ -42,9 +42,9 @@ def add_colon(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) -> 
     if len(voxels) * spacing**3 < _LEAST_STOMACH:
         return tissues
     radius = chance.uniform(10, 28) / spacing
-    # To the front, to the left, up or down; seldom anywhere else.
-    outwards = torch.tensor([0.6, -1.0, 0.8]) * chance.normals(3).abs()
-    outwards *= torch.tensor([1.0 if chance.happens(0.5) else -1.0, 1.0, 1.0])
+    # To the front, up or down, to the left (the splenic flexure) or to the right (the hepatic one).
+    outwards = torch.tensor([0.6, 1.0, 0.8]) * chance.normals(3)
+    outwards[1] = -outwards[1].abs()
     outwards /= outwards.norm().clamp(min=1e-3)
     inside = voxels[chance.integer(len(voxels))].cpu().float()
     surface = _leaves(stomach, inside, outwards)
