@@ -38,11 +38,17 @@ def closed(mask: Mask) -> Mask:
     Returns:
         The filled mask (z, y, x).
     """
-    grown = np.pad(mask, 1)
-    for combine, outside in ((np.logical_or, False), (np.logical_and, True)):
-        for axis in range(3):
-            grown = _along(grown, axis, combine, outside)
-    return grown[1:-1, 1:-1, 1:-1]
+    filled = grown(np.pad(mask, 1))
+    for axis in range(3):
+        filled = _along(filled, axis, np.logical_and, True)
+    return filled[1:-1, 1:-1, 1:-1]
+
+
+def grown(mask: Mask) -> Mask:
+    """Dilation by a cube of 3 x 3 x 3 voxels; shape (z, y, x)."""
+    for axis in range(3):
+        mask = _along(mask, axis, np.logical_or, False)
+    return mask
 
 
 def _along(mask: Mask, axis: int, combine: np.ufunc, outside: bool) -> Mask:

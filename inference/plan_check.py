@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16", "int8")
 """What a network may compute in."""
 
-# Steps of post-processing (`inference.postprocess`), and which numbers each has beside its labels.
-_STEPS: dict[str, tuple[str, ...]] = {
-    "keep_largest": (),
-    "remove_small": ("millilitres",),
-    "close": (),
-    "sides": (),
+# Steps of post-processing (`inference.postprocess`), and what each has beside its labels.
+_STEPS: dict[str, dict[str, Kind]] = {
+    "keep_largest": {},
+    "remove_small": {"millilitres": number(0)},
+    "close": {},
+    "foreign_gas": {"hu": number(), "share": number(0, 1)},
+    "sides": {},
 }
 
 
@@ -128,6 +129,12 @@ def _contradictions(plan: Plan) -> list[str]:
     # Letters are said of (x, y, z), the transpose of (z, y, x).
     if sided and (plan.orientation or "---")[2 - plan.transpose[2]] != "L":
         problems.append("'sides' needs a last axis that runs to the left, as in LPS")
+    for step in plan.postprocessing:
+        # Below the range of the network's input nothing can be told from anything.
+        if step.get("step") == "foreign_gas" and (
+            plan.channels or not number(above=plan.clip[0]).fits(step.get("hu"))
+        ):
+            problems.append("'foreign_gas' needs a CT in HU, and an hu within clip")
     if plan.regions and plan.postprocessing:
         problems.append("regions cannot be post-processed")
     if plan.channels and set(plan.resampling) != {"data", "logits"}:
@@ -147,7 +154,7 @@ def _wrong_parts(plan: Plan) -> list[str]:
             or not several(_LABEL).fits(step["labels"])
             or not organs.issuperset(step["labels"])
             or (step["step"] == "sides" and len(step["labels"]) not in range(3, 256, 2))
-            or any(not number(0).fits(step[key]) for key in keys)
+            or any(not kind.fits(step[key]) for key, kind in keys.items())
         ):
             problems.append(f"bad postprocessing {dict(step)}")
     for what, of, contents in (

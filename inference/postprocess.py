@@ -7,7 +7,7 @@ organ, in a place where that one is just as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.decode import Labels, all_winners
-from inference.grid import Spacing
+from inference.grid import Box, Spacing
 from inference.logits import Logits, above, below, comparable, floats
-from inference.morphology import closed
+from inference.morphology import closed, grown, opened
 from inference.plan import Plan
+from inference.resample import Float32Array
+
+_BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
 
 
-def postprocess(logits: Logits, spacing: Spacing, plan: Plan, threads: int = 1) -> Labels | None:
+def postprocess(
+    logits: Logits,
+    spacing: Spacing,
+    plan: Plan,
+    threads: int = 1,
+    values: Float32Array | None = None,
+) -> Labels | None:
     """Apply ``plan.postprocessing`` to logits, in place.
 
     The steps, each for the organs in its ``labels`` (label values):
@@ -31,6 +40,11 @@ def postprocess(logits: Logits, spacing: Spacing, plan: Plan, threads: int = 1) 
     - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
     - ``{"step": "close", "labels": [...]}``: holes and notches of up to one voxel that are
       background are filled (morphological closing, 3 x 3 x 3).
+    - ``{"step": "foreign_gas", "labels": [...], "hu": h, "share": s}``: gas fills one organ, so a
+      pocket of it (connected voxels below h, thin bridges cut) of which less than the share s is
+      labelled as an organ is not that organ's: its label goes from the pocket and from one voxel
+      around it. Meant for colon beside the stomach. What lies further than 40 mm from the organ
+      is not looked at.
     - ``{"step": "sides", "labels": [middle, right, left, right, left, ...]}``: a part of a right
       organ that lies to the left of the middle organ (the aorta, say) is the left organ's, and
       the reverse. The last axis must run to the patient's left, as it does in LPS orientation;
@@ -44,6 +58,7 @@ def postprocess(logits: Logits, spacing: Spacing, plan: Plan, threads: int = 1) 
         spacing: millimetres per axis (z, y, x).
         plan: the steps, and which label each channel stands for.
         threads: how many slices are worked on at once.
+        values: the network's input (z, y, x); only "foreign_gas" needs it.
 
     Returns:
         The channels (z, y, x) that win after it; ``None`` if the plan asks for no step.
@@ -51,7 +66,7 @@ def postprocess(logits: Logits, spacing: Spacing, plan: Plan, threads: int = 1) 
     if not plan.postprocessing:
         return None
     labels = all_winners(logits, threads)
-    answer = _Answer(logits, labels, float(np.prod(spacing)) / 1000)
+    answer = _Answer(logits, labels, spacing, plan, values)
     for step in plan.postprocessing:
         channels = [plan.label_values.index(value) for value in step["labels"]]
         _STEPS[step["step"]](answer, channels, step)
@@ -101,12 +116,16 @@ class _Answer:
     Attributes:
         logits: shape (C, z, y, x).
         labels: the channels that win, (z, y, x).
-        voxel: millilitres of one.
+        spacing: millimetres per axis (z, y, x).
+        plan: the model's.
+        values: the network's input (z, y, x).
     """
 
     logits: Logits
     labels: Labels
-    voxel: float
+    spacing: Spacing
+    plan: Plan
+    values: Float32Array | None
     _parts: _Parts | None = None
 
     def parts(self) -> _Parts:
@@ -120,14 +139,17 @@ class _Answer:
         self._parts = None
 
     def remove(self, gone: NDArray[np.bool_]) -> None:
-        """Turn parts into background; their class becomes the least likely one there."""
+        """Turn parts into background."""
         parts = self.parts()
-        there = parts.voxels_of(gone)
+        self.clear(parts.voxels_of(gone))
+        parts.channels[gone] = 0
+
+    def clear(self, there: _Voxels) -> None:
+        """Turn voxels into background; their class becomes the least likely one there."""
         values = floats(self.logits[(slice(None),) + there])
         self.logits[(self.labels[there],) + there] = below(values.min(axis=0), self.logits.dtype)
         self.logits[(0,) + there] = above(values.max(axis=0), self.logits.dtype)
         self.labels[there] = 0
-        parts.channels[gone] = 0
 
 
 def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
@@ -142,7 +164,8 @@ def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any])
 
 def _remove_small(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
     parts = answer.parts()
-    small = parts.sizes * answer.voxel < float(step["millilitres"])
+    voxel = float(np.prod(answer.spacing)) / 1000
+    small = parts.sizes * voxel < float(step["millilitres"])
     answer.remove(small & np.isin(parts.channels, channels))
 
 
@@ -159,6 +182,27 @@ def _close(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> Non
             best = floats(part[:, added]).max(axis=0)
             part[channel][added] = above(best, logits.dtype)
             here[added] = channel
+    answer.forget_parts()
+
+
+def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    if answer.values is None:
+        raise ValueError("foreign gas cannot be sought without the CT's values")
+    plan, labels = answer.plan, answer.labels
+    least = (float(step["hu"]) - plan.subtract) / plan.divide
+    for channel in channels:
+        box = _box(labels, channel, [max(1, round(_BESIDE / mm)) for mm in answer.spacing])
+        if box is None:
+            continue
+        mine = labels[box] == channel
+        pockets = cc3d.connected_components(opened(answer.values[box] < least), connectivity=6)
+        sizes = np.bincount(pockets.ravel())
+        inside = np.bincount(pockets[mine], minlength=len(sizes))
+        foreign = inside < float(step["share"]) * sizes
+        foreign[0] = False  # no gas
+        gone = mine & grown(mine & foreign[pockets])
+        z, y, x = (at + part.start for at, part in zip(np.nonzero(gone), box, strict=True))
+        answer.clear((z, y, x))
     answer.forget_parts()
 
 
@@ -189,19 +233,20 @@ _STEPS: dict[str, Callable[[_Answer, list[int], Mapping[str, Any]], None]] = {
     "keep_largest": _keep_largest,
     "remove_small": _remove_small,
     "close": _close,
+    "foreign_gas": _foreign_gas,
     "sides": _sides,
 }
 
 
-def _box(labels: Labels, channel: int) -> tuple[slice, ...] | None:
-    """The smallest box around a class, one voxel wider; ``None`` where there is none of it."""
+def _box(labels: Labels, channel: int, margin: Sequence[int] = (1, 1, 1)) -> Box | None:
+    """The smallest box around a class, wider by some voxels; ``None`` where there is none of it."""
     slices = [z for z, plane in enumerate(labels) if (plane == channel).any()]
     if not slices:
         return None
-    z = slice(max(0, slices[0] - 1), slices[-1] + 2)
-    mask = (labels[z] == channel).any(axis=0)  # seen from above
-    box = [z]
-    for axis in (0, 1):
-        hits = np.flatnonzero(mask.any(axis=1 - axis))
-        box.append(slice(max(0, int(hits[0]) - 1), int(hits[-1]) + 2))
-    return tuple(box)
+    mask = (labels[slices[0] : slices[-1] + 1] == channel).any(axis=0)  # seen from above
+    hits = (slices, *(np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0)))
+    z, y, x = (
+        slice(max(0, there[0] - wider), there[-1] + 1 + wider)
+        for there, wider in zip(hits, margin, strict=True)
+    )
+    return z, y, x

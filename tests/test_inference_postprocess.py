@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from inference.decode import decode, winners
 from inference.errors import ModelError
@@ -141,6 +142,68 @@ def test_bad_steps_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match="bad postprocessing"):
         apply(tiny, labels, step)
+
+
+GAS = {"step": "foreign_gas", "labels": [1], "hu": -200, "share": 0.3}
+
+
+def without_gas(
+    tiny: Model, labels: NDArray[Any], hu: NDArray[Any], step: dict[str, Any]
+) -> NDArray[np.uint8]:
+    plan = replace(tiny.plan, postprocessing=(step,))
+    values = ((hu - plan.subtract) / plan.divide).astype(np.float32)
+    logits = logits_of(labels)
+    found = postprocess(logits, SPACING, plan, values=values)
+    assert found is not None and np.array_equal(found, winners(logits))
+    return found
+
+
+def test_gas_that_lies_mostly_beside_an_organ_is_not_its(tiny: Model) -> None:
+    labels = np.zeros((20, 24, 40), np.uint8)
+    labels[4:16, 4:16, 4:20] = 1
+    labels[4:16, 16:20, 4:20] = 2
+    hu = np.full(labels.shape, 40)
+    hu[6:12, 6:12, 6:11] = -900  # its own
+    hu[6:14, 6:14, 17:36] = -900  # colon's: 3 of 19 columns are labelled
+    hu[8, 8, 11:17] = -900  # where the wall between them cannot be seen
+    found = without_gas(tiny, labels, hu, GAS)
+    gone = labels != found
+    assert (labels[gone] == 1).all() and not found[gone].any()
+    expected = np.zeros(labels.shape, bool)
+    expected[5:15, 5:15, 16:20] = True  # with the wall around; not the other organ
+    # An opening takes the pocket's corners; in the wall around it a few voxels more or fewer.
+    inner = np.zeros(labels.shape, bool)
+    inner[6:14, 6:14, 17:20] = True
+    assert not (gone & ~expected).any() and not (inner & ~gone).any()
+    assert (found[hu == -900] == 1).sum() >= 6 * 6 * 5
+    assert np.array_equal(without_gas(tiny, labels, hu, {**GAS, "share": 0.1}), labels)
+    assert np.array_equal(without_gas(tiny, labels, hu, {**GAS, "labels": [2]}), labels)
+    assert np.array_equal(without_gas(tiny, labels, hu, {**GAS, "hu": -950}), labels)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_foreign_gas_equals_brute_force(tiny: Model, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    smooth = [ndimage.gaussian_filter(rng.standard_normal((24, 28, 30)), 3) for _ in range(2)]
+    labels = (smooth[0] > np.quantile(smooth[0], 0.7)).astype(np.uint8)
+    hu = np.full(labels.shape, 50)
+    hu[2:-2, 2:-2, 2:-2][(smooth[1] > np.quantile(smooth[1], 0.75))[2:-2, 2:-2, 2:-2]] = -500
+    found = without_gas(tiny, labels, hu, {**GAS, "share": 0.5})
+    ball = ndimage.generate_binary_structure(3, 2)
+    pockets, n = ndimage.label(ndimage.binary_opening(hu < -200, ball))
+    expected = labels.copy()
+    for pocket in range(1, n + 1):
+        here = pockets == pocket
+        if (here & (labels == 1)).sum() < 0.5 * here.sum():
+            expected[ndimage.binary_dilation(here & (labels == 1), np.ones((3, 3, 3)))] = 0
+    assert np.array_equal(found, expected)
+    assert 0 < (found != labels).sum() < labels.sum()
+
+
+def test_foreign_gas_cannot_be_sought_without_a_ct(tiny: Model) -> None:
+    labels = np.ones((4, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="without the CT's values"):
+        apply(tiny, labels, GAS)
 
 
 def test_sides_gives_parts_to_the_organ_of_their_side(tiny: Model) -> None:
