@@ -368,7 +368,7 @@ def _drawn_beside(tissues: torch.Tensor, kind: Tissue) -> tuple[np.ndarray, int]
         after = add_neighbours(tissues, 2.0, Chance(seed))
         changed = after != tissues
         assert not tissues[changed].any()  # only what nothing was labelled
-        assert set(after[changed].tolist()) <= {Tissue.MUSCLE, Tissue.VEIN}
+        assert set(after[changed].tolist()) <= {Tissue.MUSCLE, Tissue.VEIN, Tissue.BLADDER}
         mask = (changed & (after == kind)).numpy()
         counts += mask
         drawings += bool(mask.any())
@@ -434,6 +434,19 @@ def test_renal_veins_of_a_kidney_of_which_an_end_is_seen(
         heights = veins[:, :, 59:70].sum(axis=(1, 2))
         middle = float((heights * np.arange(70)).sum() / heights.sum())
         assert abs(middle - expected - 2) < 4  # they lie from 8 mm below it to 15 mm above
+
+
+def test_urine_leaves_the_kidneys_medially_and_runs_down(upper_abdomen: torch.Tensor) -> None:
+    urine, drawings = _drawn_beside(upper_abdomen, Tissue.BLADDER)
+    assert 22 < drawings < 50  # 36 are expected
+    for kidney, beside in ((slice(14, 28), slice(28, 40)), (slice(72, 86), slice(60, 72))):
+        assert (
+            urine[:, :, beside].sum()
+            > 0.9 * urine[:, :, kidney.start - 12 : kidney.stop + 12].sum()
+        )
+    per_slice = urine.sum(axis=(1, 2))
+    assert per_slice[20:32].sum() > 0.6 * per_slice.sum()
+    assert per_slice[5:15].any() and not per_slice[38:].any()
 
 
 def test_below_the_glands_a_patch_has_no_crura(upper_abdomen: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ _HALF_A_KIDNEY = 55.0  # mm
 
 
 def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
-    """Draw crura and veins, in most calls.
+    """Draw crura, veins and what drains the kidneys, in most calls.
 
     Args:
         tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
@@ -32,7 +32,7 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         chance: source of chance, on the tissues' device.
 
     Returns:
-        The tissues, more of them muscle and vein.
+        The tissues, more of them muscle, vein and urine.
     """
     tissues = tissues.clone()
     free = tissues == Tissue.NONE
@@ -41,6 +41,9 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     for veins in (_portal_veins, _renal_veins):
         if chance.happens(0.75):
             tissues[veins(tissues, spacing, chance) & free] = Tissue.VEIN
+    if chance.happens(0.6):
+        urine = _renal_pelves(tissues, spacing, chance)
+        tissues[urine & (tissues == Tissue.NONE)] = Tissue.BLADDER
     return tissues
 
 
@@ -174,6 +177,31 @@ def _renal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
             course.append((at, float(rows[0]) - radius, _middle(aorta[at])[1]))
         course.append((at + chance.uniform(0, 8) / spacing, *end))
         mask |= tube(mask, course, radius)
+    return mask
+
+
+def _renal_pelves(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """Urine between the kidney's lips and medially of them, wide in some, and the ureter below."""
+    mask = torch.zeros_like(tissues, dtype=torch.bool)
+    per_mm = 1 / spacing
+    for name, medial in (("right_kidney", 1), ("left_kidney", -1)):  # x runs to the left
+        kidney = tissues == LABEL_OF[name]
+        middle = _middle_height(kidney, spacing)
+        at = -1 if middle is None else round(middle + chance.uniform(-12, 8) * per_mm)
+        if not (0 <= at < len(tissues) and kidney[at].any()):
+            continue
+        y, _ = _middle(kidney[at])
+        columns = torch.nonzero(kidney[at, round(y)]).flatten()
+        if not len(columns):
+            continue
+        lip = float(columns[-1] if medial > 0 else columns[0])
+        radius = chance.uniform(3, 12) * per_mm
+        front = y - chance.uniform(0, 12) * per_mm
+        end = lip + medial * radius * chance.uniform(0.2, 1.2)
+        mask |= tube(mask, [(at, y, lip - medial * 6 * per_mm), (at, front, end)], radius)
+        length = chance.uniform(15, 60) * per_mm
+        lower = (at - length, front + 5 * per_mm, end + medial * chance.uniform(0, 12) * per_mm)
+        mask |= tube(mask, [(at, front, end), lower], chance.uniform(1.5, 3.5) * per_mm)
     return mask
 
 
