@@ -54,6 +54,6 @@ def grown(mask: Mask) -> Mask:
 def _along(mask: Mask, axis: int, combine: np.ufunc, outside: bool) -> Mask:
     """Each voxel combined with its two neighbours along an axis."""
     border = [(1, 1) if a == axis else (0, 0) for a in range(3)]
-    grown = np.moveaxis(np.pad(mask, border, constant_values=outside), axis, 0)
-    result: Mask = combine(combine(grown[:-2], grown[1:-1]), grown[2:])
+    padded = np.moveaxis(np.pad(mask, border, constant_values=outside), axis, 0)
+    result: Mask = combine(combine(padded[:-2], padded[1:-1]), padded[2:])
     return np.moveaxis(result, 0, axis)

@@ -31,7 +31,7 @@ _STEPS: dict[str, dict[str, Kind]] = {
     "keep_largest": {},
     "remove_small": {"millilitres": number(0)},
     "close": {},
-    "foreign_gas": {"hu": number(), "share": number(0, 1)},
+    "foreign_gas": {"hu": number(high=-250), "share": number(0, 1)},
     "sides": {},
 }
 
@@ -129,12 +129,8 @@ def _contradictions(plan: Plan) -> list[str]:
     # Letters are said of (x, y, z), the transpose of (z, y, x).
     if sided and (plan.orientation or "---")[2 - plan.transpose[2]] != "L":
         problems.append("'sides' needs a last axis that runs to the left, as in LPS")
-    for step in plan.postprocessing:
-        # Below the range of the network's input nothing can be told from anything.
-        if step.get("step") == "foreign_gas" and (
-            plan.channels or not number(above=plan.clip[0]).fits(step.get("hu"))
-        ):
-            problems.append("'foreign_gas' needs a CT in HU, and an hu within clip")
+    if plan.channels and any(step.get("step") == "foreign_gas" for step in plan.postprocessing):
+        problems.append("'foreign_gas' needs a CT in HU, not channels")
     if plan.regions and plan.postprocessing:
         problems.append("regions cannot be post-processed")
     if plan.channels and set(plan.resampling) != {"data", "logits"}:

@@ -476,6 +476,7 @@ def test_a_signal_ends_all_processes(
         cwd=Path(__file__).parents[1],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # if nohup runs the tests
     )
     while not (tmp_path / "o").is_dir() and process.poll() is None:
         time.sleep(0.05)

@@ -22,7 +22,7 @@ from inference.plan import Plan
 
 LINEAR = {"order": 1, "order_z": 0, "separate": None}
 CT = {"name": "CT", "normalisation": "ct", "clip": [-1000.0, 1000.0], "divide": 100.0}
-GAS = {"step": "foreign_gas", "labels": [1], "hu": -200, "share": 0.3}
+GAS = {"step": "foreign_gas", "labels": [1], "hu": -800, "share": 0.5}
 
 
 def imported(**changes: Any) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ),
         ({"postprocessing": [{**GAS, "share": 1.5}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "hu": "low"}]}, "bad postprocessing"),
-        ({"postprocessing": [{**GAS, "hu": -4000}]}, "'foreign_gas' needs a CT in HU, and an hu"),
-        (imported(postprocessing=[GAS]), "'foreign_gas' needs a CT in HU"),
+        ({"postprocessing": [{**GAS, "hu": 40}]}, "bad postprocessing"),
+        (imported(postprocessing=[GAS]), "'foreign_gas' needs a CT in HU, not channels"),
         ({"outputs": [0, 1, 77]}, "outputs [77] are values of no label"),
         ({"outputs": [*LABELS.values(), 0]}, "do not begin with background, 0"),
         ({"postprocessing": [{"step": "sides", "labels": [1]}]}, "bad postprocessing"),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
+from tiny_model import make_ct, make_tiny_model
 
 from inference.decode import decode, winners
 from inference.errors import ModelError
 from inference.logits import floats
 from inference.model import Model
+from inference.pipeline import segment
 from inference.postprocess import postprocess
 
 SPACING = (2.0, 2.0, 2.5)  # 0.01 ml a voxel
@@ -144,41 +148,88 @@ def test_bad_steps_are_refused(
         apply(tiny, labels, step)
 
 
-GAS = {"step": "foreign_gas", "labels": [1], "hu": -200, "share": 0.3}
+GAS = {"step": "foreign_gas", "labels": [1], "hu": -800, "share": 0.5}
 
 
 def without_gas(
-    tiny: Model, labels: NDArray[Any], hu: NDArray[Any], step: dict[str, Any]
+    tiny: Model, labels: NDArray[Any], ct: NDArray[Any], step: dict[str, Any], offset: float = 0.0
 ) -> NDArray[np.uint8]:
-    plan = replace(tiny.plan, postprocessing=(step,))
-    values = ((hu - plan.subtract) / plan.divide).astype(np.float32)
     logits = logits_of(labels)
-    found = postprocess(logits, SPACING, plan, values=values)
+    plan = replace(tiny.plan, postprocessing=(step,))
+    found = postprocess(logits, SPACING, plan, ct=ct, offset=offset)
     assert found is not None and np.array_equal(found, winners(logits))
     return found
 
 
-def test_gas_that_lies_mostly_beside_an_organ_is_not_its(tiny: Model) -> None:
+@pytest.fixture
+def beside_colon() -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+    """An organ with a pocket of gas of its own, and colon of which a sixth is labelled so too."""
     labels = np.zeros((20, 24, 40), np.uint8)
     labels[4:16, 4:16, 4:20] = 1
     labels[4:16, 16:20, 4:20] = 2
-    hu = np.full(labels.shape, 40)
-    hu[6:12, 6:12, 6:11] = -900  # its own
-    hu[6:14, 6:14, 17:36] = -900  # colon's: 3 of 19 columns are labelled
-    hu[8, 8, 11:17] = -900  # where the wall between them cannot be seen
+    hu = np.full(labels.shape, 40, np.int16)
+    hu[6:12, 6:12, 6:12] = -980
+    hu[6:14, 6:14, 17:36] = -980
+    return labels, hu
+
+
+def test_gas_that_lies_mostly_beside_an_organ_is_not_its(
+    tiny: Model, beside_colon: tuple[NDArray[np.uint8], NDArray[np.int16]]
+) -> None:
+    labels, hu = beside_colon
+    expected = labels.copy()
+    expected[5:15, 5:15, 16:20] = 0  # with the wall around; the other organ begins beyond it
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS), expected)
+    assert np.array_equal(without_gas(tiny, labels, hu + 1024, GAS, offset=-1024), expected)
+    for changed in ({"share": 0.1}, {"labels": [2]}, {"hu": -1000}):
+        assert np.array_equal(without_gas(tiny, labels, hu, GAS | changed), labels)
+
+
+def test_gas_is_sought_in_a_ct_of_any_grid(
+    tiny: Model, beside_colon: tuple[NDArray[np.uint8], NDArray[np.int16]]
+) -> None:
+    labels, hu = beside_colon
+    expected = without_gas(tiny, labels, hu, GAS)
+    finer = hu.repeat(2, axis=0).repeat(3, axis=1).repeat(2, axis=2)
+    assert np.array_equal(without_gas(tiny, labels, finer, GAS), expected)
+
+
+def test_a_pockets_blurred_edge_goes_with_it(
+    tiny: Model, beside_colon: tuple[NDArray[np.uint8], NDArray[np.int16]]
+) -> None:
+    labels, hu = beside_colon
+    hu[6:14, 6:14, 16] = -500
+    expected = labels.copy()
+    expected[5:15, 5:15, 15:20] = 0
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS), expected)
+    # As far as it is not the edge of the organ's own gas.
+    hu[6:12, 6:12, 12:16] = -500
     found = without_gas(tiny, labels, hu, GAS)
-    gone = labels != found
-    assert (labels[gone] == 1).all() and not found[gone].any()
-    expected = np.zeros(labels.shape, bool)
-    expected[5:15, 5:15, 16:20] = True  # with the wall around; not the other organ
-    # An opening takes the pocket's corners; in the wall around it a few voxels more or fewer.
-    inner = np.zeros(labels.shape, bool)
-    inner[6:14, 6:14, 17:20] = True
-    assert not (gone & ~expected).any() and not (inner & ~gone).any()
-    assert (found[hu == -900] == 1).sum() >= 6 * 6 * 5
-    assert np.array_equal(without_gas(tiny, labels, hu, {**GAS, "share": 0.1}), labels)
-    assert np.array_equal(without_gas(tiny, labels, hu, {**GAS, "labels": [2]}), labels)
-    assert np.array_equal(without_gas(tiny, labels, hu, {**GAS, "hu": -950}), labels)
+    assert (found[6:12, 6:12, 6:14] == 1).all() and not found[6:12, 6:12, 15:20].any()
+
+
+def test_gas_beneath_the_lung_stays(tiny: Model) -> None:
+    """A wall of 2 mm in slices of 4 mm, half of it in each of two slices."""
+    labels = np.zeros((24, 24, 30), np.uint8)
+    labels[2:12, 4:20, 8:20] = 1
+    hu = np.full(labels.shape, 40)
+    hu[4:10, 6:18, 10:18] = -980
+    hu[10:12, 6:18, 10:18] = (1 * 40 + 3 * -980) / 4
+    hu[12:] = -850
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS), labels)
+    # Were there no wall at all, the pocket would be the lung's.
+    hu[10:12] = -850
+    assert not without_gas(tiny, labels, hu, GAS)[4:12, 6:18, 10:18].any()
+
+
+def test_gas_further_away_than_40_mm_does_not_count(tiny: Model) -> None:
+    labels = np.zeros((12, 12, 120), np.uint8)
+    labels[2:10, 2:10, 2:20] = 1
+    hu = np.full(labels.shape, 40)
+    hu[3:9, 3:9, 4:36] = -980  # half of it is labelled, up to column 36 = 20 + 40 mm / 2.5 mm
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS), labels)
+    hu[3:9, 3:9, 36:] = -980
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS), labels)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -186,23 +237,42 @@ def test_foreign_gas_equals_brute_force(tiny: Model, seed: int) -> None:
     rng = np.random.default_rng(seed)
     smooth = [ndimage.gaussian_filter(rng.standard_normal((24, 28, 30)), 3) for _ in range(2)]
     labels = (smooth[0] > np.quantile(smooth[0], 0.7)).astype(np.uint8)
-    hu = np.full(labels.shape, 50)
-    hu[2:-2, 2:-2, 2:-2][(smooth[1] > np.quantile(smooth[1], 0.75))[2:-2, 2:-2, 2:-2]] = -500
-    found = without_gas(tiny, labels, hu, {**GAS, "share": 0.5})
-    ball = ndimage.generate_binary_structure(3, 2)
-    pockets, n = ndimage.label(ndimage.binary_opening(hu < -200, ball))
-    expected = labels.copy()
+    hu = np.where(smooth[1] > np.quantile(smooth[1], 0.75), -950, 50)
+    found = without_gas(tiny, labels, hu, GAS)
+    pockets, n = ndimage.label(hu < -800)
+    gone = np.zeros(labels.shape, bool)
+    own = np.zeros(labels.shape, bool)
     for pocket in range(1, n + 1):
-        here = pockets == pocket
-        if (here & (labels == 1)).sum() < 0.5 * here.sum():
-            expected[ndimage.binary_dilation(here & (labels == 1), np.ones((3, 3, 3)))] = 0
-    assert np.array_equal(found, expected)
+        here, mine = pockets == pocket, (pockets == pocket) & (labels == 1)
+        if mine.sum() < 0.5 * here.sum():
+            gone |= ndimage.binary_dilation(mine, np.ones((3, 3, 3)))
+        else:
+            own |= here
+    assert np.array_equal(found, np.where(gone & ~own, 0, labels))
     assert 0 < (found != labels).sum() < labels.sum()
+
+
+def test_gas_is_sought_in_the_ct_as_the_network_sees_it_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_model(tmp_path / "model", crop="none", postprocessing=(GAS,))
+    ct = make_ct()
+    stored = sitk.DICOMOrient(ct, "RSP")
+    seen: list[NDArray[Any]] = []
+
+    def look(logits: Any, spacing: Any, plan: Any, threads: int, ct: Any, offset: float) -> Any:
+        seen.append(ct + offset)
+        return postprocess(logits, spacing, plan, threads, ct, offset)
+
+    monkeypatch.setattr("inference.pipeline.postprocess", look)
+    segment(stored, tmp_path / "model")
+    (hu,) = seen
+    assert np.array_equal(hu, sitk.GetArrayFromImage(sitk.DICOMOrient(ct, "LPS")))
 
 
 def test_foreign_gas_cannot_be_sought_without_a_ct(tiny: Model) -> None:
     labels = np.ones((4, 4, 4), np.uint8)
-    with pytest.raises(ValueError, match="without the CT's values"):
+    with pytest.raises(ValueError, match="without the CT"):
         apply(tiny, labels, GAS)
 
 

@@ -515,6 +515,10 @@ def test_pseudo_labels_lie_where_the_organs_do(trained: Path, tmp_path: Path) ->
     assert not (sitk.GetArrayFromImage(sitk.ReadImage(str(out / "P1.nii.gz"))) == organ).any()
     assert again(edits) == again() == set()
     assert again({}) == {"P1"}
+    # A correction that cannot be made leaves nothing of what it was to replace.
+    beside = {"P1": [Edit("erase", (organ,), (slice(500, 501), slice(None), slice(None)))]}
+    assert again(beside) == set() and not find_cases(tmp_path / "data", out)[0].annotated
+    assert again() == {"P1"}
     (out / "P1.nii.gz").unlink()
     assert again() == {"P1"} and (out / "P1.nii.gz").is_file()
 

@@ -17,7 +17,7 @@ from training.tubes import Point, tube
 
 _LEAST_STOMACH = 15_000.0  # mm3, below which a patch shows too little of one
 _MOST_TAKEN = 0.35  # of the stomach; more would not be an impression but another organ
-_REPLACED = (Tissue.NONE, Tissue.SMALL_BOWEL, Tissue.COLON, Tissue.SOFT)
+_REPLACED = (Tissue.NONE, Tissue.SMALL_BOWEL)
 
 
 def add_colon(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) -> Tensor:
@@ -55,10 +55,10 @@ def add_colon(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) -> 
     along -= outwards * (along @ outwards)
     along /= along.norm().clamp(min=1e-3)
     bend = outwards * chance.uniform(-0.3, 0.5)  # towards the stomach or away from it
+    one_end, other_end = -chance.uniform(25, 90) / spacing, chance.uniform(25, 90) / spacing
     course: list[Point] = []
-    for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
-        length = share * chance.uniform(25, 90) / spacing
-        swerve = chance.normals(3) * abs(share) * 8 / spacing
+    for length in (one_end, one_end / 2, 0.0, other_end / 2, other_end):
+        swerve = chance.normals(3) * (8 / spacing if length else 0)
         z, y, x = (middle + along * length + bend * abs(length) + swerve).tolist()
         course.append((z, y, x))
     haustra = 1 + chance.uniform(0.05, 0.3) * chance.field(tissues.shape, 22 / spacing)

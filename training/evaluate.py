@@ -78,8 +78,7 @@ def evaluate(
 def predict(network: nn.Module, hu: np.ndarray, spacing: Spacing, config: Config) -> np.ndarray:
     """Labels uint8 (z, y, x) of a prepared volume in HU, post-processed as in inference."""
     logits = logits_of(network, hu, config)
-    values = ((hu - config.subtract) / config.divide).astype(np.float32)
-    found = postprocess(logits, spacing, config.plan(multiple_of(network)), values=values)
+    found = postprocess(logits, spacing, config.plan(multiple_of(network)), ct=hu)
     return winners(logits) if found is None else found
 
 

@@ -43,7 +43,7 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
             tissues[veins(tissues, spacing, chance) & free] = Tissue.VEIN
     if chance.happens(0.6):
         urine = _renal_pelves(tissues, spacing, chance)
-        tissues[urine & (tissues == Tissue.NONE)] = Tissue.BLADDER
+        tissues[urine & (tissues == Tissue.NONE)] = Tissue.BLADDER  # behind the veins
     return tissues
 
 

@@ -137,6 +137,8 @@ def pseudolabel(
             continue
         prepared = preprocess(hu, spacing, plan)
         edits = corrections.get(case.name, ())
+        if annotated.pop(case.name, None) is not None:  # what was there is not what is wanted
+            write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
         looks = look_at(networks, prepared.values, config)
         trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
         found = judge(looks, prepared.spacing, least, trusted, doubted)
