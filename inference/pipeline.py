@@ -156,9 +156,7 @@ def segment_in_stages(
             if any_nan(logits[:, 0, 0, 0]) or any(any_nan(plane) for plane in logits[0]):
                 raise ModelError(f"{model.folder}: the network's logits are no numbers (NaN)")
         with _timed("postprocess", seconds, tell):
-            ct = None
-            if not plan.channels:
-                ct = turn.apply(sitk.GetArrayViewFromImage(image))[prepared.box]
+            ct = turn.apply(sitk.GetArrayViewFromImage(image))[prepared.box]
             winning = postprocess(
                 logits, prepared.spacing, plan, model.threads, ct, intensities.offset
             )

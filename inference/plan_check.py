@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16", "int8")
 """What a network may compute in."""
 
+NO_TISSUE = -250.0
+"""HU, below which there is gas, lung, or the blurred edge of one."""
+
 # Steps of post-processing (`inference.postprocess`), and what each has beside its labels.
 _STEPS: dict[str, dict[str, Kind]] = {
     "keep_largest": {},
     "remove_small": {"millilitres": number(0)},
     "close": {},
-    "foreign_gas": {"hu": number(high=-250), "share": number(0, 1)},
+    "foreign_gas": {"hu": number(high=NO_TISSUE), "share": number(0, 1)},
     "sides": {},
 }
 

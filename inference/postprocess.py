@@ -20,10 +20,10 @@ from inference.grid import Box, Spacing
 from inference.logits import Logits, above, below, comparable, floats
 from inference.morphology import closed, grown
 from inference.plan import Plan
+from inference.plan_check import NO_TISSUE
 
 _BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
-_NO_TISSUE = -250.0  # HU, below which there is gas, lung, or the blurred edge of one
-_EDGE = 2  # voxels that such an edge is thick
+_EDGE = 2  # voxels that a pocket's blurred edge is thick
 
 
 def postprocess(
@@ -219,7 +219,7 @@ def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) 
         own = (pockets > 0) & ~is_foreign[pockets]
         foreign = is_foreign[pockets] & mine
         # Edges belong to the pocket that they are nearest to.
-        edges = (hu < _NO_TISSUE) & (pockets == 0)
+        edges = (hu < NO_TISSUE) & (pockets == 0)
         for _ in range(_EDGE):
             foreign, own = (
                 foreign | (grown(foreign) & edges & ~own),

@@ -1,8 +1,8 @@
 """Neighbours of the organs that label maps leave out, drawn into a tissue map.
 
 A network that never saw them calls them what they touch: the diaphragm's crura become aorta or
-adrenal gland, the veins behind the pancreas become pancreas. They are drawn only where nothing is
-labelled, so no organ's label changes.
+adrenal gland, the veins behind the pancreas become pancreas, a wide renal pelvis kidney. They are
+drawn only where nothing is labelled, so no organ's label changes.
 """
 
 from __future__ import annotations
@@ -163,11 +163,8 @@ def _renal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     aorta = tissues == LABEL_OF["aorta"]
     for name in ("right_kidney", "left_kidney"):
         kidney = tissues == LABEL_OF[name]
-        middle = _middle_height(kidney, spacing)
-        if middle is None:
-            continue
-        at = round(middle + chance.uniform(-8, 15) / spacing)
-        if not (0 <= at < len(tissues) and kidney[at].any() and cava[at].any() and aorta[at].any()):
+        at = _hilum(kidney, (-8, 15), spacing, chance)
+        if at is None or not (cava[at].any() and aorta[at].any()):
             continue
         inside, end = _middle(kidney[at]), _middle(cava[at])
         rows = torch.nonzero(aorta[at].any(dim=1)).flatten()
@@ -186,9 +183,8 @@ def _renal_pelves(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     per_mm = 1 / spacing
     for name, medial in (("right_kidney", 1), ("left_kidney", -1)):  # x runs to the left
         kidney = tissues == LABEL_OF[name]
-        middle = _middle_height(kidney, spacing)
-        at = -1 if middle is None else round(middle + chance.uniform(-12, 8) * per_mm)
-        if not (0 <= at < len(tissues) and kidney[at].any()):
+        at = _hilum(kidney, (-12, 8), spacing, chance)
+        if at is None:
             continue
         y, _ = _middle(kidney[at])
         columns = torch.nonzero(kidney[at, round(y)]).flatten()
@@ -218,18 +214,25 @@ def _heights(mask: Tensor) -> tuple[int, int] | None:
     return (int(slices[0]), int(slices[-1])) if len(slices) else None
 
 
-def _middle_height(kidney: Tensor, spacing: float) -> float | None:
-    """The slice in a kidney's middle, from one of its ends where the patch cuts off the other."""
-    heights = _heights(kidney)
-    if heights is None:
-        return None
-    bottom, top = heights
+def _hilum(
+    kidney: Tensor, around: tuple[float, float], spacing: float, chance: Chance
+) -> int | None:
+    """A slice of a kidney that lies so many mm above its middle; None if that is not in the patch.
+
+    Of a kidney of which the patch cuts off an end, the middle is told from the other one.
+    """
+    bottom, top = _heights(kidney) or (0, len(kidney) - 1)
     half = _HALF_A_KIDNEY / spacing
     if bottom > 0 and top < len(kidney) - 1:
-        return (bottom + top) / 2
-    if bottom > 0:
-        return bottom + half
-    return top - half if top < len(kidney) - 1 else None
+        middle = (bottom + top) / 2
+    elif bottom > 0:
+        middle = bottom + half
+    elif top < len(kidney) - 1:
+        middle = top - half
+    else:
+        return None
+    at = round(middle + chance.uniform(*around) / spacing)
+    return at if 0 <= at < len(kidney) and kidney[at].any() else None
 
 
 def _middle(area: Tensor) -> tuple[float, float]:

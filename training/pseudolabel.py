@@ -119,7 +119,7 @@ def pseudolabel(
     out.mkdir(parents=True, exist_ok=True)
     annotated = read_annotated(out)
     made = {name for name, kept in annotated.items() if not kept or (out / _file_of(name)).exists()}
-    marks = _read_marks(out)
+    marks = read_json(out / _CORRECTED) if (out / _CORRECTED).is_file() else {}
     if corrections is not None:
         refuse_unknown(corrections, cases)
         made = {n for n in made if marks.get(n, "") == _mark(corrections.get(n, ()))}
@@ -137,7 +137,7 @@ def pseudolabel(
             continue
         prepared = preprocess(hu, spacing, plan)
         edits = corrections.get(case.name, ())
-        if annotated.pop(case.name, None) is not None:  # what was there is not what is wanted
+        if annotated.pop(case.name, None) is not None:  # labels to be replaced teach nothing
             write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
         looks = look_at(networks, prepared.values, config)
         trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
@@ -172,11 +172,6 @@ def _file_of(name: str) -> str:
 def _mark(edits: Sequence[Edit]) -> str:
     """What tells corrections of a CT from others; empty where there are none."""
     return f"{zlib.crc32(repr(tuple(edits)).encode()):08x}" if edits else ""
-
-
-def _read_marks(out: Path) -> dict[str, str]:
-    path = out / _CORRECTED
-    return read_json(path) if path.is_file() else {}
 
 
 def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> list[np.ndarray]:
