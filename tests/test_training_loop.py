@@ -334,6 +334,11 @@ def test_another_optimiser_does_not_go_on(config: Config) -> None:
             loop.make_optimiser(network, config), sgd.state_dict(), Path("it.pt"), config
         )
     changed = replace(config, weight_decay=0.5)
+    muon = loop.make_optimiser(network, replace(config, optimiser="muon"))
+    with pytest.raises(ValueError, match=r"it.pt: was trained with another optimiser than adamw"):
+        loop.continue_optimiser(
+            loop.make_optimiser(network, config), muon.state_dict(), Path("it.pt"), config
+        )
     adamw = loop.make_optimiser(network, changed)
     state = loop.make_optimiser(network, config).state_dict()
     loop.continue_optimiser(adamw, state, Path("it.pt"), changed)

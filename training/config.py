@@ -38,7 +38,7 @@ class Config:
             drawing one of few slices can cost more than a step of a small network.
         batch: patches per step, over all GPUs together.
         iterations: optimiser steps in all.
-        optimiser: "adamw" or "sgd" (with Nesterov momentum 0.99).
+        optimiser: "adamw", "sgd" (with Nesterov momentum 0.99) or "muon", see `training.muon`.
         learning_rate: the highest rate.
         schedule: how the rate falls to zero: "cosine", or "polynomial" with the exponent 0.9.
         warmup: steps in which the rate rises first.

@@ -58,7 +58,7 @@ _KINDS = {
     "stored": several(number(), 2),
     "synthesis_spacing": number(0.1),
     "overlap": number(0, 0.95),
-    "optimiser": one_of("adamw", "sgd"),
+    "optimiser": one_of("adamw", "muon", "sgd"),
     "schedule": one_of("cosine", "polynomial"),
     "class_weights": several(number(0)),
     "batch_dice": FLAG,

@@ -25,6 +25,7 @@ from training.losses import (
     loss_at_all_depths,
     partial_dice_cross_entropy,
 )
+from training.muon import Muon
 from training.network import autocast, make_network, multiple_of
 from training.records import Records, alone_in, changed_settings
 from training.samples import Samples
@@ -226,6 +227,8 @@ def make_optimiser(network: nn.Module, config: Config) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             network.parameters(), lr=rate, momentum=0.99, nesterov=True, weight_decay=decay
         )
+    if config.optimiser == "muon":
+        return Muon(network, rate, decay)
     return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
 
 
@@ -238,7 +241,7 @@ def continue_optimiser(
         ValueError: it is the state of another optimiser.
     """
     saved, own = state["param_groups"][0], optimiser.param_groups[0]
-    if ("momentum" in saved) != ("momentum" in own):
+    if any((key in saved) != (key in own) for key in ("momentum", "orthogonal")):
         raise ValueError(f"{path}: was trained with another optimiser than {config.optimiser}")
     optimiser.load_state_dict(state)
     for group in optimiser.param_groups:
