@@ -35,6 +35,15 @@ def test_singular_values_come_near_one_and_directions_stay(
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_rounding_errors_of_a_gradient_of_few_directions_do_not_grow(rank: int) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(64, rank) @ torch.randn(rank, 1728)))
+    assert values[:rank].min() > 0.65
+    assert values[0] < 1.25
+    assert values[rank] < 1e-3
+
+
 def test_a_kernel_without_gradient_stays() -> None:
     assert not orthogonalise(torch.zeros(3, 5)).any()
 
