@@ -377,7 +377,7 @@ def test_whatever_byte_is_wrong_a_prepared_file_is_whole_or_damaged(
             damaged += str(error) == f"{path}: damaged; remove it and prepare again"
         else:
             assert all(np.array_equal(read[name], array) for name, array in whole.items())
-    assert damaged > 100
+    assert damaged > 75  # about 110: nobody reads a zip file's dates, which differ by run
 
 
 def test_organs_that_no_label_is_understood_as_are_said(
