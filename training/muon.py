@@ -14,7 +14,7 @@ _NARROW = 16
 
 _ITERATIONS = 5
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Of Jordan et al.: singular values from 0.003 to 1 come to lie between 0.7 and 1.2."""
+"""Of Jordan et al.: five times, it brings singular values from 0.0015 to 1 to between 0.68 and 1.21."""
 
 _RMS = 0.2
 """Root mean square of an update of AdamW, so that its learning rates fit."""
@@ -60,12 +60,12 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for weight in group["params"] if group["orthogonal"] else ():
                 if weight.grad is not None:
-                    self._turn(weight, weight.grad, group["lr"], group["weight_decay"])
+                    self._orthogonal_step(weight, weight.grad, group["lr"], group["weight_decay"])
                     weight.grad = None  # AdamW passes over what has none
         return super().step()
 
-    def _turn(self, weight: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
-        """One step of one kernel."""
+    def _orthogonal_step(self, weight: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
+        """One kernel's step along its orthogonalised momentum."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())  # AdamW reads it where a state is loaded
@@ -89,8 +89,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         matrix: (rows, columns), float32.
 
     Returns:
-        The same shape; singular values between about 0.7 and 1.2, but for those below a
-        thousandth of the matrix's norm, which stay smaller.
+        The same shape; singular values between 0.68 and 1.21, but for those below 0.0015 of the
+        matrix's norm, which stay smaller.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalise(matrix.mT).mT

@@ -241,6 +241,7 @@ def continue_optimiser(
         ValueError: it is the state of another optimiser.
     """
     saved, own = state["param_groups"][0], optimiser.param_groups[0]
+    # What SGD and Muon have in their groups, and AdamW has not.
     if any((key in saved) != (key in own) for key in ("momentum", "orthogonal")):
         raise ValueError(f"{path}: was trained with another optimiser than {config.optimiser}")
     optimiser.load_state_dict(state)
