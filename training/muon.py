@@ -14,7 +14,7 @@ _NARROW = 16
 
 _ITERATIONS = 5
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Of Jordan et al.: five times, it brings singular values from 0.0015 to 1 to between 0.68 and 1.21."""
+"""Of Jordan et al.; five times, it brings singular values of 0.0015 to 1 to 0.68 to 1.21."""
 
 _RMS = 0.2
 """Root mean square of an update of AdamW, so that its learning rates fit."""
