@@ -25,7 +25,8 @@ RUN set -eu; cd /wheels; \
 # What a CPU that reads OpenVINO's own model format never loads: the plugins for GPU and NPU with
 # the GPU's kernel cache, the plugins that spread work over devices, the readers of other formats,
 # the C interface and its headers, and the converter (which also takes 0.2 s of every start).
-# Then tests (numpy.testing imports one file of numpy's own), type stubs and scripts.
+# Then tests (numpy.testing imports one file of numpy's own), type stubs and scripts, pydicom's
+# dictionary of medical terms and its example files.
 RUN set -eu; cd /opt/packages; \
     rm -rf bin openvino/include openvino/cmake openvino/tools openvino/torch openvino/libs/cache.json; \
     for part in intel_gpu_plugin intel_npu_plugin auto_plugin auto_batch_plugin hetero_plugin \
@@ -33,7 +34,7 @@ RUN set -eu; cd /opt/packages; \
         tensorflow_frontend tensorflow_lite_frontend c; do \
         rm -f openvino/libs/libopenvino_$part.so*; \
     done; \
-    rm -rf numpy/_core/include numpy/_core/lib; \
+    rm -rf numpy/_core/include numpy/_core/lib pydicom/sr pydicom/data/test_files; \
     find numpy -path '*/tests/*' -type f ! -name __init__.py ! -name _natype.py -delete; \
     find . -name '*.pyi' -delete
 

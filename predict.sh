@@ -25,7 +25,7 @@ complete() {
     "$1" -c '
 import sys
 from importlib.util import find_spec
-needed = ("cc3d", "isal", "numpy", "openvino", "SimpleITK", "tqdm")
+needed = ("cc3d", "isal", "numpy", "openvino", "pydicom", "SimpleITK", "tqdm")
 sys.exit(not ((3, 10) <= sys.version_info < (3, 14) and all(map(find_spec, needed))))
 ' 2>/dev/null
 }

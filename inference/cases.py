@@ -17,7 +17,7 @@ from inference.reading import ENDINGS, Scan, Watch, ending, read
 
 # What DICOM needs is imported where there is DICOM: start-up counts for those who have none.
 if TYPE_CHECKING:
-    from inference.dicom import Slice
+    from inference.dicom_header import Slice
     from inference.series import Series
 
 _LONGEST = 255  # bytes of a file's name
@@ -29,7 +29,7 @@ class Case:
     """One CT to segment.
 
     Attributes:
-        source: the CT's file, or the folder with its DICOM slices.
+        source: the CT's file, or the folder with its DICOM files.
         target: where its labels go.
         problem: why it cannot be segmented, known before it is read; ``None`` if it can.
         more: the files of further channels, for a model of several.
@@ -170,13 +170,14 @@ def _cases_of_files(
 
 
 def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: int) -> list[Case]:
-    """A case for each DICOM series in a folder and its subfolders.
+    """A case for each DICOM series in a folder and its subfolders, or for a file of many slices.
 
     Labels are named after the folder (``patient_study`` for ``patient/study``), and after the
-    series' number too where there are several in it, or its UID where they share a number.
+    series' number too where there are several in it, or its UID where they share a number. Those
+    of a file are named after it.
 
     Args:
-        source: the folder.
+        source: the folder or file.
         files: its own files, of which none is a CT by its ending.
         folder: where labels go.
         channels: how many files a case has.
@@ -187,6 +188,10 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     from inference.series import find_series
 
     found = find_series(source)
+    if not found and files == [source]:
+        raise UsageError(
+            f"{source}: is DICOM, but no volume by itself; name the folder with all the slices"
+        )
     if not found:
         endings = ", ".join(ENDINGS)
         some = ", ".join(path.name for path in files[:3]) + (" ..." if files[3:] else "")
@@ -206,11 +211,22 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     cases = []
     for series in found:
         told = _told(series, beside[series.folder])
-        parts = series.folder.relative_to(source).parts or (source.resolve().name or "ct",)
-        name = "_".join((*parts, told) if told else parts)
+        if files == [source]:
+            place, parts = source, [_without_ending(source)]
+        else:
+            place = series.folder
+            parts = [*place.relative_to(source).parts] or [source.resolve().name or "ct"]
+        name = "_".join([*parts, told] if told else parts)
         target = folder / f"{name}.nii.gz"
-        cases.append(Case(series.folder, target, series.problem, slices=series.slices, series=told))
+        cases.append(Case(place, target, series.problem, slices=series.slices, series=told))
     return cases
+
+
+def _without_ending(file: Path) -> str:
+    """The name of a DICOM file; UIDs have dots in them, and often no ending."""
+    from inference.dicom_header import ENDINGS as SLICE_ENDINGS
+
+    return file.stem if file.suffix.lower() in SLICE_ENDINGS else file.name
 
 
 def _told(series: Series, beside: Sequence[Series]) -> str:
@@ -250,13 +266,11 @@ def _images(source: Path) -> tuple[list[Path], list[Path]]:
         source.stat()
         if not source.is_dir():
             if not ending(source):
-                from inference.dicom import is_dicom
+                from inference.dicom_header import is_dicom
 
-                raise UsageError(
-                    f"{source}: is DICOM; name the folder with all the slices"
-                    if is_dicom(source)
-                    else f"{source}: not a CT by its ending ({', '.join(ENDINGS)})"
-                )
+                if is_dicom(source):
+                    return [], [source]
+                raise UsageError(f"{source}: not a CT by its ending ({', '.join(ENDINGS)})")
             with suppress(OSError):  # a folder that must not be listed
                 return [source], [source, *filter(ending, _files(source.parent))]
             return [source], [source]

@@ -1,10 +1,8 @@
-"""Reading a CT that is stored as DICOM: one file for each slice.
+"""Reading a CT that is stored as DICOM: a file for each slice, or one for many.
 
 SimpleITK's own series reader takes slices that are missing, doubled or shifted against each other
 without an error. Here each slice's header is looked at, and what is no regular stack is refused.
-SimpleITK (GDCM) still reads the files: headers, compressed pixels, the rescaling to HU.
-
-The standard: DICOM PS3.3, C.7.6.2 (where a slice lies) and C.8.2.1 (CT); PS3.10, 7.1 (the file).
+SimpleITK (GDCM) still reads the files: compressed pixels, the rescaling to HU.
 """
 
 from __future__ import annotations
@@ -13,16 +11,14 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.errors import CaseError, last_line
-from inference.paths import is_unicode
+from inference.dicom_header import Slice, damaged, reader_of
+from inference.errors import CaseError
 from inference.reading import (
     Scan,
     Watch,
@@ -32,18 +28,6 @@ from inference.reading import (
     without_noise,
     writable,
 )
-
-_HEAD = 1024  # bytes in which a file says that it is DICOM, and of which kind
-_MARK = slice(128, 132)
-# How older files begin: group 8's length, or one of its first elements with a type or a length.
-_WITHOUT_MARK = re.compile(
-    rb"\x08\x00(?:\0\0(?:UL\x04\0|\x04\0\0\0)|[\x05\x08\x16]\0(?:CS|UI|[\0-\x80]\0\0\0))"
-)
-_CT = "1.2.840.10008.5.1.4.1.1.2"  # and with .1 and .2: enhanced, and legacy converted to it
-_NO_VOLUME = {"LOCALIZER", "SCREEN SAVE"}  # of the image type
-
-ENDINGS = (".dcm", ".ima")
-"""Endings of files that are taken for slices where they do not say it."""
 
 SAME_PLACE = 0.01
 """Millimetres within which two slices lie in one place."""
@@ -60,118 +44,6 @@ _AIR, _DENSEST = -1024, 3071  # HU; higher padding would look like metal around 
 _PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(?P<long>.{4})|(?P<plain>.{4}))", re.DOTALL)
 _PIXEL_GROUP = 0x7FE0
 _ENCAPSULATED = 0xFFFFFFFF  # the length of compressed pixels
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What a slice's header says.
-
-    Attributes:
-        path: the file.
-        patient: the Patient ID and the Study Instance UID; may be empty.
-        series: the Series Instance UID; may be empty.
-        number: the Series Number, as text; may be empty.
-        enhanced: whether it is of a kind that holds several slices in a file.
-        volume: whether it may be a part of a volume: not so localizers and pictures of a screen.
-        placed: whether it says where it lies.
-        size: columns, rows and frames.
-        position: of the first pixel's centre, in mm along DICOM's axes (LPS).
-        axes: the direction along a row, then that along a column.
-        spacing: of columns and of rows, in mm.
-        whole: whether HU are whole numbers.
-        inverted: whether it says that low values are bright.
-        kernel: of the reconstruction.
-        acquisition: its number, as text.
-        padding: HU that stand for nothing, outside the round field of view; nan if none do.
-        nbytes: of its pixels, where they are not compressed.
-    """
-
-    path: Path
-    patient: tuple[str, str]
-    series: str
-    number: str
-    enhanced: bool
-    volume: bool
-    placed: bool
-    size: tuple[int, ...]
-    position: tuple[float, ...]
-    axes: tuple[float, ...]
-    spacing: tuple[float, ...]
-    whole: bool
-    inverted: bool
-    kernel: str
-    acquisition: str
-    padding: float
-    nbytes: int
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, or is named so.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    return _kind(path) is not None
-
-
-def read_slice(path: Path) -> Slice | None:
-    """Read a slice's header.
-
-    Returns:
-        ``None`` for a file that is no DICOM, or no CT.
-
-    Raises:
-        CaseError: it is a CT slice, by what it says or by its name, that cannot be read. The
-            message names the file.
-        OSError: it cannot be read.
-    """
-    kind = _kind(path)
-    if kind is None or not (kind in ("", _CT) or kind.startswith(f"{_CT}.")):
-        return None
-    if not is_unicode(path):
-        raise CaseError("has a slice whose name is not UTF-8; rename it")
-    reader = _reader(path)
-    with without_noise():
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise CaseError(_damaged(path, error)) from None
-
-    def text(key: str) -> str:
-        return reader.GetMetaData(key).strip("\0 ") if reader.HasMetaDataKey(key) else ""
-
-    def number(key: str, otherwise: float) -> float:
-        return next(iter(numbers(text(key))), otherwise)
-
-    modality = text("0008|0060") or ("CT" if kind else "")
-    if modality != "CT" or reader.GetNumberOfComponents() != 1:  # in colour: a picture of a screen
-        return None
-    place = [numbers(text(key)) for key in ("0020|0032", "0020|0037", "0028|0030")]
-    placed = [len(each) for each in place] == [3, 6, 2]
-    position, axes, spacing = place if placed else [(0.0,) * 3, (0.0,) * 6, (0.0,) * 2]
-    size = reader.GetSize()
-    bits, padding = number("0028|0100", 16), number("0028|0120", math.nan)
-    if padding < 0 and text("0028|0103") == "0":  # written as if pixels were signed
-        padding += 2.0**bits
-    return Slice(
-        path=path,
-        patient=(text("0010|0020"), text("0020|000d")),
-        series=text("0020|000e"),
-        number=text("0020|0011"),
-        enhanced=kind.startswith(f"{_CT}.") or size[2] > 1,
-        volume=not _NO_VOLUME.intersection(text("0008|0008").upper().split("\\")),
-        placed=placed,
-        size=size,
-        position=position,
-        axes=axes,
-        spacing=spacing[::-1],
-        whole=reader.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64),
-        inverted=text("0028|0004") == "MONOCHROME1",
-        kernel=text("0018|1210"),
-        acquisition=text("0020|0012"),
-        padding=padding * number("0028|1053", 1) + number("0028|1052", 0),
-        nbytes=math.prod(size) * int(bits) // 8,
-    )
 
 
 def stack(slices: Sequence[Slice]) -> tuple[list[Slice], float, tuple[str, ...]]:
@@ -194,7 +66,7 @@ def stack(slices: Sequence[Slice]) -> tuple[list[Slice], float, tuple[str, ...]]
     closest, widest = int(steps.argmin()), int(steps.argmax())
 
     def names(index: int) -> str:
-        return f"({ordered[index].path.name}, {ordered[index + 1].path.name})"
+        return f"({ordered[index].name}, {ordered[index + 1].name})"
 
     if steps[closest] < SAME_PLACE:
         raise CaseError(f"has slices in one place, of several phases perhaps {names(closest)}")
@@ -239,9 +111,9 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
     first = slices[0]
     spacing = (*first.spacing, step)
     check_spacing(spacing)
-    size = (*first.size[:2], len(slices))
+    size = (*first.size, len(slices))
     pixel = sitk.sitkInt16 if all(one.whole for one in slices) else sitk.sitkFloat32
-    check_room(size, pixel)
+    check_room((*first.size, _slices_held(slices)), pixel)
     image = sitk.Image(size, pixel)
     image.SetSpacing(spacing)
     image.SetOrigin(first.position)
@@ -249,8 +121,11 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
     image.SetDirection(np.column_stack([row, column, np.cross(row, column)]).ravel().tolist())
     check_geometry(image)
     volume = writable(image)
+    read, planes = first.path, _planes(first)
     for index, one in enumerate(slices):
-        volume[index] = _pixels(one, volume.dtype)
+        if one.path != read:
+            read, planes = one.path, _planes(one)
+        volume[index] = _pixels(one, planes, volume.dtype)
         if watch is not None:
             watch(image, index + 1)
     return Scan(image, warnings=warnings)
@@ -258,41 +133,16 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
 
 def bytes_needed(slices: Sequence[Slice]) -> int:
     """How many bytes the CT of these slices takes in memory at most."""
-    return math.prod(slices[0].size) * len(slices) * np.dtype(np.float32).itemsize
+    return math.prod(slices[0].size) * _slices_held(slices) * np.dtype(np.float32).itemsize
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """The numbers of a DICOM value, which backslashes part; none if one of them is none."""
-    try:
-        found = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        return ()
-    return found if all(map(math.isfinite, found)) else ()
+def _slices_held(slices: Sequence[Slice]) -> int:
+    """How many slices lie in memory at once while they are read.
 
-
-def _kind(path: Path) -> str | None:
-    """The storage class that a DICOM file names ("" if none); ``None`` for any other file."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if head[_MARK] != b"DICM":
-        named = path.name.lower().endswith(ENDINGS)
-        return "" if named or _WITHOUT_MARK.match(head) else None
-    found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
-    if not found:
-        return ""
-    value = head[found.end() : found.end() + int.from_bytes(found[1], "little")]
-    return value.rstrip(b"\0 ").decode("ascii", "replace")
-
-
-def _reader(path: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    return reader
-
-
-def _damaged(path: Path, error: RuntimeError) -> str:
-    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({last_line(error)})"
+    Of a file that holds several GDCM reads all at a time, in twice the bytes per voxel.
+    """
+    most = max(one.frames for one in slices)
+    return len(slices) + (2 * most if most > 1 else 0)
 
 
 def axes_of(one: Slice) -> tuple[NDArray[np.float64], bool]:
@@ -316,11 +166,11 @@ def check_alike(slices: Sequence[Slice]) -> None:
         raise CaseError("is a single slice")
     first = slices[0]
     for one in slices:
-        names = f"({first.path.name}, {one.path.name})"
+        names = f"({first.name}, {one.name})"
         if one.inverted:
-            raise CaseError(f"has a slice with inverted values (MONOCHROME1): {one.path.name}")
+            raise CaseError(f"has a slice with inverted values (MONOCHROME1): {one.name}")
         if one.size != first.size:
-            a, b = (f"{each.size[0]} x {each.size[1]}" for each in (first, one))
+            a, b = ("{} x {}".format(*each.size) for each in (first, one))
             raise CaseError(f"has slices of {a} and of {b} pixels {names}")
         if not np.allclose(one.spacing, first.spacing, rtol=_SAME_SPACING, atol=0):
             raise CaseError(f"has slices of different pixel spacing {names}")
@@ -334,20 +184,30 @@ def _mixed(values: Sequence[str]) -> bool:
     return sum(1 for _ in itertools.groupby(known)) > len(set(known))
 
 
-def _pixels(one: Slice, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A slice's HU (rows, columns).
+def _planes(one: Slice) -> NDArray[Any]:
+    """All that a slice's file holds (frames, rows, columns), as GDCM rescales it.
 
     Raises:
         CaseError: it cannot be read.
     """
-    reader = _reader(one.path)
+    reader = reader_of(one.path)
     with without_noise():
         try:
-            plane = sitk.GetArrayFromImage(reader.Execute())[0]
+            planes = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
-            raise CaseError(_damaged(one.path, error)) from None
-    if plane.shape != one.size[1::-1] or _lacks_pixels(one):
+            raise CaseError(damaged(one.path, error)) from None
+    if planes.shape != (one.frames, *one.size[::-1]) or _lacks_pixels(one):
         raise CaseError(f"has a slice with too few pixels: {one.path.name}")
+    return planes
+
+
+def _pixels(one: Slice, planes: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A slice's HU (rows, columns), of what its file holds."""
+    plane = planes[one.frame]
+    if one.correction != (1, 0):
+        factor, offset = one.correction
+        plane = plane * factor + offset
+        plane = np.rint(plane) if dtype.kind == "i" else plane
     limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
     values = np.clip(plane, limits.min, limits.max).astype(dtype)
     if one.padding > _DENSEST:

@@ -12,16 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.dicom import (
-    ENDINGS,
-    SAME_PLACE,
-    Slice,
-    axes_of,
-    check_alike,
-    numbers,
-    read_slice,
-    stack,
-)
+from inference.dicom import SAME_PLACE, axes_of, check_alike, stack
+from inference.dicom_header import ENDINGS, Slice, numbers, read_slices
 from inference.errors import CaseError
 from inference.paths import is_file, is_folder, is_there
 
@@ -48,7 +40,7 @@ class Series:
 
 
 def find_series(top: Path) -> list[Series]:
-    """The CT series in a folder and its subfolders: folder by folder, sorted by number.
+    """The CT series in a folder and its subfolders, or in a file: folder by folder, by number.
 
     Left alone: hidden files and folders, other modalities, reports, pictures of a screen,
     localizers, single slices, and series in one place (they watch the contrast agent come). A file
@@ -66,7 +58,7 @@ def find_series(top: Path) -> list[Series]:
         if reason or damage:
             lost[folder] = reason or damage or ""
         for one in slices:
-            if one.volume or one.enhanced:
+            if one.volume:
                 key = (*one.patient, one.series) if one.series else (*one.patient, "", str(folder))
                 parts.setdefault(key, {}).setdefault(folder, []).append(one)
     found = [
@@ -103,11 +95,14 @@ def _series_of(group: Sequence[Slice], lost: Mapping[Path, str]) -> Series | Non
 
 
 def _folders(top: Path) -> Iterator[tuple[Path, list[Path], str | None]]:
-    """Every folder with its files, sorted; and why it cannot be read, if so.
+    """Every folder with its files, sorted (or a file's, with it); why it cannot be read, if so.
 
     Links to folders are followed, but none is taken twice, and rather by its own name.
     """
     seen: set[str] = set()
+    if not top.is_dir():
+        yield top.parent, [top], None
+        return
     waiting, links = [top], list[Path]()
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop()
@@ -136,16 +131,15 @@ def _slices(files: Sequence[Path]) -> tuple[list[Slice], str | None]:
         if is_there(path) and not is_file(path):  # a device
             continue
         try:
-            one = read_slice(path)
+            found = read_slices(path)
         except OSError as error:
             unread[path] = f"cannot be read ({error.strerror})"
         except CaseError as error:
             lost = str(error)
         else:
-            if one is None:
+            slices += found
+            if not found:
                 others.append(path)
-            else:
-                slices.append(one)
     usual = {_pattern(one.path) for one in slices}
     unread |= {path: "is empty" for path in others if _pattern(path) in usual and _is_blank(path)}
     for path, reason in unread.items():
@@ -190,12 +184,9 @@ def _together(parts: list[list[Slice]]) -> list[list[Slice]]:
 
 def _problem(group: Sequence[Slice]) -> str | None:
     """Why slices are no CT although they should be one."""
-    if any(one.enhanced for one in group):
-        # The order of the slices lies in sequences of the header that SimpleITK does not show.
-        return "is enhanced (multi-frame) DICOM; convert it to NIfTI first, by dcm2niix for example"
     unplaced = [one for one in group if not one.placed]
     if unplaced and len(group) > 1:
-        return f"has slices that do not say where they lie: {unplaced[0].path.name}"
+        return f"has slices that do not say where they lie: {unplaced[0].name}"
     return None
 
 

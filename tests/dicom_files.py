@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     UID,
     CTImageStorage,
+    EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -79,3 +81,76 @@ def put(folder: Path, image: sitk.Image | None = None, **changes: Any) -> list[P
             setattr(data, name, value)
         paths.append(save(data, folder / f"IM{index * 7919 % 1000:04d}"))
     return paths
+
+
+RESCALING = "PixelValueTransformationSequence"
+
+
+def groups_of(place: Iterable[float], axes: NDArray[np.float64], **pixels: Any) -> dict[str, Any]:
+    """The functional groups of a frame, as DICOM keywords, each with its item's values."""
+    return {
+        "PlanePositionSequence": {"ImagePositionPatient": [f"{n:.6f}"[:16] for n in place]},
+        "PlaneOrientationSequence": {
+            "ImageOrientationPatient": [f"{n:.9f}"[:16] for n in axes.ravel()]
+        },
+        "PixelMeasuresSequence": {"PixelSpacing": [0.75, 1.5], "SliceThickness": 1, **pixels},
+        RESCALING: {"RescaleSlope": 1, "RescaleIntercept": -1024, "RescaleType": "HU"},
+    }
+
+
+def many_slices(
+    planes: NDArray[np.integer],
+    groups: Sequence[dict[str, Any]],
+    shared: Collection[str] = (),
+    **changes: Any,
+) -> Dataset:
+    """An enhanced CT with stored values ``planes`` (frames, rows, columns).
+
+    Args:
+        planes: of all frames.
+        groups: of each frame, as of `groups_of`.
+        shared: those of them that the first frame has for all.
+        changes: DICOM keywords.
+    """
+    data = slice_of(planes[0], (0, 0, 0), np.eye(3)[:2], SOPClassUID=EnhancedCTImageStorage)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(data, name)
+    del data.RescaleSlope, data.RescaleIntercept
+    data.NumberOfFrames, data.PixelData = len(planes), planes.tobytes()
+    data.SharedFunctionalGroupsSequence = Items([_sequences(groups[0], shared)])
+    own = [_sequences(each, each.keys() - set(shared)) for each in groups]
+    data.PerFrameFunctionalGroupsSequence = Items(own)
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+def _sequences(groups: dict[str, Any], wanted: Collection[str]) -> Dataset:
+    data = Dataset()
+    for name in sorted(wanted):
+        item = Dataset()
+        for keyword, value in groups[name].items():
+            setattr(item, keyword, value)
+        setattr(data, name, Items([item]))
+    return data
+
+
+def put_together(path: Path, image: sitk.Image | None = None, **changes: Any) -> Path:
+    """An axial CT in HU as one file, head first."""
+    image = make_ct() if image is None else image
+    voxels = sitk.GetArrayFromImage(image).astype(np.int16) + 1024
+    x, y, z = image.GetSpacing()
+    axes = np.reshape(image.GetDirection(), (3, 3))[:, :2].T
+    groups = [
+        groups_of(
+            image.TransformIndexToPhysicalPoint((0, 0, index)),
+            axes,
+            PixelSpacing=[y, x],
+            SliceThickness=z,
+        )
+        for index in reversed(range(len(voxels)))
+    ]
+    data = many_slices(voxels[::-1], groups, groups[0].keys() - {"PlanePositionSequence"})
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return save(data, path)

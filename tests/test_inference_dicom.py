@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from dicom_files import put, save, slice_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     UID,
@@ -32,7 +32,8 @@ from tiny_model import make_ct
 
 from inference.cases import Case, find_cases
 from inference.cli import main
-from inference.dicom import Slice, read_series, read_slice
+from inference.dicom import read_series
+from inference.dicom_header import Slice, read_slices
 from inference.errors import CaseError, UsageError
 from inference.series import find_series
 
@@ -40,7 +41,7 @@ Spoil = Callable[[list[Path]], Any]
 
 
 def slices_in(folder: Path) -> list[Slice]:
-    return [one for one in map(read_slice, sorted(folder.iterdir())) if one is not None]
+    return [one for path in sorted(folder.iterdir()) for one in read_slices(path)]
 
 
 def edit(path: Path, **changes: Any) -> Path:
@@ -198,7 +199,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
         lambda paths: [
             edit(p, SOPClassUID=EnhancedCTImageStorage, file_meta=enhanced(p)) for p in paths
         ],
-        "multi-frame",
+        "does not say where its slices lie",
     ),
     "flat pixels": (
         lambda paths: [edit(path, PixelSpacing=[0, 0]) for path in paths],
@@ -324,27 +325,6 @@ def test_what_is_no_ct_volume_is_left_alone(tmp_path: Path) -> None:
         find_cases(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="or a DICOM series"):
         find_cases(tmp_path / "mr", tmp_path / "out")
-
-
-def test_several_slices_in_a_file_are_refused(tmp_path: Path) -> None:
-    data = slice_of(np.zeros((3, 4, 4), np.int16)[0], (0, 0, 0), np.eye(3)[:2])
-    data.SOPClassUID = EnhancedCTImageStorage
-    data.NumberOfFrames, data.PixelData = 3, bytes(96)
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        delattr(data, name)
-    orientation, position, measures = Dataset(), Dataset(), Dataset()
-    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    measures.PixelSpacing, measures.SliceThickness = [1, 1], 1
-    shared, frame = Dataset(), Dataset()
-    shared.PlaneOrientationSequence = Items([orientation])
-    shared.PixelMeasuresSequence = Items([measures])
-    position.ImagePositionPatient = [0, 0, 0]
-    frame.PlanePositionSequence = Items([position])
-    data.SharedFunctionalGroupsSequence = Items([shared])
-    data.PerFrameFunctionalGroupsSequence = Items([frame] * 3)
-    save(data, tmp_path / "a.dcm")
-    (case,) = find_cases(tmp_path, tmp_path / "out")
-    assert case.problem and "multi-frame" in case.problem
 
 
 def names(source: Path) -> list[str]:
@@ -537,7 +517,7 @@ def test_a_folder_of_files_is_not_searched(tmp_path: Path) -> None:
 
 def test_wrong_usage(tmp_path: Path) -> None:
     paths = put(tmp_path / "in")
-    with pytest.raises(UsageError, match="is DICOM; name the folder"):
+    with pytest.raises(UsageError, match="name the folder with all the slices"):
         find_cases(paths[0], tmp_path / "out")
     with pytest.raises(UsageError, match="labels would lie among CTs"):
         find_cases(tmp_path / "in", tmp_path / "in" / ".." / "in")

@@ -37,6 +37,7 @@ def test_lock_files_are_exact_and_do_not_contradict() -> None:
         "isal",
         "numpy",
         "openvino",
+        "pydicom",
         "simpleitk",
         "tqdm",
     }

@@ -197,7 +197,7 @@ def test_image_is_lean() -> None:
     )  # fmt: skip
     assert listed.returncode == 0, listed.stderr
     modules = set(listed.stdout.split())
-    assert {"inference", "numpy", "openvino", "SimpleITK", "tqdm"} <= modules
+    assert {"inference", "numpy", "openvino", "pydicom", "SimpleITK", "tqdm"} <= modules
     unwanted = {"torch", "training", "evaluation", "tests", "scipy", "nncf", "openvino_telemetry"}
     assert not modules & unwanted
     compiler = docker("run", *ISOLATED, "--rm", "abdoseg", "sh", "-c", "command -v cc gcc c++")

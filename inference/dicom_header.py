@@ -1,0 +1,232 @@
+"""What the headers of DICOM files say of a CT's slices: where they lie, and what they are like.
+
+A file holds one slice, or several as frames of an enhanced CT. SimpleITK (GDCM) reads the headers.
+
+The standard: DICOM PS3.3, C.7.6.2 (where a slice lies) and C.8.2.1 (CT); PS3.10, 7.1 (the file).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from inference.errors import CaseError, last_line
+from inference.paths import is_unicode
+from inference.reading import without_noise
+
+_HEAD = 1024  # bytes in which a file says that it is DICOM, and of which kind
+_MARK = slice(128, 132)
+# How older files begin: group 8's length, or one of its first elements with a type or a length.
+_WITHOUT_MARK = re.compile(
+    rb"\x08\x00(?:\0\0(?:UL\x04\0|\x04\0\0\0)|[\x05\x08\x16]\0(?:CS|UI|[\0-\x80]\0\0\0))"
+)
+_CT = "1.2.840.10008.5.1.4.1.1.2"  # and with .1 and .2: enhanced, and legacy converted to it
+_NO_VOLUME = {"LOCALIZER", "SCREEN SAVE"}  # of the image type
+
+ENDINGS = (".dcm", ".ima")
+"""Endings of files that are taken for slices where they do not say it."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the header says of a slice.
+
+    Attributes:
+        path: the file.
+        frame: which of the file's frames it is, counted from 0.
+        frames: how many there are.
+        patient: the Patient ID and the Study Instance UID; may be empty.
+        series: the Series Instance UID; may be empty.
+        number: the Series Number, as text; may be empty.
+        volume: whether it may be a part of a volume: not so localizers and pictures of a screen.
+        placed: whether it says where it lies.
+        size: columns and rows.
+        position: of the first pixel's centre, in mm along DICOM's axes (LPS).
+        axes: the direction along a row, then that along a column.
+        spacing: of columns and of rows, in mm.
+        whole: whether HU are whole numbers.
+        inverted: whether it says that low values are bright.
+        kernel: of the reconstruction.
+        acquisition: its number, as text.
+        padding: HU that stand for nothing, outside the round field of view; nan if none do.
+        correction: by what the HU that GDCM reads have to be multiplied, and what is to be added
+            then: it rescales all frames as it does the first.
+        nbytes: of the file's pixels, where they are not compressed.
+    """
+
+    path: Path
+    frame: int
+    frames: int
+    patient: tuple[str, str]
+    series: str
+    number: str
+    volume: bool
+    placed: bool
+    size: tuple[int, ...]
+    position: tuple[float, ...]
+    axes: tuple[float, ...]
+    spacing: tuple[float, ...]
+    whole: bool
+    inverted: bool
+    kernel: str
+    acquisition: str
+    padding: float
+    correction: tuple[float, float]
+    nbytes: int
+
+    @property
+    def name(self) -> str:
+        """The file's, and which frame of it, for messages."""
+        return f"{self.path.name}, frame {self.frame + 1}" if self.frames > 1 else self.path.name
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM, or is named so.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _kind(path) is not None
+
+
+def read_slices(path: Path) -> list[Slice]:
+    """Read the header of a slice, or of all slices that a file holds.
+
+    Returns:
+        The slices in the file's order; none for a file that is no DICOM, or no CT.
+
+    Raises:
+        CaseError: it is a CT, by what it says or by its name, that cannot be read, or does not
+            say where its slices lie. The message names the file.
+        OSError: it cannot be read.
+    """
+    kind = _kind(path)
+    if kind is None or not (kind in ("", _CT) or kind.startswith(f"{_CT}.")):
+        return []
+    if not is_unicode(path):
+        raise CaseError("has a slice whose name is not UTF-8; rename it")
+    reader = reader_of(path)
+    with without_noise():
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise CaseError(damaged(path, error)) from None
+
+    def text(key: str) -> str:
+        return reader.GetMetaData(key).strip("\0 ") if reader.HasMetaDataKey(key) else ""
+
+    def number(key: str, otherwise: float) -> float:
+        return next(iter(numbers(text(key))), otherwise)
+
+    modality = text("0008|0060") or ("CT" if kind else "")
+    if modality != "CT" or reader.GetNumberOfComponents() != 1:  # in colour: a picture of a screen
+        return []
+    place = [numbers(text(key)) for key in ("0020|0032", "0020|0037", "0028|0030")]
+    placed = [len(each) for each in place] == [3, 6, 2]
+    position, axes, spacing = place if placed else [(0.0,) * 3, (0.0,) * 6, (0.0,) * 2]
+    columns, rows, frames = reader.GetSize()
+    bits, padding = number("0028|0100", 16), number("0028|0120", math.nan)
+    if padding < 0 and text("0028|0103") == "0":  # written as if pixels were signed
+        padding += 2.0**bits
+    slope, intercept = number("0028|1053", 1), number("0028|1052", 0)
+    first = Slice(
+        path=path,
+        frame=0,
+        frames=frames,
+        patient=(text("0010|0020"), text("0020|000d")),
+        series=text("0020|000e"),
+        number=text("0020|0011"),
+        volume=not _NO_VOLUME.intersection(text("0008|0008").upper().split("\\")),
+        placed=placed,
+        size=(columns, rows),
+        position=position,
+        axes=axes,
+        spacing=spacing[::-1],
+        whole=reader.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64),
+        inverted=text("0028|0004") == "MONOCHROME1",
+        kernel=text("0018|1210"),
+        acquisition=text("0020|0012"),
+        padding=padding * slope + intercept,
+        correction=(1.0, 0.0),
+        nbytes=columns * rows * frames * int(bits) // 8,
+    )
+    if frames == 1 and not kind.startswith(f"{_CT}."):
+        return [first]
+    return _frames(first, (slope, intercept), padding)
+
+
+def _frames(first: Slice, rescaling: tuple[float, float], padding: float) -> list[Slice]:
+    """The slices of a file that may hold several.
+
+    Args:
+        first: what the file says of all of them.
+        rescaling: slope and intercept of those frames that have none of their own.
+        padding: the value that stands for nothing, before rescaling.
+
+    Raises:
+        CaseError: as `read_slices`.
+    """
+    from inference.dicom_frames import read_frames  # which takes a while to import
+
+    frames = read_frames(first.path, first.frames)
+    rescalings = [frame.rescaling or rescaling for frame in frames]
+    if not all(slope for slope, _ in rescalings):
+        raise CaseError(f"has slices without any values (rescaled by 0): {first.path.name}")
+    applied, added = rescalings[0]
+    return [
+        replace(
+            first,
+            frame=index,
+            volume=first.volume and not _NO_VOLUME & frame.kind,
+            placed=bool(frame.position and frame.axes and frame.spacing),
+            position=frame.position or first.position,
+            axes=frame.axes or first.axes,
+            spacing=frame.spacing[::-1] or first.spacing,
+            whole=first.whole and slope.is_integer() and intercept.is_integer(),
+            kernel=frame.kernel,
+            acquisition=frame.acquisition,
+            padding=padding * slope + intercept,
+            correction=(slope / applied, intercept - added * slope / applied),
+        )
+        for index, (frame, (slope, intercept)) in enumerate(zip(frames, rescalings, strict=True))
+    ]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The numbers of a DICOM value, which backslashes part; none if one of them is none."""
+    try:
+        found = tuple(float(part) for part in text.split("\\"))
+    except ValueError:
+        return ()
+    return found if all(map(math.isfinite, found)) else ()
+
+
+def _kind(path: Path) -> str | None:
+    """The storage class that a DICOM file names ("" if none); ``None`` for any other file."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head[_MARK] != b"DICM":
+        named = path.name.lower().endswith(ENDINGS)
+        return "" if named or _WITHOUT_MARK.match(head) else None
+    found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
+    if not found:
+        return ""
+    value = head[found.end() : found.end() + int.from_bytes(found[1], "little")]
+    return value.rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def reader_of(path: Path) -> sitk.ImageFileReader:
+    """GDCM's, of one file."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def damaged(path: Path, error: BaseException) -> str:
+    """What is said of a file that cannot be read."""
+    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({last_line(error)})"
