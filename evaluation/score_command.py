@@ -11,7 +11,7 @@ from evaluation import figures, overlay, summary
 from evaluation.challenge import COLUMN_OF, METRICS, columns
 from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
 from evaluation.tables import csv_text, markdown_text, number
-from evaluation.volumes import list_volumes, stem
+from evaluation.volumes import list_volumes, stem, volumes_by_case
 from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.writing import make_folder, write_text
@@ -58,7 +58,10 @@ def run(
         if any(score.values for score in scores):
             figures.box_plots(scores, labels, out / "boxplots.png")
         worst_cases = summary.worst(scores, worst)
-        truths, guesses = list_volumes(reference), list_volumes(prediction)
+        truths, guesses = (
+            {name: paths[0] for name, paths in volumes_by_case(folder).items()}
+            for folder in (reference, prediction)
+        )
         _write_worst(worst_cases, truths, guesses, cts, out)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None

@@ -8,13 +8,14 @@ what is found                 default                           strict (as the o
 ============================  ================================  ================================
 a prediction is missing       a row of zeros, counted           no row (their script only lists
                                                                 the predictions); reported
-prediction unreadable, or of  a row of zeros, counted           no row (their script stops
-another size                                                    there); reported
+prediction unreadable, of     a row of zeros, counted           no row (their script stops
+another size, or there twice                                    there); reported
 same size, other spacing or   a row of zeros, counted           scored as stored with the
 position                                                        reference's zooms; reported
 values that are no labels     a row of zeros, counted           cast to uint8
-reference unreadable, or the  no row; reported                  no row; reported
-scoring was killed
+reference unreadable or       no row; reported                  no row; reported
+there twice, or the scoring
+was killed
 ============================  ================================  ================================
 """
 
@@ -41,9 +42,10 @@ from evaluation.volumes import (
     LabelVolume,
     check_header,
     check_same_grid,
-    list_volumes,
     read_labels,
     shown,
+    twice,
+    volumes_by_case,
 )
 from inference.errors import CaseError, UsageError
 from inference.grid import Box
@@ -155,7 +157,7 @@ def score_case(
         strict: see the module's table.
         labels: which organs.
     """
-    zeros = {} if strict else {(metric, v): 0.0 for metric in METRICS for v in labels}
+    zeros = _zeros(strict, labels)
     try:
         truth = read_labels(reference, strict)
         check_header(truth)
@@ -180,6 +182,11 @@ def score_case(
         tuple(label for label in labels if label not in present),
         tuple(notes),
     )
+
+
+def _zeros(strict: bool, labels: Sequence[int]) -> dict[tuple[str, int], float]:
+    """The row of a prediction that cannot be scored, if it has one."""
+    return {} if strict else {(metric, label): 0.0 for metric in METRICS for label in labels}
 
 
 def _oddities(truth: LabelVolume, guess: LabelVolume, labels: Sequence[int]) -> list[str]:
@@ -223,12 +230,21 @@ def score_folders(
     Raises:
         UsageError: a folder is missing or the reference folder has no NIfTI file.
     """
-    truths, guesses = list_volumes(reference), list_volumes(prediction)
+    truths, guesses = volumes_by_case(reference), volumes_by_case(prediction)
     if not truths:
         raise UsageError(f"{reference}: no .nii.gz or .nii file in the reference folder")
-    pairs = [(shown(path), path, guesses.get(name)) for name, path in truths.items()]
+    doubled: dict[str, CaseScore] = {}
+    pairs: list[tuple[str, Path, Path | None]] = []
+    for case, own in truths.items():
+        name, others = shown(own[0]), guesses.get(case, [])
+        if len(own) > 1:
+            doubled[name] = CaseScore(name, "error", notes=(twice(own),))
+        elif len(others) > 1:
+            doubled[name] = CaseScore(name, "error", _zeros(strict, labels), notes=(twice(others),))
+        else:
+            pairs.append((name, own[0], others[0] if others else None))
     with tqdm(total=len(pairs), unit="case", desc="scoring", disable=quiet or None) as bar:
-        if min(workers, len(pairs)) == 1:
+        if min(workers, len(pairs)) <= 1:
             results = []
             for pair in pairs:
                 results.append(_result(partial(score_case, *pair, strict, labels), pair[0]))
@@ -237,10 +253,12 @@ def score_folders(
             results = _score_in_processes(pairs, strict, labels, workers, bar)
     extras = [
         CaseScore(shown(path), "extra", notes=(f"{path}: has no reference, so no score",))
-        for name, path in guesses.items()
-        if name not in truths
+        for case, paths in guesses.items()
+        if case not in truths
+        for path in paths
     ]
-    return results + extras
+    of_name = doubled | {score.name: score for score in results}
+    return [of_name[shown(own[0])] for own in truths.values()] + extras
 
 
 def _score_in_processes(

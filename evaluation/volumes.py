@@ -7,6 +7,7 @@ third axis and of the header's zooms.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,19 +58,37 @@ def list_volumes(folder: Path) -> dict[str, Path]:
     Raises:
         UsageError: no such folder, it cannot be read, or a case lies there under both suffixes.
     """
+    files = volumes_by_case(folder)
+    for paths in files.values():
+        if len(paths) > 1:
+            raise UsageError(twice(paths))
+    return {name: paths[0] for name, paths in files.items()}
+
+
+def twice(paths: Sequence[Path]) -> str:
+    """What is said of a case's files where there are several."""
+    return f"{paths[1]}: the case is there twice, as {shown(paths[0])} too"
+
+
+def volumes_by_case(folder: Path) -> dict[str, list[Path]]:
+    """The NIfTI files of a folder, by name (as `shown`) without suffix, sorted.
+
+    Returns:
+        One file of each name, or several where their suffixes differ.
+
+    Raises:
+        UsageError: no such folder, or it cannot be read.
+    """
     try:
         paths = sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder}: no such folder") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror})") from None
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in paths:
-        if not path.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
-            continue
-        if (name := stem(shown(path))) in found:
-            raise UsageError(f"{path}: the case is there twice, as {found[name].name} too")
-        found[name] = path
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
+            found.setdefault(stem(shown(path)), []).append(path)
     return found
 
 

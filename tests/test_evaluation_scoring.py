@@ -297,6 +297,28 @@ def test_missing_and_extra_predictions(tmp_path: Path) -> None:
     assert overall(honest) == pytest.approx(overall(strict) / 2)
 
 
+def test_a_case_that_is_there_twice_costs_no_other(tmp_path: Path) -> None:
+    truth, guess = random_pair(1)
+    for name in ("a", "b", "c"):
+        save(truth, (1, 1, 1), tmp_path / "r" / f"{name}.nii.gz")
+        save(guess, (1, 1, 1), tmp_path / "p" / f"{name}.nii.gz")
+    save(truth, (1, 1, 1), tmp_path / "r" / "a.nii")
+    save(guess, (1, 1, 1), tmp_path / "p" / "b.nii")
+    for strict in (False, True):
+        scores = score_folders(tmp_path / "r", tmp_path / "p", strict=strict, quiet=True)
+        assert [score.status for score in scores] == ["error", "error", "scored"]
+        assert [score.name[0] for score in scores] == ["a", "b", "c"]
+        assert scores[0].values == {}
+        assert set(scores[1].values.values()) == (set() if strict else {0.0})
+        for score, folder in zip(scores, ("r", "p"), strict=False):
+            (note,) = score.notes
+            assert str(tmp_path / folder / score.name[0]) in note and "there twice" in note
+    command = ["score", "--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
+    command += ["--out", tmp_path / "out"]
+    assert main([str(word) for word in command]) == 1
+    assert (tmp_path / "out" / "worst.md").is_file()
+
+
 def test_nothing_is_said_of_a_case_whose_reference_cannot_be_read(tmp_path: Path) -> None:
     """A missing prediction beside it is no organ missed: there is nothing to compare."""
     (tmp_path / "r").mkdir()

@@ -574,6 +574,26 @@ def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(
     assert stored(out / "images" / "P1.npz", "labels") == [0, 1]
 
 
+def test_voxels_that_lie_beside_their_header_are_looked_at(tmp_path: Path) -> None:
+    """Of the same size, under a header that stays: .mhd."""
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    hu, labels = a_patient()
+    write(data / "labelsTr" / "P1.nii.gz", labels)
+    config = Config.load(configuration(tmp_path))
+
+    def prepared(hu: np.ndarray) -> int:
+        image = sitk.GetImageFromArray(hu)
+        image.SetSpacing((12.0, 12.0, 12.0))
+        (data / "imagesTr").mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(data / "imagesTr" / "P1_0000.mhd"))
+        assert prepare(find_cases(data), out, config, 1) == []
+        return max(stored(out / "images" / "P1.npz", "hu"))
+
+    assert prepared(hu) == 400
+    hu[hu == 400] = 300
+    assert prepared(hu) == 300
+
+
 def test_copied_data_is_the_same_data_and_other_data_is_refused(
     prepared_once: tuple[Path, Path, Config], tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -189,7 +190,17 @@ def _cases_of(job: _Job) -> list[Case]:
 
 
 def _files_of(case: Case) -> list[Path]:
-    return [path for path in (case.image, case.label_file, case.tissue_file) if path]
+    named = [path for path in (case.image, case.label_file, case.tissue_file) if path]
+    return [file for path in named for file in (path, *_voxels_beside(path))]
+
+
+def _voxels_beside(path: Path) -> list[Path]:
+    """The file that holds the voxels of an ``.mhd``, which is a header alone."""
+    if path.suffix.lower() != ".mhd" or not path.is_file():
+        return []
+    found = re.search(rb"^ElementDataFile\s*=\s*(.*\S)", path.read_bytes(), re.MULTILINE)
+    voxels = path.parent / os.fsdecode(found[1]) if found else path
+    return [voxels] if voxels.is_file() else []
 
 
 def _remove_others(
