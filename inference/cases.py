@@ -188,9 +188,10 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     from inference.series import find_series
 
     found = find_series(source)
-    if not found and files == [source]:
+    alone = files == [source]
+    if not found and alone:
         raise UsageError(
-            f"{source}: is DICOM, but no volume by itself; name the folder with all the slices"
+            f"{source}: is DICOM, but no CT by itself; name the folder with all the slices"
         )
     if not found:
         endings = ", ".join(ENDINGS)
@@ -211,7 +212,7 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     cases = []
     for series in found:
         told = _told(series, beside[series.folder])
-        if files == [source]:
+        if alone:
             place, parts = source, [_without_ending(source)]
         else:
             place = series.folder
@@ -224,7 +225,7 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
 
 def _without_ending(file: Path) -> str:
     """The name of a DICOM file; UIDs have dots in them, and often no ending."""
-    from inference.dicom_header import ENDINGS as SLICE_ENDINGS
+    from inference.dicom_header import SLICE_ENDINGS
 
     return file.stem if file.suffix.lower() in SLICE_ENDINGS else file.name
 

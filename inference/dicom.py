@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.dicom_header import Slice, damaged, reader_of
-from inference.errors import CaseError
+from inference.errors import CaseError, last_line
 from inference.reading import (
     Scan,
     Watch,
@@ -113,7 +115,7 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
     check_spacing(spacing)
     size = (*first.size, len(slices))
     pixel = sitk.sitkInt16 if all(one.whole for one in slices) else sitk.sitkFloat32
-    check_room((*first.size, _slices_held(slices)), pixel)
+    check_room(size, pixel, _bytes_beside(slices))
     image = sitk.Image(size, pixel)
     image.SetSpacing(spacing)
     image.SetOrigin(first.position)
@@ -121,28 +123,38 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
     image.SetDirection(np.column_stack([row, column, np.cross(row, column)]).ravel().tolist())
     check_geometry(image)
     volume = writable(image)
-    read, planes = first.path, _planes(first)
+    of_file: dict[Path, list[int]] = {}
     for index, one in enumerate(slices):
-        if one.path != read:
-            read, planes = one.path, _planes(one)
-        volume[index] = _pixels(one, planes, volume.dtype)
+        of_file.setdefault(one.path, []).append(index)
+    ready = 0
+    for indices in of_file.values():
+        held = _read(slices[indices[0]])
+        planes = sitk.GetArrayViewFromImage(held)
+        for index in indices:
+            volume[index] = _pixels(slices[index], planes, volume.dtype)
+        del planes, held  # before the next file's come
+        ready += len(indices)
         if watch is not None:
-            watch(image, index + 1)
+            watch(image, ready)
     return Scan(image, warnings=warnings)
 
 
 def bytes_needed(slices: Sequence[Slice]) -> int:
     """How many bytes the CT of these slices takes in memory at most."""
-    return math.prod(slices[0].size) * _slices_held(slices) * np.dtype(np.float32).itemsize
+    volume = math.prod(slices[0].size) * len(slices) * np.dtype(np.float32).itemsize
+    return volume + _bytes_beside(slices)
 
 
-def _slices_held(slices: Sequence[Slice]) -> int:
-    """How many slices lie in memory at once while they are read.
+def _bytes_beside(slices: Sequence[Slice]) -> int:
+    """How many bytes reading takes beside the volume.
 
-    Of a file that holds several GDCM reads all at a time, in twice the bytes per voxel.
+    Of a file that holds several slices GDCM reads all at once, as they are stored and rescaled.
     """
-    most = max(one.frames for one in slices)
-    return len(slices) + (2 * most if most > 1 else 0)
+    rescaled = np.dtype(np.int32 if all(one.whole for one in slices) else np.float64).itemsize
+    return max(
+        one.nbytes + math.prod(one.size) * one.frames * rescaled if one.frames > 1 else 0
+        for one in slices
+    )
 
 
 def axes_of(one: Slice) -> tuple[NDArray[np.float64], bool]:
@@ -184,34 +196,39 @@ def _mixed(values: Sequence[str]) -> bool:
     return sum(1 for _ in itertools.groupby(known)) > len(set(known))
 
 
-def _planes(one: Slice) -> NDArray[Any]:
-    """All that a slice's file holds (frames, rows, columns), as GDCM rescales it.
+def _read(one: Slice) -> sitk.Image:
+    """All that a slice's file holds (columns, rows, frames), as GDCM rescales it.
 
     Raises:
         CaseError: it cannot be read.
     """
+    lacking = CaseError(f"has a slice with too few pixels: {one.path.name}")
+    if _lacks_pixels(one):
+        raise lacking
     reader = reader_of(one.path)
     with without_noise():
         try:
-            planes = sitk.GetArrayFromImage(reader.Execute())
+            image = reader.Execute()
         except RuntimeError as error:
             raise CaseError(damaged(one.path, error)) from None
-    if planes.shape != (one.frames, *one.size[::-1]) or _lacks_pixels(one):
-        raise CaseError(f"has a slice with too few pixels: {one.path.name}")
-    return planes
+    if image.GetSize() != (*one.size, one.frames):
+        raise lacking
+    return image
 
 
 def _pixels(one: Slice, planes: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A slice's HU (rows, columns), of what its file holds."""
+    """A slice's HU (rows, columns), of what its file holds (frames, rows, columns)."""
     plane = planes[one.frame]
-    if one.correction != (1, 0):
-        factor, offset = one.correction
-        plane = plane * factor + offset
-        plane = np.rint(plane) if dtype.kind == "i" else plane
+    slope, intercept = one.applied
+    padding = one.padding * slope + intercept
+    blank = np.abs(plane - padding) < abs(slope) / 2 if padding > _DENSEST else None
+    if one.rescaling != one.applied:
+        stored = np.rint((plane - intercept) / slope)
+        plane = stored * one.rescaling[0] + one.rescaling[1]
     limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
     values = np.clip(plane, limits.min, limits.max).astype(dtype)
-    if one.padding > _DENSEST:
-        values[plane == one.padding] = _AIR
+    if blank is not None:
+        values[blank] = _AIR
     return values
 
 
@@ -222,9 +239,16 @@ def _lacks_pixels(one: Slice) -> bool:
         CaseError: the file cannot be read any more.
     """
     try:
-        data = one.path.read_bytes()
-    except OSError as error:
-        raise CaseError(f"cannot be read: {one.path.name} ({error.strerror})") from None
+        with (
+            one.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            return _is_too_short(data, one.nbytes)
+    except (OSError, ValueError) as error:  # a file that is empty by now
+        raise CaseError(f"cannot be read: {one.path.name} ({last_line(error)})") from None
+
+
+def _is_too_short(data: mmap.mmap, nbytes: int) -> bool:
     most = None
     for found in _PIXELS.finditer(data):
         length = int.from_bytes(found["long"] or found["plain"], "little")
@@ -235,4 +259,4 @@ def _lacks_pixels(one: Slice) -> bool:
         # The same bytes may lie in a private element: after pixels there is padding at most.
         if end == len(data) or (end < len(data) and follows > _PIXEL_GROUP):
             most = max(most or 0, length)
-    return most is not None and most < one.nbytes
+    return most is not None and most < nbytes

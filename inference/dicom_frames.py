@@ -17,7 +17,8 @@ from typing import Any
 import pydicom
 from pydicom.config import disable_value_validation
 
-from inference.errors import CaseError, last_line
+from inference.dicom_header import damaged
+from inference.errors import CaseError
 
 _PLACES = (
     ("PlanePositionSequence", "ImagePositionPatient", 3),
@@ -35,8 +36,8 @@ class Frame:
         kind: the frame type's values.
         position: of the first pixel's centre, in mm along DICOM's axes (LPS); may be empty.
         axes: the direction along a row, then that along a column; may be empty.
-        spacing: of rows and of columns, in mm; may be empty.
-        rescaling: slope and intercept; may be empty.
+        spacing: of columns and of rows, in mm; may be empty.
+        rescaling: slope and intercept; ``None`` if it has none of its own.
         kernel: of the reconstruction; may be empty.
         acquisition: its number, as text; may be empty.
     """
@@ -45,9 +46,14 @@ class Frame:
     position: tuple[float, ...]
     axes: tuple[float, ...]
     spacing: tuple[float, ...]
-    rescaling: tuple[float, ...]
+    rescaling: tuple[float, float] | None
     kernel: str
     acquisition: str
+
+    @property
+    def placed(self) -> bool:
+        """Whether all is said of where it lies."""
+        return bool(self.position and self.axes and self.spacing)
 
 
 def read_frames(path: Path, count: int) -> list[Frame]:
@@ -58,8 +64,8 @@ def read_frames(path: Path, count: int) -> list[Frame]:
         count: how many frames it has.
 
     Raises:
-        CaseError: its header cannot be read, or tells of another number of frames. The message
-            names the file.
+        CaseError: its header cannot be read, tells of another number of frames, or does not say
+            in one place how they become HU. The message names the file.
     """
     try:
         with warnings.catch_warnings(), disable_value_validation():
@@ -69,9 +75,10 @@ def read_frames(path: Path, count: int) -> list[Frame]:
             )
             shared = list(header.get(_SHARED) or [])
             frames = [_frame([own, *shared]) for own in header.get(_OWN) or []]
+    except CaseError as error:
+        raise CaseError(f"{error}: {path.name}") from None
     except Exception as error:  # pydicom raises many kinds for a file that is damaged
-        reason = last_line(error) or type(error).__name__
-        raise CaseError(f"cannot be read, perhaps damaged: {path.name} ({reason})") from None
+        raise CaseError(damaged(path, error)) from None
     if len(frames) != count:
         raise CaseError(
             f"does not say where its slices lie: {path.name} tells it of {len(frames)} of {count}"
@@ -90,24 +97,44 @@ def _frame(groups: list[pydicom.Dataset]) -> Frame:
                     return found
         return None
 
-    def numbers(group: str, key: str, count: int) -> tuple[float, ...]:
+    def floats(group: str, key: str, count: int) -> tuple[float, ...]:
         """So many; none where there are others, or one of them is no number."""
-        found = value(group, key)
-        if found is None:
-            return ()
-        found = tuple(map(float, [found] if isinstance(found, str | float | int) else found))
+        found = tuple(map(float, _several(value(group, key))))
         return found if len(found) == count and all(map(math.isfinite, found)) else ()
 
-    position, axes, spacing = (numbers(*place) for place in _PLACES)
-    rescaling = "PixelValueTransformationSequence"
-    slope = numbers(rescaling, "RescaleSlope", 1)
-    intercept = numbers(rescaling, "RescaleIntercept", 1)
+    position, axes, spacing = (floats(*place) for place in _PLACES)
     return Frame(
-        kind=frozenset(map(str.upper, value("CTImageFrameTypeSequence", "FrameType") or ())),
+        kind=frozenset(map(str.upper, _several(value("CTImageFrameTypeSequence", "FrameType")))),
         position=position,
         axes=axes,
-        spacing=spacing,
-        rescaling=slope + intercept if slope and intercept else (),
+        spacing=spacing[::-1],
+        rescaling=_rescaling(groups),
         kernel=str(value("CTReconstructionSequence", "ConvolutionKernel") or ""),
         acquisition=str(value("FrameContentSequence", "FrameAcquisitionNumber") or ""),
     )
+
+
+def _rescaling(groups: list[pydicom.Dataset]) -> tuple[float, float] | None:
+    """Slope and intercept.
+
+    Raises:
+        CaseError: one of them is missing or impossible, or they stand in several places, of which
+            GDCM would take another than the standard means. The message does not name the file.
+    """
+    items = [item for each in groups for item in each.get("PixelValueTransformationSequence") or []]
+    if not items:
+        return None
+    slope, intercept = (
+        float(math.nan if (value := items[0].get(key)) is None else value)
+        for key in ("RescaleSlope", "RescaleIntercept")
+    )
+    if len(items) > 1 or not slope or not math.isfinite(slope + intercept):
+        raise CaseError("does not say clearly what its values are in HU")
+    return slope, intercept
+
+
+def _several(value: Any) -> list[Any]:
+    """A header's value as a list, whether it has none, one or several."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | float | int) else list(value)

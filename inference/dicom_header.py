@@ -27,7 +27,7 @@ _WITHOUT_MARK = re.compile(
 _CT = "1.2.840.10008.5.1.4.1.1.2"  # and with .1 and .2: enhanced, and legacy converted to it
 _NO_VOLUME = {"LOCALIZER", "SCREEN SAVE"}  # of the image type
 
-ENDINGS = (".dcm", ".ima")
+SLICE_ENDINGS = (".dcm", ".ima")
 """Endings of files that are taken for slices where they do not say it."""
 
 
@@ -52,10 +52,13 @@ class Slice:
         inverted: whether it says that low values are bright.
         kernel: of the reconstruction.
         acquisition: its number, as text.
-        padding: HU that stand for nothing, outside the round field of view; nan if none do.
-        correction: by what the HU that GDCM reads have to be multiplied, and what is to be added
-            then: it rescales all frames as it does the first.
+        padding: the stored value that stands for nothing, outside the round field of view; nan if
+            none does.
+        rescaling: slope and intercept that make HU of stored values.
+        applied: those that GDCM applies; to all frames of a file it is those of the first.
+        files: how many files the volume has by itself, where it was cut into several.
         nbytes: of the file's pixels, where they are not compressed.
+        problem: why it cannot be read; ``None`` if it can.
     """
 
     path: Path
@@ -75,8 +78,11 @@ class Slice:
     kernel: str
     acquisition: str
     padding: float
-    correction: tuple[float, float]
+    rescaling: tuple[float, float]
+    applied: tuple[float, float]
+    files: int
     nbytes: int
+    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -100,8 +106,8 @@ def read_slices(path: Path) -> list[Slice]:
         The slices in the file's order; none for a file that is no DICOM, or no CT.
 
     Raises:
-        CaseError: it is a CT, by what it says or by its name, that cannot be read, or does not
-            say where its slices lie. The message names the file.
+        CaseError: it is a CT, by what it says or by its name, that cannot be read. The message
+            names the file.
         OSError: it cannot be read.
     """
     kind = _kind(path)
@@ -132,8 +138,8 @@ def read_slices(path: Path) -> list[Slice]:
     bits, padding = number("0028|0100", 16), number("0028|0120", math.nan)
     if padding < 0 and text("0028|0103") == "0":  # written as if pixels were signed
         padding += 2.0**bits
-    slope, intercept = number("0028|1053", 1), number("0028|1052", 0)
-    first = Slice(
+    rescaling = number("0028|1053", 1.0), number("0028|1052", 0.0)
+    file = Slice(
         path=path,
         frame=0,
         frames=frames,
@@ -150,47 +156,53 @@ def read_slices(path: Path) -> list[Slice]:
         inverted=text("0028|0004") == "MONOCHROME1",
         kernel=text("0018|1210"),
         acquisition=text("0020|0012"),
-        padding=padding * slope + intercept,
-        correction=(1.0, 0.0),
+        padding=padding,
+        rescaling=rescaling,
+        applied=rescaling,
+        files=int(number("0020|9163", 1)),
         nbytes=columns * rows * frames * int(bits) // 8,
     )
-    if frames == 1 and not kind.startswith(f"{_CT}."):
-        return [first]
-    return _frames(first, (slope, intercept), padding)
+    kind = kind or text("0008|0016")
+    several = frames > 1 or kind.startswith(f"{_CT}.")
+    return _frames(file, rescaling, kind) if several else [file]
 
 
-def _frames(first: Slice, rescaling: tuple[float, float], padding: float) -> list[Slice]:
+def _frames(file: Slice, rescaling: tuple[float, float], kind: str) -> list[Slice]:
     """The slices of a file that may hold several.
 
     Args:
-        first: what the file says of all of them.
+        file: what the file says of all of them.
         rescaling: slope and intercept of those frames that have none of their own.
-        padding: the value that stands for nothing, before rescaling.
+        kind: the storage class.
 
-    Raises:
-        CaseError: as `read_slices`.
+    Returns:
+        What is wrong with them is the problem of the only one.
     """
-    from inference.dicom_frames import read_frames  # which takes a while to import
+    if not file.volume:
+        return [file]
+    try:
+        if not kind.startswith(f"{_CT}."):
+            raise CaseError(f"has a file of several slices that is no enhanced CT: {file.name}")
+        from inference.dicom_frames import read_frames  # which takes a while to import
 
-    frames = read_frames(first.path, first.frames)
+        frames = read_frames(file.path, file.frames)
+    except CaseError as error:
+        return [replace(file, placed=False, problem=str(error))]
     rescalings = [frame.rescaling or rescaling for frame in frames]
-    if not all(slope for slope, _ in rescalings):
-        raise CaseError(f"has slices without any values (rescaled by 0): {first.path.name}")
-    applied, added = rescalings[0]
     return [
         replace(
-            first,
+            file,
             frame=index,
-            volume=first.volume and not _NO_VOLUME & frame.kind,
-            placed=bool(frame.position and frame.axes and frame.spacing),
-            position=frame.position or first.position,
-            axes=frame.axes or first.axes,
-            spacing=frame.spacing[::-1] or first.spacing,
-            whole=first.whole and slope.is_integer() and intercept.is_integer(),
+            volume=not _NO_VOLUME & frame.kind,
+            placed=frame.placed,
+            position=frame.position,
+            axes=frame.axes,
+            spacing=frame.spacing,
+            whole=file.whole and slope.is_integer() and intercept.is_integer(),
             kernel=frame.kernel,
             acquisition=frame.acquisition,
-            padding=padding * slope + intercept,
-            correction=(slope / applied, intercept - added * slope / applied),
+            rescaling=(slope, intercept),
+            applied=rescalings[0],
         )
         for index, (frame, (slope, intercept)) in enumerate(zip(frames, rescalings, strict=True))
     ]
@@ -210,7 +222,7 @@ def _kind(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head[_MARK] != b"DICM":
-        named = path.name.lower().endswith(ENDINGS)
+        named = path.name.lower().endswith(SLICE_ENDINGS)
         return "" if named or _WITHOUT_MARK.match(head) else None
     found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
     if not found:
@@ -229,4 +241,5 @@ def reader_of(path: Path) -> sitk.ImageFileReader:
 
 def damaged(path: Path, error: BaseException) -> str:
     """What is said of a file that cannot be read."""
-    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({last_line(error)})"
+    reason = last_line(error) or type(error).__name__
+    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({reason})"

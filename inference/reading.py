@@ -260,10 +260,16 @@ def check_intensities(volume: NDArray[Any]) -> Intensities:
     return Intensities()
 
 
-def check_room(size: Sequence[int], pixel: int) -> None:
-    """Raise CaseError where there is not enough memory for an image of SimpleITK's pixel type."""
+def check_room(size: Sequence[int], pixel: int, beside: int = 0) -> None:
+    """Raise CaseError where there is not enough memory for an image, and so many bytes beside it.
+
+    Args:
+        size: voxels.
+        pixel: SimpleITK's pixel type.
+        beside: bytes.
+    """
     voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel)).itemsize
-    if math.prod(size) * voxel > free_memory():
+    if math.prod(size) * voxel + beside > free_memory():
         raise CaseError("is too large for the memory there is")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.dicom import SAME_PLACE, axes_of, check_alike, stack
-from inference.dicom_header import ENDINGS, Slice, numbers, read_slices
+from inference.dicom_header import SLICE_ENDINGS, Slice, numbers, read_slices
 from inference.errors import CaseError
 from inference.paths import is_file, is_folder, is_there
 
@@ -84,7 +84,7 @@ def _series_of(group: Sequence[Slice], lost: Mapping[Path, str]) -> Series | Non
     placed = [one for one in group if one.placed]
     sizes = {one.size for one in placed}
     # Without a place and of another size: a page of text, say, in the series that it is about.
-    slices = [one for one in group if one.placed or not sizes or one.size in sizes]
+    slices = [one for one in group if one.placed or one.problem or one.size in sizes or not sizes]
     problem = _problem(slices)
     if problem is None and not (placed and _is_volume(placed)):
         return None
@@ -144,7 +144,7 @@ def _slices(files: Sequence[Path]) -> tuple[list[Slice], str | None]:
     unread |= {path: "is empty" for path in others if _pattern(path) in usual and _is_blank(path)}
     for path, reason in unread.items():
         # Where there is no slice to compare with, it may be a link to a patient's folder.
-        maybe = path.suffix.lower() in ENDINGS or (not slices and not path.suffix)
+        maybe = path.suffix.lower() in SLICE_ENDINGS or (not slices and not path.suffix)
         if maybe or _pattern(path) in usual:
             lost = f"may lack a slice: {path.name} {reason}"
     return slices, lost
@@ -184,6 +184,11 @@ def _together(parts: list[list[Slice]]) -> list[list[Slice]]:
 
 def _problem(group: Sequence[Slice]) -> str | None:
     """Why slices are no CT although they should be one."""
+    if said := next((one.problem for one in group if one.problem), None):
+        return said
+    files, known = max(one.files for one in group), len({one.path for one in group})
+    if known < files:
+        return f"is cut into {files} files, of which there are {known} here"
     unplaced = [one for one in group if not one.placed]
     if unplaced and len(group) > 1:
         return f"has slices that do not say where they lie: {unplaced[0].name}"

@@ -13,10 +13,11 @@ import SimpleITK as sitk
 from dicom_files import RESCALING, groups_of, many_slices, put, put_together, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     UID,
+    CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -145,9 +146,17 @@ def test_padding_is_air(tmp_path: Path) -> None:
     voxels = sitk.GetArrayFromImage(make_ct())
     stored = (voxels + 1024).astype(np.int16)[::-1].copy()
     stored[:, 0] = 32767
-    put_together(tmp_path / "a", PixelPaddingValue=32767, PixelData=stored.tobytes())
+    path = put_together(tmp_path / "a", PixelPaddingValue=32767, PixelData=stored.tobytes())
     voxels[:, 0] = -1024
     assert np.array_equal(voxels_of(tmp_path), voxels)
+    data = pydicom.dcmread(path)
+    delattr(data.SharedFunctionalGroupsSequence[0], RESCALING)
+    for number, groups in enumerate(data.PerFrameFunctionalGroupsSequence):
+        item = Dataset()
+        item.RescaleSlope, item.RescaleIntercept = f"{0.7 + 0.013 * number:.3f}", "-100.3"
+        setattr(groups, RESCALING, Items([item]))
+    data.save_as(path)
+    assert (voxels_of(tmp_path)[:, 0] == -1024).all()
 
 
 def frame(path: Path, number: int) -> tuple[Dataset, Dataset]:
@@ -176,7 +185,7 @@ def shared(path: Path, group: str, **values: Any) -> None:
     data.save_as(path)
 
 
-def fewer(path: Path, **changes: Any) -> None:
+def changed(path: Path, **changes: Any) -> None:
     data = pydicom.dcmread(path)
     for keyword, value in changes.items():
         setattr(data, keyword, value)
@@ -187,6 +196,20 @@ def cut(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
 
+
+def rescaled_again(path: Path, number: int) -> None:
+    data, groups = frame(path, number)
+    setattr(groups, RESCALING, data.SharedFunctionalGroupsSequence[0][RESCALING].value)
+    data.save_as(path)
+
+
+def plain(path: Path) -> FileMetaDataset:
+    meta = pydicom.dcmread(path).file_meta
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    return meta
+
+
+UNCLEAR = "does not say clearly what its values are in HU: ct.dcm"
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two in one place": (lambda p: moved(p, 4, 700.0), "in one place, of several phases perhaps"),
@@ -199,24 +222,31 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "that do not say where they lie: ct.dcm, frame 7",
     ),
     "without any header of frames": (
-        lambda p: fewer(p, PerFrameFunctionalGroupsSequence=None),
+        lambda p: changed(p, PerFrameFunctionalGroupsSequence=None),
         "does not say where its slices lie: ct.dcm tells it of 0 of 20",
     ),
     "more frames than told of": (
-        lambda p: fewer(
+        lambda p: changed(
             p, PerFrameFunctionalGroupsSequence=frame(p, 0)[0].PerFrameFunctionalGroupsSequence[:9]
         ),
         "tells it of 9 of 20",
     ),
-    "text for a number": (
+    "no number": (
         lambda p: shared(p, "PixelMeasuresSequence", PixelSpacing=[np.inf, 1.4]),
         "do not say where they lie",
     ),
-    "rescaled by nothing": (lambda p: shared(p, RESCALING, RescaleSlope=0), "rescaled by 0"),
-    "fewer pixels": (lambda p: fewer(p, PixelData=bytes(40 * 44 * 2 * 19)), "too few pixels"),
+    "rescaled by nothing": (lambda p: shared(p, RESCALING, RescaleSlope=0), UNCLEAR),
+    "half a rescaling": (lambda p: shared(p, RESCALING, RescaleSlope=None), UNCLEAR),
+    "two rescalings": (lambda p: rescaled_again(p, 3), UNCLEAR),
+    "no enhanced CT": (
+        lambda p: changed(p, SOPClassUID=CTImageStorage, file_meta=plain(p)),
+        "no enhanced CT: ct.dcm",
+    ),
+    "a part": (lambda p: changed(p, InConcatenationTotalNumber=3), "3 files, of which there are 1"),
+    "fewer pixels": (lambda p: changed(p, PixelData=bytes(40 * 44 * 2 * 19)), "too few pixels"),
     "cut in its pixels": (lambda p: cut(p, 0.7), "ct.dcm"),
     "cut in its header": (lambda p: cut(p, 0.05), "ct.dcm"),
-    "inverted": (lambda p: fewer(p, PhotometricInterpretation="MONOCHROME1"), "MONOCHROME1"),
+    "inverted": (lambda p: changed(p, PhotometricInterpretation="MONOCHROME1"), "MONOCHROME1"),
 }
 
 
@@ -234,13 +264,64 @@ def test_what_is_no_regular_stack_costs_one_line_and_no_other_case(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in BAD if not kind.startswith("cut")])
+def test_what_is_no_regular_stack_is_no_matter_of_the_series_beside_it(
+    tmp_path: Path, kind: str
+) -> None:
+    """But where a file does not even say to which series it belongs, nobody knows."""
+    spoil, reason = BAD[kind]
+    put(tmp_path, SeriesNumber=1)
+    spoil(put_together(tmp_path / "ct.dcm", SeriesInstanceUID="1.9", SeriesNumber=2))
+    good, bad = find_series(tmp_path)
+    assert (good.uid, good.problem) == ("1.2.3", None)
+    with pytest.raises(CaseError) as caught:
+        if bad.problem:
+            raise CaseError(bad.problem)
+        read_series(bad.slices)
+    assert bad.uid == "1.9" and reason in str(caught.value)
+
+
+def test_a_localizer_that_says_nothing_is_left_alone(tmp_path: Path) -> None:
+    put(tmp_path)
+    path = put_together(
+        tmp_path / "scout.dcm",
+        SeriesInstanceUID="1.9",
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+    )
+    changed(path, PerFrameFunctionalGroupsSequence=None)
+    (series,) = find_series(tmp_path)
+    assert (series.uid, series.problem) == ("1.2.3", None)
+
+
+def test_without_rescaling_values_are_hu(tmp_path: Path) -> None:
+    path = put_together(tmp_path / "ct.dcm")
+    data = pydicom.dcmread(path)
+    delattr(data.SharedFunctionalGroupsSequence[0], RESCALING)
+    data.save_as(path)
+    assert np.array_equal(voxels_of(tmp_path), sitk.GetArrayFromImage(make_ct()) + 1024)
+
+
+def test_a_part_joined_by_the_others_is_a_whole(tmp_path: Path) -> None:
+    ct = make_ct()
+    for number, part in enumerate((ct[:, :, :7], ct[:, :, 7:]), 1):
+        put_together(
+            tmp_path / f"{number}.dcm",
+            part,
+            InConcatenationTotalNumber=2,
+            InConcatenationNumber=number,
+        )
+    assert np.array_equal(voxels_of(tmp_path), sitk.GetArrayFromImage(ct))
+    (alone,) = find_cases(tmp_path / "1.dcm", tmp_path / "out")
+    assert alone.problem and "is cut into 2 files" in alone.problem
+
+
 def test_damage_is_one_line_or_harmless(tmp_path: Path) -> None:
     """A byte of the header changed: read, or refused as any other file."""
     content = put_together(tmp_path / "whole.dcm").read_bytes()
     start = len(content) - 20 * 40 * 44 * 2
     rng = np.random.default_rng(0)
     read = []
-    for number in range(60):
+    for number in range(200):
         changed = bytearray(content)
         changed[int(rng.integers(128, start))] ^= 1 << int(rng.integers(8))
         path = tmp_path / f"{number}.dcm"
@@ -250,15 +331,16 @@ def test_damage_is_one_line_or_harmless(tmp_path: Path) -> None:
             read += [] if case.problem else [case.read()]
         except (CaseError, UsageError):
             pass
-    assert 10 < len(read) < 60
+    assert 30 < len(read) < 200
 
 
 def test_memory_counts_the_file_beside_the_ct(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = read_slices(put_together(tmp_path / "a.dcm"))
-    needed = 3 * 2 * make_ct().GetNumberOfPixels()
-    assert bytes_needed(slices) == 2 * needed
+    # int16 as it is stored and as it is given, int32 as GDCM rescales it.
+    needed = (2 + 2 + 4) * make_ct().GetNumberOfPixels()
+    assert bytes_needed(slices) >= needed
     monkeypatch.setattr("inference.reading.free_memory", lambda: needed)
     read_series(slices)
     monkeypatch.setattr("inference.reading.free_memory", lambda: needed - 1)
