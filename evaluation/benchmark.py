@@ -23,26 +23,26 @@ from tqdm import tqdm
 
 from evaluation import benchmark_network, host
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
-from evaluation.benchmark_peak import PRECISIONS, multiply_adds_of
+from evaluation.benchmark_peak import multiply_adds_of
 from evaluation.metrics import dice
 from evaluation.tables import csv_text, markdown_text, number
 from evaluation.usage import Usage, run_command
 from evaluation.volumes import read_labels
+from inference import progress
 from inference.cases import label_name
-from inference.errors import CaseError, UsageError
+from inference.errors import CaseError, ModelError, UsageError
 from inference.machine import usable_threads
 from inference.model import weights_folders
 from inference.organs import ORGANS
+from inference.paths import is_file
 from inference.phantom import make_phantom
 from inference.plan import Plan
+from inference.plan_check import PRECISIONS
 from inference.processor import instruction_sets
 from inference.reading import read
 from inference.writing import write_image, write_text
 
-STAGES = (
-    *("start", "load", "read", "preprocess", "look", "compile"),
-    *("network", "postprocess", "labels", "write"),
-)
+STAGES = ("start", "load", *progress.STAGES)
 """Where the seconds go, as far as the case had to wait for them; "start" is all that is in none of
 the others: the interpreter, imports, exit."""
 
@@ -173,7 +173,7 @@ def benchmark(
 def _case(case: Path | None, work: Path, slices: int, plane: int) -> tuple[Path, tuple[int, ...]]:
     """The CT's file and its size (x, y, z)."""
     if case is not None:
-        if not case.is_file():
+        if not is_file(case):
             raise UsageError(f"{case}: no such file")
         if not case.name.endswith((".nii.gz", ".nii")):
             raise UsageError(f"{case}: not a .nii.gz or .nii file")
@@ -227,9 +227,8 @@ def _make_model(
         return None
     except BrokenProcessPool:
         reason = "its process was killed, perhaps for lack of memory"
-    except subprocess.CalledProcessError as error:
-        said = (error.output or b"").decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"a first pass ended with code {error.returncode}"
+    except ModelError as error:
+        reason = str(error)
     raise UsageError(
         f"the shared network cannot be built: {reason} (--small-patch needs less memory; "
         "--only models,peak does without the network)"
@@ -289,7 +288,7 @@ def list_systems(
             )
         )  # fmt: skip
     if "ours" in groups:
-        for precision in ("f32", "bf16", "int8"):
+        for precision in PRECISIONS:
             absent = None
             if precision == "int8" and find_spec("nncf") is None:
                 absent = "nncf is not installed (extra 'training')"

@@ -11,8 +11,6 @@ that; what the network costs does not.
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from evaluation.usage import run_command
-from inference.errors import UsageError
+from inference.errors import UsageError, first_line
 from inference.grid import Shape
 from inference.int8 import centre_upsampling_inputs
 from inference.organs import LABEL_OF
+from inference.pass_memory import bytes_per_voxel
 from inference.phantom import make_phantom
 from inference.plan import Plan
 from inference.preprocess import air, preprocess
@@ -100,6 +98,7 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
 
     Raises:
         UsageError: the checkpoint cannot be read or is of another network.
+        ModelError: a first pass failed, mostly for want of memory.
     """
     import openvino as ov
     import torch
@@ -132,7 +131,7 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
         centre_upsampling_inputs(quantised)
         ov.save_model(quantised, folder / "network_int8.xml", compress_to_fp16=False)
         networks["int8"] = "network_int8.xml"
-    plan = _plan(patch, networks, _bytes_per_voxel(folder / "network.xml", patch))
+    plan = _plan(patch, networks, bytes_per_voxel(folder / "network.xml", patch))
     plan.save(folder)
     return plan
 
@@ -224,29 +223,6 @@ def _load(network: Any, checkpoint: Path) -> None:
         # The network has the heads of deep supervision too, which no pass uses: every name fits.
         network.load_state_dict(weights)
     except Exception as error:  # torch raises many kinds for a file that is not what it wants
-        reason = str(error).strip().splitlines()
         raise UsageError(
-            f"{checkpoint}: not a checkpoint of this network "
-            f"({reason[0] if reason else type(error).__name__})"
+            f"{checkpoint}: not a checkpoint of this network ({first_line(error)})"
         ) from None
-
-
-_ONE_PASS = """
-import sys
-import numpy as np, openvino as ov
-shape = [1, 1, *map(int, sys.argv[2:])]
-core = ov.Core()
-model = core.read_model(sys.argv[1])
-model.reshape(shape)
-core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.zeros(shape, np.float32))
-"""
-
-
-def _bytes_per_voxel(ir: Path, patch: Shape) -> float:
-    """Peak memory of a process that makes one fp32 pass, per voxel of the patch."""
-    command = [sys.executable, "-c", _ONE_PASS, str(ir), *map(str, patch)]
-    log = ir.with_name("one_pass.log")
-    usage = run_command(command, log)
-    if usage.exit_code or not usage.peak_memory:
-        raise subprocess.CalledProcessError(usage.exit_code, command, log.read_bytes())
-    return round(usage.peak_memory / float(np.prod(patch)), 1)

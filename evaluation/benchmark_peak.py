@@ -18,15 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import inference  # noqa: F401  # isort: skip  # before OpenVINO: it must not report its use
-
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from inference.network import cpu_settings
+from inference.plan_check import PRECISIONS
+from inference.precision import cpu_settings
 
-PRECISIONS = ("f32", "bf16", "int8")
 CHANNELS = 64
 SHAPE = (32, 48, 64)
 LAYERS = 6

@@ -10,6 +10,12 @@ from collections.abc import Sequence
 
 from inference.organs import LABEL_OF, ORGANS
 
+TIME_LIMIT = 60.0
+"""Seconds per case that the organisers allow before they count a case as too slow."""
+
+MEMORY = "8g"
+"""What the organisers' containers may use, as Docker writes it."""
+
 SHORT_NAMES: dict[str, str] = {
     "liver": "Liver",
     "right_kidney": "RK",

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
-from evaluation.challenge import SHORT_NAMES, label_of
+from evaluation.challenge import MEMORY, SHORT_NAMES, TIME_LIMIT, label_of
 from inference.console import ending_signals, open_standard_streams, say
-from inference.errors import AbdosegError, UsageError
+from inference.errors import AbdosegError, UsageError, os_error_line
 from inference.machine import usable_threads
 from inference.organs import ORGANS
 
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AbdosegError as error:
         say(f"error: {error}", error=True)
         return 1
+    except OSError as error:
+        say(f"error: {os_error_line(error)}", error=True)
+        return 2
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("evaluation", "inference", "training"):
             raise
@@ -122,12 +125,12 @@ def _score(options: argparse.Namespace) -> int:
         options.reference,
         options.prediction,
         options.out,
-        options.strict_challenge,
-        options.organs,
-        options.images,
-        options.worst,
-        options.workers,
-        options.quiet,
+        strict=options.strict_challenge,
+        labels=options.organs,
+        images=options.images,
+        worst=options.worst,
+        workers=options.workers,
+        quiet=options.quiet,
     )
     for score in scores:
         for note in score.notes:
@@ -156,10 +159,10 @@ def _compare(options: argparse.Namespace) -> int:
         options.first,
         options.second,
         options.out,
-        options.strict_challenge,
-        options.organs,
-        options.workers,
-        options.quiet,
+        strict=options.strict_challenge,
+        labels=options.organs,
+        workers=options.workers,
+        quiet=options.quiet,
     )
     for note in notes:
         say(note, error=True)
@@ -190,7 +193,10 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cpus", type=_amount, help="limit (default: all)")
     parser.add_argument(
-        "--time-limit", type=_amount, default=60.0, help="seconds per case (default 60)"
+        "--time-limit",
+        type=_amount,
+        default=TIME_LIMIT,
+        help=f"seconds per case (default {TIME_LIMIT:g})",
     )
     parser.add_argument(
         "--give-up", type=_amount, default=1800.0, help="seconds after which a case is stopped"
@@ -200,7 +206,7 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_container_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--memory", type=_size, default="8g", help="limit (default 8g)")
+    parser.add_argument("--memory", type=_size, default=MEMORY, help=f"limit (default {MEMORY})")
     parser.add_argument(
         "--docker-args",
         type=_words,
@@ -316,16 +322,16 @@ def _benchmark(options: argparse.Namespace) -> int:
 
     rows = benchmark(
         options.out,
-        options.case,
-        options.checkpoint,
-        options.only,
-        options.isa,
-        options.threads,
-        options.repeats,
-        options.slices,
-        options.plane,
-        options.small_patch,
-        options.quiet,
+        case=options.case,
+        checkpoint=options.checkpoint,
+        groups=options.only,
+        levels=options.isa,
+        threads=options.threads,
+        repeats=options.repeats,
+        slices=options.slices,
+        plane=options.plane,
+        quick=options.small_patch,
+        quiet=options.quiet,
     )
     if not options.quiet:
         say((options.out / "benchmark.md").read_text(encoding="utf-8").rstrip())
@@ -362,10 +368,10 @@ def _package(options: argparse.Namespace) -> int:
     done = package(
         options.image,
         options.out,
-        options.case,
-        options.memory,
-        options.docker_args,
-        options.quiet,
+        case=options.case,
+        memory=options.memory,
+        arguments=options.docker_args,
+        quiet=options.quiet,
     )
     say(f"{done.path}: {done.size / 2**20:.1f} MiB, image {done.tag}")
     say(f"sha256 {done.sha256}")

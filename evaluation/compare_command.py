@@ -14,6 +14,7 @@ from evaluation.score_command import write_scores
 from evaluation.scoring import ALL_LABELS, failed, score_folders
 from evaluation.tables import csv_text, markdown_text, number
 from inference.errors import UsageError
+from inference.paths import is_there
 from inference.writing import make_folder, write_text
 
 
@@ -53,7 +54,7 @@ def run(
     bad = False
     sides: list[dict[str, Values]] = []
     for path in (first, second):
-        if not path.exists():
+        if not is_there(path):
             raise UsageError(f"{path}: no such folder or table")
         if path.is_dir() and reference is None:
             raise UsageError(f"{path}: to score a folder, --reference is needed")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.challenge import MEMORY
 from evaluation.usage import SAMPLING_SECONDS, Usage
 from inference.errors import CaseError, UsageError
 
@@ -77,7 +78,7 @@ class Container:
     """
 
     image: str
-    memory: str = "8g"
+    memory: str = MEMORY
     cpus: float | None = None
     arguments: Sequence[str] = ()
     give_up: float | None = None

@@ -22,22 +22,20 @@ from scipy.spatial import cKDTree
 from surface_distance import lookup_tables
 
 from evaluation.challenge import LOWEST_DSC_FOR_NSD, SLAB_LABELS, TOLERANCE_MM
-from inference.grid import Box
-
-BoolArray = NDArray[np.bool_]
+from inference.grid import Box, Mask
 
 _INSIDE = 255  # the code of a corner all of whose eight voxels are set
 
 
-def dice(reference: BoolArray, prediction: BoolArray) -> float:
+def dice(reference: Mask, prediction: Mask) -> float:
     """Volumetric Dice similarity coefficient of two masks of the same shape, not both empty."""
     both = np.count_nonzero(reference & prediction)
     return 2 * both / (np.count_nonzero(reference) + np.count_nonzero(prediction))
 
 
 def surface_dice(
-    reference: BoolArray,
-    prediction: BoolArray,
+    reference: Mask,
+    prediction: Mask,
     spacing: tuple[float, ...],
     tolerance: float,
 ) -> float:
@@ -62,8 +60,8 @@ def surface_dice(
 
 
 def _surface(
-    mask: BoolArray, area_of_code: NDArray[np.float64]
-) -> tuple[NDArray[np.intp], NDArray[np.float64], BoolArray]:
+    mask: Mask, area_of_code: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float64], Mask]:
     """Corners between voxels that are neither inside nor outside, their areas, and their map."""
     # The eight voxels around a corner are the bits of a number, 128 for the lowest indices and
     # 1 for the highest, as in the library's kernel. It is separable: k first, then j, then i.
@@ -87,12 +85,12 @@ def _surface(
 def _within(
     corners: NDArray[np.intp],
     others: NDArray[np.intp],
-    on_others: BoolArray,
+    on_others: Mask,
     spacing: tuple[float, ...],
     tolerance: float,
-) -> BoolArray:
+) -> Mask:
     """Which corners have one of the others at most the tolerance away."""
-    near: BoolArray = on_others[tuple(corners.T)]  # the same corner: most of a good prediction
+    near: Mask = on_others[tuple(corners.T)]  # the same corner: most of a good prediction
     rest = np.flatnonzero(~near)
     if not len(rest):
         return near

@@ -21,9 +21,10 @@ from evaluation.figures import save
 from evaluation.scoring import CaseScore
 from evaluation.volumes import LabelVolume, check_header, check_same_grid, read_labels
 from inference.errors import CaseError
+from inference.grid import bounding_box, whole_box
 from inference.organs import COLOURS
+from inference.preview import WINDOW
 
-_WINDOW = (-160.0, 240.0)  # HU, the usual soft tissue window
 _PLANES = ("sagittal", "coronal", "axial")  # perpendicular to the canonical x, y, z
 
 
@@ -72,7 +73,7 @@ def draw(
         titles = ("reference", "prediction", "where they differ")
         for axes, labels, title in zip(grid[row], (*planes[:2], differs), titles, strict=True):
             if len(planes) > 2:
-                low, high = _WINDOW
+                low, high = WINDOW
                 axes.imshow(planes[2], cmap="gray", vmin=low, vmax=high, **look)
             else:
                 axes.imshow(np.zeros(labels.shape), cmap="gray", vmin=0, vmax=1, **look)
@@ -104,13 +105,12 @@ def _read_ct(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _around(labels: NDArray[np.uint8], zooms: list[float]) -> tuple[slice, ...]:
     """The box of all labels with a margin of 30 mm."""
-    box = []
-    for axis, step in enumerate(zooms):
-        held = np.flatnonzero(labels.any(axis=tuple(a for a in range(3) if a != axis)))
-        margin = int(np.ceil(30 / step))
-        ends = (held[0] - margin, held[-1] + 1 + margin) if len(held) else (0, labels.shape[axis])
-        box.append(slice(max(0, int(ends[0])), int(ends[1])))
-    return tuple(box)
+    box = bounding_box(labels) or whole_box(labels.shape)
+    margins = [int(np.ceil(30 / step)) for step in zooms]
+    return tuple(
+        slice(max(0, part.start - margin), part.stop + margin)
+        for part, margin in zip(box, margins, strict=True)
+    )
 
 
 def _worst_place(

@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,12 +23,15 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from evaluation.challenge import MEMORY
 from evaluation.container import Container, docker, image_of
-from evaluation.usage import Usage
+from evaluation.usage import Usage, run_folders
 from inference.cases import label_name
 from inference.console import say
 from inference.errors import CaseError, UsageError
+from inference.paths import is_file
 from inference.phantom import make_phantom
+from inference.reading import ENDINGS, ending
 from inference.writing import appearing, make_folder, write_image
 
 _SUFFIX = ".tar.gz"
@@ -59,7 +61,7 @@ def package(
     image: str,
     out: Path,
     case: Path | None = None,
-    memory: str = "8g",
+    memory: str = MEMORY,
     arguments: Sequence[str] = (),
     quiet: bool = False,
 ) -> Package:
@@ -68,18 +70,21 @@ def package(
     Args:
         image: the image's name.
         out: the archive, ``NAME.tar.gz``.
-        case: a CT to run; by default a small phantom.
+        case: a CT in a file (of `inference.reading.ENDINGS`) to run; by default a small phantom.
         memory: Docker's memory limit for that.
         arguments: more words for ``docker container run``.
         quiet: show no progress bar.
 
     Raises:
-        UsageError: no such image, no Docker, or the archive's name cannot be an image's.
+        UsageError: no such image, no Docker, ``case`` is no CT's file, or the archive's name
+            cannot be an image's.
         CaseError: the loaded image is another one, or fails on the case.
     """
     tag = tag_for(out)
-    if case is not None and not case.is_file():
+    if case is not None and not is_file(case):
         raise UsageError(f"{case}: no such file")
+    if case is not None and ending(case) is None:
+        raise UsageError(f"{case}: not a CT by its ending ({', '.join(ENDINGS)})")
     if out.is_dir():
         raise UsageError(f"{out}: is a folder")
     source = image_of(image)
@@ -165,13 +170,8 @@ def _check(
         loaded = image_of(tag)["Id"]
         if loaded != wanted:
             raise CaseError(f"{name}: holds the image {loaded}, not {wanted}")
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=archive.parent) as folder:
-            work = Path(folder)
-            work.chmod(0o755)
-            inputs, outputs, log = work / "inputs", work / "outputs", work / "log.txt"
-            inputs.mkdir()
-            outputs.mkdir()
-            outputs.chmod(0o777)  # the container's user may be another one
+        with run_folders(archive.parent) as (inputs, outputs):
+            log = outputs.with_name("log.txt")
             given = inputs / (case.name if case else "phantom_0000.nii.gz")
             if case:
                 shutil.copyfile(case, given)

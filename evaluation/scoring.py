@@ -53,9 +53,6 @@ from inference.organs import ORGANS
 
 ALL_LABELS: tuple[int, ...] = tuple(ORGANS)
 
-_SILENT_END = (signal.signal, (signal.SIGINT, signal.SIG_DFL))
-"""What a process does first: at Ctrl-C it just ends, as what it would print says nothing."""
-
 
 @dataclass(frozen=True)
 class CaseScore:
@@ -297,8 +294,14 @@ def _score_in_processes(
 def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that score; on Ctrl-C or a signal they end at once, and what waits is not begun."""
     others = active_children()
-    # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO).
-    pool = ProcessPoolExecutor(count, get_context("spawn"), *_SILENT_END)
+    # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO). At Ctrl-C
+    # they just end, as what they would print says nothing.
+    pool = ProcessPoolExecutor(
+        count,
+        get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         yield pool
         pool.shutdown()

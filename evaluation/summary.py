@@ -71,5 +71,4 @@ def _line(organ: str, metric: str, values: Sequence[float], absent: int) -> Line
 def worst(scores: Sequence[CaseScore], number: int) -> list[CaseScore]:
     """The cases with the lowest mean of DSC and NSD, worst first."""
     counted = [score for score in scores if score.values]
-    key = {id(s): (s.mean("DSC") + s.mean("NSD"), s.name) for s in counted}
-    return sorted(counted, key=lambda score: key[id(score)])[:number]
+    return sorted(counted, key=lambda s: (s.mean("DSC") + s.mean("NSD"), s.name))[:number]

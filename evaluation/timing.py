@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,14 @@ import nibabel
 from tqdm import tqdm
 
 from evaluation import host
+from evaluation.challenge import TIME_LIMIT
 from evaluation.figures import seconds_against_slices
 from evaluation.tables import csv_text, markdown_text, number
-from evaluation.usage import Runner, Usage
+from evaluation.usage import Runner, Usage, run_folders
 from evaluation.volumes import list_volumes, shown
 from inference.cases import label_name
 from inference.errors import CaseError, UsageError
 from inference.writing import write_text
-
-TIME_LIMIT = 60.0
-"""Seconds per case that the organisers allow before they count a case as too slow."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +146,7 @@ def _time_case(
         zooms = tuple(float(z) for z in header.get_zooms())
     except Exception:  # a broken file is a case too: what the submission does with it is timed
         shape, zooms = (), ()
-    # Beside the results, not in /tmp: a Docker in a virtual machine sees only some folders.
-    work = Path(tempfile.mkdtemp(prefix=".case-", dir=out))
-    try:
-        inputs, outputs = work / "inputs", work / "outputs"
-        inputs.mkdir()
-        outputs.mkdir()
-        outputs.chmod(0o777)  # the container's user may be another one
-        work.chmod(0o755)
+    with run_folders(out) as (inputs, outputs):
         try:
             source = path.open("rb")
         except OSError as error:
@@ -175,8 +165,6 @@ def _time_case(
             if written.is_file():
                 shutil.move(written, out / "outputs" / written.name)
         return CaseTiming(shown(path), shape, zooms, usage, verdict)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _wrong_labels(outputs: Path, wanted: str, shape: tuple[int, ...]) -> str | None:

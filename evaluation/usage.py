@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -44,6 +46,26 @@ class Usage:
 
 Runner: TypeAlias = Callable[[Path, Path, Path], Usage]
 """Called with the folder of inputs, the folder of outputs and the file for what it prints."""
+
+
+@contextlib.contextmanager
+def run_folders(beside: Path) -> Iterator[tuple[Path, Path]]:
+    """Empty folders for a run's inputs and outputs, gone afterwards.
+
+    Args:
+        beside: the folder to make them in. Not /tmp: a Docker in a virtual machine sees only some
+            folders.
+    """
+    work = Path(tempfile.mkdtemp(prefix=".run-", dir=beside))
+    try:
+        inputs, outputs = work / "inputs", work / "outputs"
+        inputs.mkdir()
+        outputs.mkdir()
+        outputs.chmod(0o777)  # the container's user may be another one
+        work.chmod(0o755)
+        yield inputs, outputs
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def command_runner(template: str, cpus: int | None, give_up: float) -> Runner:

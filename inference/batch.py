@@ -107,7 +107,7 @@ def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> 
     progress.stage("read", 0.0)
     scans = [reader.take(case)]
     entry.warnings.extend(scans[0].warnings)
-    for path in case.more:
+    for path in case.further_channels:
         try:
             scan = read(path)
         except CaseError as error:

@@ -8,19 +8,13 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.grid import Box, Spacing
+from inference.grid import Box, Spacing, voxel_millilitres, whole_box
 from inference.morphology import opened
 
 _AIR_BELOW = -500.0  # HU
 _LOOK_AT = 4.0  # mm: the volume is looked at in steps of about this size
 _MARGIN = 8.0  # mm around what was found
 _SMALLEST = 50.0  # ml: less than that is no body
-
-
-def whole_box(shape: tuple[int, ...]) -> Box:
-    """The box that is the whole volume."""
-    depth, height, width = shape
-    return slice(0, depth), slice(0, height), slice(0, width)
 
 
 def body_box(volume: NDArray[Any], spacing: Spacing, offset: float = 0.0) -> Box:
@@ -47,7 +41,7 @@ def body_box(volume: NDArray[Any], spacing: Spacing, offset: float = 0.0) -> Box
     parts = cc3d.connected_components(opened(np.pad(coarse, 2, mode="edge")), connectivity=6)
     found = cc3d.statistics(parts)
     counts = found["voxel_counts"][1:]
-    voxel = np.prod(spacing) * np.prod(steps) / 1000
+    voxel = voxel_millilitres(spacing) * np.prod(steps)
     if not len(counts) or counts.max() * voxel < _SMALLEST:
         return whole_box(volume.shape)
 

@@ -32,7 +32,7 @@ class Case:
         source: the CT's file, or the folder with its DICOM files.
         target: where its labels go.
         problem: why it cannot be segmented, known before it is read; ``None`` if it can.
-        more: the files of further channels, for a model of several.
+        further_channels: the files of further channels, for a model of several.
         slices: those of a DICOM series; empty for any other CT.
         series: what tells it from others in the same folder, its number mostly; empty where it is
             alone.
@@ -41,7 +41,7 @@ class Case:
     source: Path
     target: Path
     problem: str | None = None
-    more: tuple[Path, ...] = ()
+    further_channels: tuple[Path, ...] = ()
     slices: tuple[Slice, ...] = ()
     series: str = ""
 
@@ -74,6 +74,9 @@ def label_name(name: str, keep_number: bool = False) -> str:
     Args:
         name: the CT's.
         keep_number: whether ``_0000`` is no channel but the CT's own number.
+
+    Raises:
+        ValueError: the name has none of the endings of `inference.reading.ENDINGS`.
     """
     suffix = ending(Path(name))
     if suffix is None:
@@ -211,7 +214,7 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
         beside.setdefault(series.folder, []).append(series)
     cases = []
     for series in found:
-        told = _told(series, beside[series.folder])
+        told = _distinguishing(series, beside[series.folder])
         if alone:
             place, parts = source, [_without_ending(source)]
         else:
@@ -230,7 +233,7 @@ def _without_ending(file: Path) -> str:
     return file.stem if file.suffix.lower() in SLICE_ENDINGS else file.name
 
 
-def _told(series: Series, beside: Sequence[Series]) -> str:
+def _distinguishing(series: Series, beside: Sequence[Series]) -> str:
     """What tells a series from others in its folder, fit for a file's name: nothing if none are."""
     if len(beside) == 1:
         return ""
@@ -319,8 +322,7 @@ def _first_channels(
     found: dict[Path, str | None] = {}
     known = set(images)
     for image in images:
-        suffix = ending(image) or ""
-        match = re.fullmatch(r"(.+)_(\d{4})", image.name[: len(image.name) - len(suffix)])
+        match = re.fullmatch(r"(.+)_\d{4}", _stem(image))
         if match is None:
             found[image] = f"the model wants {channels} channels: X_0000, X_0001, ..."
             continue

@@ -15,13 +15,13 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.body import whole_box
 from inference.errors import CaseError
-from inference.grid import Box, Spacing
-from inference.normalisation import Channel, Mask
+from inference.grid import Box, Mask, Spacing, bounding_box, whole_box
+from inference.normalisation import Channel
 from inference.plan import Plan
 from inference.preprocess import Prepared, check_memory
-from inference.spline import Rule, resample, shape_at
+from inference.resample import shape_at_spacing
+from inference.spline import Rule, resample
 
 
 def channels_of(plan: Plan) -> list[Channel]:
@@ -95,7 +95,7 @@ def preprocess_channels(
     shape = tuple(part.stop - part.start for part in box)
     wanted = tuple(to or now for to, now in zip(plan.spacing, spacing, strict=True))
     rule = Rule.of(plan.resampling["data"])
-    new_shape = shape_at(shape, spacing, wanted) if rule else shape
+    new_shape = shape_at_spacing(shape, spacing, wanted) if rule else shape
     # One channel more: a volume of its own while it is resampled.
     check_memory((1 + len(channels)) * math.prod(new_shape), shape, spacing)
     values = np.empty((len(channels), *new_shape), np.float32)
@@ -115,17 +115,13 @@ def _nonzero(volumes: Sequence[NDArray[Any]], masked: bool) -> tuple[Box, Mask |
     mask = volumes[0] != 0
     for volume in volumes[1:]:
         mask |= volume != 0
-    box = []
-    for axis in range(3):
-        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if not len(hits):
-            raise CaseError("is zero everywhere")
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    part: Box = (box[0], box[1], box[2])
+    box = bounding_box(mask)
+    if box is None:
+        raise CaseError("is zero everywhere")
     if not masked:
-        return part, None
+        return box, None
     # Holes are what cannot be reached from outside through voxels' faces (as in SciPy); the
     # frame makes sure that there is an outside.
-    outside = sitk.GetImageFromArray(np.pad(~mask[part], 1, constant_values=True).astype(np.uint8))
+    outside = sitk.GetImageFromArray(np.pad(~mask[box], 1, constant_values=True).astype(np.uint8))
     reached = sitk.GetArrayFromImage(sitk.ConnectedComponent(outside, False))
-    return part, (reached != reached[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return box, (reached != reached[0, 0, 0])[1:-1, 1:-1, 1:-1]

@@ -6,8 +6,12 @@ import io
 import os
 import signal
 import sys
+import threading
 
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
+
+terminal = threading.RLock()
+"""Is held while standard error is another file: who writes there meanwhile must wait."""
 
 
 def open_standard_streams() -> None:

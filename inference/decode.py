@@ -20,14 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.logits import Logits, comparable, floats
-from inference.resample import Float32Array
+from inference.resample import Float32Array, centres
 
 Labels = NDArray[np.uint8]
+"""Label values."""
+
+Channels = NDArray[np.uint8]
+"""The channel that wins at each voxel, by its index."""
+
+Progress = Callable[[float], None]
+"""Is called with the finished share of something."""
 
 _AT_ONCE = 100_000  # voxels: with fewer, Python is what threads wait for; more leave the cache
 
 
-def winners(logits: Logits) -> Labels:
+def winners(logits: Logits) -> Channels:
     """The channel with the largest logit; the first of them where several are equal.
 
     Args:
@@ -51,7 +58,7 @@ def winners(logits: Logits) -> Labels:
     return index
 
 
-def all_winners(logits: Logits, threads: int = 1) -> Labels:
+def all_winners(logits: Logits, threads: int = 1) -> Channels:
     """`winners` of logits (C, z, y, x), several slices at once: (z, y, x)."""
     found = np.empty(logits.shape[1:], np.uint8)
     few = max(1, _AT_ONCE // max(1, found[0].size))
@@ -69,10 +76,10 @@ def decode(
     label_values: Sequence[int],
     out: Labels,
     threads: int = 1,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     nearest: bool = False,
     half: bool = False,
-    planes: Labels | None = None,
+    winning: Channels | None = None,
 ) -> None:
     """Write the labels of trilinearly upsampled logits.
 
@@ -92,9 +99,9 @@ def decode(
         half: whether interpolated logits are rounded to half precision before they are compared,
             as nnU-Net stores them: of two that differ by less, the first one wins. Where one
             channel wins at all corners nothing is interpolated, nor rounded.
-        planes: the logits' `all_winners`, where they are known already.
+        winning: the logits' `all_winners`, where they are known already.
     """
-    planes = all_winners(logits, threads) if planes is None else planes
+    winning = all_winners(logits, threads) if winning is None else winning
     values = np.asarray(label_values, np.uint8)
     along_z, along_y, along_x = (
         _Axis.of(n, m, nearest and axis == 0)
@@ -109,7 +116,7 @@ def decode(
                 after = z
             _fill_slice(
                 (logits[:, z], logits[:, after]),
-                (planes[z], planes[after]),
+                (winning[z], winning[after]),
                 share,
                 (along_y, along_x),
                 values,
@@ -142,7 +149,7 @@ class _Axis:
 
     @staticmethod
     def of(n: int, m: int, nearest: bool = False) -> _Axis:
-        at = np.clip((np.arange(m) + 0.5) * (n / m) - 0.5, 0, n - 1)
+        at = np.clip(centres(n, m), 0, n - 1)
         if nearest:
             at = np.floor(at + 0.5)
         cells = max(1, n - 1)
@@ -165,7 +172,7 @@ class _Axis:
 
 def _fill_slice(
     logits: tuple[Logits, Logits],
-    planes: tuple[Labels, Labels],
+    winning: tuple[Channels, Channels],
     share: float,
     axes: tuple[_Axis, _Axis],
     values: Labels,
@@ -176,7 +183,7 @@ def _fill_slice(
 
     Args:
         logits: the planes before and after the slice, each (C, h, w).
-        planes: their winning channels, each (h, w).
+        winning: the channels that win there, each (h, w).
         share: how far the slice lies from the first to the second.
         axes: the y and x axes.
         values: the label of each channel.
@@ -186,9 +193,9 @@ def _fill_slice(
     along_y, along_x = axes
     out[:] = values[0]
     # Where channel 0 wins at all corners it wins: look only at the cells around the others.
-    other = planes[0] != 0
+    other = winning[0] != 0
     if share > 0:
-        other |= planes[1] != 0
+        other |= winning[1] != 0
     top, bottom = along_y.cells_around(other.any(axis=1))
     left, right = along_x.cells_around(other.any(axis=0))
     if top == bottom or left == right:
@@ -201,7 +208,7 @@ def _fill_slice(
         blended += floats(behind) * np.float32(share)
         winner = winners(blended)
     else:
-        winner = planes[0][top:end_y, left:end_x]
+        winner = winning[0][top:end_y, left:end_x]
 
     rows, columns = np.arange(bottom - top), np.arange(right - left)
     rows_after = along_y.after(rows + top) - top
@@ -256,7 +263,7 @@ def _fill_cells(
     share_y: Float32Array,
     share_x: Float32Array,
     half: bool,
-) -> Labels:
+) -> Channels:
     """The winning channel inside cells, by interpolation of the channels that can win.
 
     Args:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from inference.dicom_header import Slice, damaged, reader_of
 from inference.errors import CaseError, last_line
+from inference.itk_noise import without_noise
 from inference.reading import (
     Scan,
     Watch,
     check_geometry,
     check_room,
     check_spacing,
-    without_noise,
     writable,
 )
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from inference.errors import CaseError, last_line
+from inference.itk_noise import without_noise
 from inference.paths import is_unicode
-from inference.reading import without_noise
 
 _HEAD = 1024  # bytes in which a file says that it is DICOM, and of which kind
 _MARK = slice(128, 132)

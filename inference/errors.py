@@ -31,6 +31,11 @@ def last_line(error: BaseException) -> str:
     return re.sub(r"^ITK ERROR: \w+\(0x[0-9a-f]+\): ", "", lines[-1]) if lines else "no message"
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first; the name of its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def os_error_line(error: OSError) -> str:
     """What the system says, in one line: the file, if it names one, and the reason."""
     where = f"{error.filename}: " if error.filename else ""

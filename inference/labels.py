@@ -12,17 +12,15 @@ from functools import partial
 
 import numpy as np
 
-from inference.decode import Labels, decode
+from inference.decode import Channels, Labels, Progress, decode
 from inference.grid import Spacing
 from inference.logits import Logits, floats
 from inference.plan import Plan
 from inference.resample import Float32Array
 from inference.spline import Rule, resample
 
-Progress = Callable[[float], None]
 
-
-def write_labels(
+def fill_labels(
     logits: Logits,
     plan: Plan,
     spacing: Spacing,
@@ -30,7 +28,7 @@ def write_labels(
     out: Labels,
     threads: int = 1,
     progress: Progress | None = None,
-    winning: Labels | None = None,
+    winning: Channels | None = None,
 ) -> None:
     """Write the labels of logits on a CT's own grid.
 
@@ -64,12 +62,12 @@ _Upsampler = Callable[[Logits, tuple[int, ...], Labels, int, Progress | None], N
 
 
 def _upsampler(
-    plan: Plan, spacing: Spacing, new_spacing: Spacing, winning: Labels | None = None
+    plan: Plan, spacing: Spacing, new_spacing: Spacing, winning: Channels | None = None
 ) -> _Upsampler:
     """What resamples logits and takes the largest; it may know those of the logits already."""
     rule = Rule.of(plan.resampling["logits"]) if plan.channels else None
     if rule is None:
-        return partial(decode, planes=winning)
+        return partial(decode, winning=winning)
     axis = rule.separate_axis(spacing, new_spacing)
 
     def in_slices(
@@ -100,7 +98,7 @@ def _upsampler(
                 tell((channel + 1) / len(values))
 
     if rule.order == 1 and (axis is None or rule.order_z == 1):
-        return partial(decode, half=rule.half, planes=winning)
+        return partial(decode, half=rule.half, winning=winning)
     if rule.order == 1 and rule.order_z == 0:
         return in_slices
     return by_splines

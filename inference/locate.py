@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import cc3d
 import numpy as np
-from numpy.typing import NDArray
 
 from inference.decode import winners
-from inference.grid import Box
+from inference.grid import Box, Mask, bounding_box, voxel_millilitres
 from inference.plan import Plan
 from inference.preprocess import Prepared, air
 from inference.resample import resize, shape_at_spacing
@@ -54,16 +53,16 @@ def locate(network: Runner, prepared: Prepared, plan: Plan, memory: int) -> Box 
         n * size / m for n, size, m in zip(values.shape, prepared.spacing, found.shape, strict=True)
     ]
     found = _without_small_parts(found, spacing)
-    if found.sum() * np.prod(spacing) / 1000 < _LEAST:
+    around = bounding_box(found)
+    if around is None or found.sum() * voxel_millilitres(spacing) < _LEAST:
         return None
     box = []
-    for axis, whole in enumerate(prepared.box):
-        hits = np.flatnonzero(found.any(axis=tuple(a for a in range(3) if a != axis)))
+    for axis, (whole, hit) in enumerate(zip(prepared.box, around, strict=True)):
         n = whole.stop - whole.start
         voxel = values.shape[axis] * prepared.spacing[axis] / n
         margin = plan.look["margin"]
-        first = (hits[0] * spacing[axis] - margin) / voxel
-        last = ((hits[-1] + 1) * spacing[axis] + margin) / voxel
+        first = (hit.start * spacing[axis] - margin) / voxel
+        last = (hit.stop * spacing[axis] + margin) / voxel
         box.append(
             slice(whole.start + max(0, int(first)), whole.start + min(n, int(np.ceil(last))))
         )
@@ -73,9 +72,9 @@ def locate(network: Runner, prepared: Prepared, plan: Plan, memory: int) -> Box 
     return (box[0], box[1], box[2]) if share < _WORTH else None
 
 
-def _without_small_parts(found: NDArray[np.bool_], spacing: list[float]) -> NDArray[np.bool_]:
+def _without_small_parts(found: Mask, spacing: list[float]) -> Mask:
     """What is left when parts of a few voxels are taken away."""
     numbers = cc3d.connected_components(found, connectivity=26)
-    large = np.bincount(numbers.ravel()) * np.prod(spacing) / 1000 >= _PART
+    large = np.bincount(numbers.ravel()) * voxel_millilitres(spacing) >= _PART
     large[0] = False
     return large[numbers]

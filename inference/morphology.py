@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from inference.grid import Mask
 
 
 def opened(mask: Mask) -> Mask:

@@ -10,14 +10,13 @@ import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
 
 from inference.errors import ModelError, last_line
 from inference.logits import Logits
-from inference.precision import best_float
+from inference.precision import best_float, cpu_settings
 from inference.resample import Float32Array
 
 
@@ -148,6 +147,9 @@ class Network:
         Returns:
             Logits (C, z, y, x), float32 or the bits of bfloat16 (uint16): OpenVINO's own memory,
             which the next pass overwrites.
+
+        Raises:
+            ModelError: they are of another shape than the plan says.
         """
         shape = volume.shape[-3:]
         request = self.compile(shape)
@@ -172,20 +174,3 @@ class Network:
         if logits.shape != (self._channels, *shape):
             raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")
         return logits
-
-
-def cpu_settings(arithmetic: str, threads: int) -> dict[str, Any]:
-    """How OpenVINO is told to compile for the CPU; the benchmark measures its peak so too.
-
-    Args:
-        arithmetic: what is not int8 is computed in: "f32" or "bf16".
-        threads: how many threads a pass uses.
-    """
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": arithmetic,
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_HYPER_THREADING": True,  # `threads` already says how many there are
-        "ENABLE_CPU_PINNING": False,  # other containers may be pinned to the same cores
-    }

@@ -50,7 +50,6 @@ _FIELDS: dict[str, tuple[int, str]] = {  # offset, struct format
     "codes": (252, "2h"),  # of qform and sform; 0 where there is none
     "quaternion": (256, "6f"),  # b, c, d and the shift
     "rows": (280, "12f"),  # of sform
-    "magic": (344, "4s"),
 }
 _UINT8 = 2
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
@@ -79,6 +78,7 @@ class Header:
 
         Raises:
             CaseError: the file is no NIfTI file, ends within the header, or has no voxels.
+            OSError: it cannot be opened.
         """
         with path.open("rb") as probe:
             compressed = probe.read(2) == _GZIP
@@ -107,7 +107,11 @@ class Header:
 
     @property
     def voxels_at(self) -> int:
-        """Bytes before the first voxel."""
+        """Bytes before the first voxel.
+
+        Raises:
+            CaseError: the header says something impossible.
+        """
         offset = self.get("offset")[0]
         if not (math.isfinite(offset) and 0 <= offset <= _LONGEST):
             raise CaseError(f"has an impossible NIfTI header (voxels begin at byte {offset:g})")

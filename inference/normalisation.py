@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inference.errors import CaseError
+from inference.grid import Mask
 from inference.kinds import FLAG, TEXT, number, one_of, optional, several, with_tuples, wrong
 from inference.resample import Float32Array
-
-Mask = NDArray[np.bool_]
 
 _EPSILON = 1e-8  # nnU-Net's: nothing is divided by less
 

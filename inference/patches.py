@@ -9,13 +9,14 @@ them, in its order. `inference.windows.predict` is the way that is faster and ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.decode import Progress
 from inference.errors import CaseError
 from inference.logits import Logits, floats
 from inference.plan import Plan
@@ -59,7 +60,7 @@ def predict_in_patches(
     plan: Plan,
     outside: float,
     memory: int,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Logits:
     """Logits of a whole volume in nnU-Net's patches.
 

@@ -272,7 +272,6 @@ class _Space:
         level = self.axes[1] - bed
         across = self.axes[0]
         curve = level[:, None] - 22 * (1 - np.cos(np.clip(across / 210, -1, 1) * np.pi / 2))
-        curve = curve + 0 * across
         inside = np.abs(across) < 210
         hu[:, (np.abs(curve) < 1.5) & inside] = -350
         hu[:, (curve > 1.5) & (level[:, None] < 38) & inside] = -940
@@ -286,7 +285,7 @@ class _Space:
         lower = np.clip((60 - heights) / 80, 0, 1).astype(np.float32)[:, None, None]
         thick = 12 + (8 + 16 * lower) * back  # the back's muscles are thickest at the loins
         cavity = wall + thick
-        trunk = np.float32(0) + np.maximum(z - 282, _CROTCH + 70 - z)
+        trunk = np.maximum(z - 282, _CROTCH + 70 - z)
         cavity = np.maximum(cavity, trunk)
         self._blend(hu, cavity, -98.0)
         if heights[-1] > -90 and heights[0] < 290:
@@ -560,9 +559,9 @@ def _renal(cortex: float, medulla: float, phase: float) -> Intensity:
     return hu
 
 
-def _spine_solid(half_x: float, half_y: float, dy: float, below: float = 250.0) -> _Solid:
+def _spine_solid(half_x: float, half_y: float, dy: float) -> _Solid:
     """A column that follows the spine from the sacrum to the neck."""
-    low, high = -below, 400.0
+    low, high = -250.0, 400.0
 
     def distance(x: Float32Array, y: Float32Array, z: Float32Array) -> Float32Array:
         middle = np.interp(z, *_SPINE).astype(np.float32) + np.float32(dy)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from inference.channels import check_channels, preprocess_channels
 from inference.errors import CaseError, ModelError
-from inference.labels import write_labels
+from inference.grid import voxel_millilitres
+from inference.labels import fill_labels
 from inference.locate import locate, look_shape
 from inference.logits import any_nan
 from inference.model import Model
@@ -27,7 +28,7 @@ from inference.preprocess import Prepared, air, preprocess
 from inference.reading import Intensities, check_geometry, check_intensities
 from inference.windows import predict, window_for
 
-Progress = Callable[[str, float], None]
+StageProgress = Callable[[str, float], None]
 """Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""
 
 
@@ -61,7 +62,7 @@ def segment(
     *,
     threads: int | None = None,
     precision: str | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> sitk.Image:
     """Segment the abdominal organs in a CT.
 
@@ -109,9 +110,9 @@ def segment(
 
 
 def segment_in_stages(
-    image: sitk.Image | Sequence[sitk.Image], model: Model, progress: Progress | None = None
+    images: Sequence[sitk.Image], model: Model, progress: StageProgress | None = None
 ) -> Segmentation:
-    """Segment a CT and tell what it took; see `segment`.
+    """Segment a CT, given as its channels, and tell what it took; see `segment`.
 
     Raises:
         CaseError: the image cannot be segmented.
@@ -120,7 +121,6 @@ def segment_in_stages(
     plan = model.plan
     tell = progress or _silent
     seconds: dict[str, float] = {}
-    images = [image] if isinstance(image, sitk.Image) else list(image)
     image = images[0]
     with model.lock, _simpleitk_threads(model.threads):
         passes = model.network.passes
@@ -163,7 +163,7 @@ def segment_in_stages(
         with _timed("labels", seconds, tell):
             labels = np.zeros(image.GetSize()[::-1], np.uint8)
             z, y, x = turn.reorder(image.GetSpacing()[::-1])
-            write_labels(
+            fill_labels(
                 logits,
                 plan,
                 prepared.spacing,
@@ -175,7 +175,7 @@ def segment_in_stages(
             )
             counts = _count(labels, model.threads)
         passes = model.network.passes - passes
-    voxel = float(np.prod(image.GetSpacing())) / 1000
+    voxel = voxel_millilitres(image.GetSpacing())
     warnings = list(intensities.warnings)
     if not counts[1:].any():
         warnings.append(
@@ -199,7 +199,7 @@ def segment_in_stages(
 
 
 def prepare(
-    images: list[sitk.Image],
+    images: Sequence[sitk.Image],
     plan: Plan,
     threads: int,
     announce: Callable[[tuple[int, ...]], None] | None = None,
@@ -212,6 +212,9 @@ def prepare(
         threads: how many slices are worked on at once.
         announce: is called with the shape (z, y, x) of the network's input as soon as it is
             known.
+
+    Returns:
+        The network's input; how the CT's axes were turned; what its values are.
 
     Raises:
         CaseError: they cannot be segmented.
@@ -274,7 +277,7 @@ def _count(labels: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _timed(stage: str, seconds: dict[str, float], tell: Progress) -> Iterator[None]:
+def _timed(stage: str, seconds: dict[str, float], tell: StageProgress) -> Iterator[None]:
     tell(stage, 0.0)
     start = time.perf_counter()
     yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -170,12 +170,12 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write ``plan.json`` into a model folder."""
-        content = {"format": FORMAT, **asdict(self)}
-        for key in _OPTIONAL:
-            if not content[key] or (key == "transpose" and content[key] == (0, 1, 2)):
-                del content[key]
-        if self.outside is not None:
-            content["outside"] = self.outside
+        content: dict[str, Any] = {"format": FORMAT}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            usual = f.default if f.default_factory is MISSING else f.default_factory()
+            if f.name not in _OPTIONAL or value != usual:
+                content[f.name] = value
         (folder / "plan.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,12 +15,13 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.decode import Labels, all_winners
-from inference.grid import Box, Spacing
+from inference.decode import Channels, all_winners
+from inference.grid import Box, Spacing, voxel_millilitres
 from inference.logits import Logits, above, below, comparable, floats
 from inference.morphology import closed, grown
 from inference.plan import Plan
 from inference.plan_check import NO_TISSUE
+from inference.resample import nearest_voxels
 
 _BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
 _EDGE = 2  # voxels that a pocket's blurred edge is thick
@@ -33,7 +34,7 @@ def postprocess(
     threads: int = 1,
     ct: NDArray[Any] | None = None,
     offset: float = 0.0,
-) -> Labels | None:
+) -> Channels | None:
     """Apply ``plan.postprocessing`` to logits, in place.
 
     The steps, each for the organs in its ``labels`` (label values):
@@ -73,12 +74,12 @@ def postprocess(
     """
     if not plan.postprocessing:
         return None
-    labels = all_winners(logits, threads)
-    answer = _Answer(logits, labels, spacing, ct, offset)
+    winning = all_winners(logits, threads)
+    answer = _Answer(logits, winning, spacing, ct, offset)
     for step in plan.postprocessing:
         channels = [plan.label_values.index(value) for value in step["labels"]]
         _STEPS[step["step"]](answer, channels, step)
-    return labels
+    return winning
 
 
 _Voxels = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -101,14 +102,14 @@ class _Parts:
     channels: NDArray[np.uint8]
 
     @staticmethod
-    def of(labels: Labels) -> _Parts:
-        numbered = cc3d.connected_components(labels, connectivity=26)
-        there = np.flatnonzero(labels != 0)  # of truth values it is twice as fast
+    def of(winning: Channels) -> _Parts:
+        numbered = cc3d.connected_components(winning, connectivity=26)
+        there = np.flatnonzero(winning != 0)  # of truth values it is twice as fast
         part = numbered.ravel()[there].astype(np.int64) - 1
         sizes = np.bincount(part)
         channels = np.zeros(len(sizes), np.uint8)
-        channels[part] = labels.ravel()[there]
-        z, y, x = np.unravel_index(there, labels.shape)
+        channels[part] = winning.ravel()[there]
+        z, y, x = np.unravel_index(there, winning.shape)
         return _Parts((z, y, x), part, sizes, channels)
 
     def voxels_of(self, chosen: NDArray[np.bool_]) -> _Voxels:
@@ -123,14 +124,14 @@ class _Answer:
 
     Attributes:
         logits: shape (C, z, y, x).
-        labels: the channels that win, (z, y, x).
+        winning: the channels that win, (z, y, x).
         spacing: millimetres per axis (z, y, x).
         ct: what they cover, shape (Z, Y, X).
         offset: what has to be added to the CT's values to make them HU.
     """
 
     logits: Logits
-    labels: Labels
+    winning: Channels
     spacing: Spacing
     ct: NDArray[Any] | None
     offset: float
@@ -139,7 +140,7 @@ class _Answer:
     def parts(self) -> _Parts:
         """The connected parts, sought once as long as only whole ones are removed."""
         if self._parts is None:
-            self._parts = _Parts.of(self.labels)
+            self._parts = _Parts.of(self.winning)
         return self._parts
 
     def hu(self, box: Box) -> NDArray[Any]:
@@ -147,13 +148,13 @@ class _Answer:
         if self.ct is None:
             raise ValueError("gas cannot be sought without the CT")
         at = [
-            ((np.arange(n)[part] + 0.5) * m / n).astype(np.int64)
-            for part, n, m in zip(box, self.labels.shape, self.ct.shape, strict=True)
+            nearest_voxels(m, n)[part]
+            for part, n, m in zip(box, self.winning.shape, self.ct.shape, strict=True)
         ]
         return self.ct[np.ix_(*at)] + self.offset
 
     def forget_parts(self) -> None:
-        """Say that labels have changed in another way."""
+        """Say that something else has changed."""
         self._parts = None
 
     def remove(self, gone: NDArray[np.bool_]) -> None:
@@ -165,9 +166,9 @@ class _Answer:
     def clear(self, there: _Voxels) -> None:
         """Turn voxels into background; their class becomes the least likely one there."""
         values = floats(self.logits[(slice(None),) + there])
-        self.logits[(self.labels[there],) + there] = below(values.min(axis=0), self.logits.dtype)
+        self.logits[(self.winning[there],) + there] = below(values.min(axis=0), self.logits.dtype)
         self.logits[(0,) + there] = above(values.max(axis=0), self.logits.dtype)
-        self.labels[there] = 0
+        self.winning[there] = 0
 
 
 def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
@@ -182,18 +183,17 @@ def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any])
 
 def _remove_small(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
     parts = answer.parts()
-    voxel = float(np.prod(answer.spacing)) / 1000
-    small = parts.sizes * voxel < float(step["millilitres"])
+    small = parts.sizes * voxel_millilitres(answer.spacing) < float(step["millilitres"])
     answer.remove(small & np.isin(parts.channels, channels))
 
 
 def _close(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
-    logits, labels = answer.logits, answer.labels
+    logits, winning = answer.logits, answer.winning
     for channel in channels:
-        box = _box(labels, channel)
+        box = _box(winning, channel)
         if box is None:
             continue
-        here = labels[box]
+        here = winning[box]
         added = closed(here == channel) & (here == 0)
         if added.any():
             part = logits[(slice(None),) + box]
@@ -204,12 +204,12 @@ def _close(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> Non
 
 
 def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
-    labels = answer.labels
+    winning = answer.winning
     for channel in channels:
-        box = _box(labels, channel, [max(1, round(_BESIDE / mm)) for mm in answer.spacing])
+        box = _box(winning, channel, [max(1, round(_BESIDE / mm)) for mm in answer.spacing])
         if box is None:
             continue
-        mine = labels[box] == channel
+        mine = winning[box] == channel
         hu = answer.hu(box)
         pockets = cc3d.connected_components(hu < float(step["hu"]), connectivity=6)
         sizes = np.bincount(pockets.ravel())
@@ -232,11 +232,11 @@ def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) 
 
 
 def _sides(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
-    logits, labels = answer.logits, answer.labels
+    logits, winning = answer.logits, answer.winning
     middle, pairs = channels[0], channels[1:]
-    if not (labels == middle).any():
+    if not (winning == middle).any():
         return
-    x = np.nonzero(labels == middle)[2].mean()
+    x = np.nonzero(winning == middle)[2].mean()
     parts = answer.parts()
     beyond = np.bincount(parts.part, parts.voxels[2]) / parts.sizes - x  # to the patient's left
     for right, left in zip(pairs[::2], pairs[1::2], strict=True):
@@ -250,7 +250,7 @@ def _sides(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> Non
             best = floats(values[:, tied]).max(axis=0)
             z, y, x = (along[tied] for along in there)
             logits[other, z, y, x] = above(best, logits.dtype)
-            labels[there] = other
+            winning[there] = other
     answer.forget_parts()
 
 
@@ -263,12 +263,12 @@ _STEPS: dict[str, Callable[[_Answer, list[int], Mapping[str, Any]], None]] = {
 }
 
 
-def _box(labels: Labels, channel: int, margin: Sequence[int] = (1, 1, 1)) -> Box | None:
+def _box(winning: Channels, channel: int, margin: Sequence[int] = (1, 1, 1)) -> Box | None:
     """The smallest box around a class, wider by some voxels; ``None`` where there is none of it."""
-    slices = [z for z, plane in enumerate(labels) if (plane == channel).any()]
+    slices = [z for z, plane in enumerate(winning) if (plane == channel).any()]
     if not slices:
         return None
-    mask = (labels[slices[0] : slices[-1] + 1] == channel).any(axis=0)  # seen from above
+    mask = (winning[slices[0] : slices[-1] + 1] == channel).any(axis=0)  # seen from above
     hits = (slices, *(np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0)))
     z, y, x = (
         slice(max(0, there[0] - wider), there[-1] + 1 + wider)

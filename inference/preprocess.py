@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.body import body_box, whole_box
+from inference.body import body_box
 from inference.errors import CaseError
-from inference.grid import Box, Spacing
+from inference.grid import Box, Spacing, whole_box
 from inference.machine import free_memory
 from inference.plan import Plan
 from inference.resample import Float32Array, resize, shape_at_spacing
@@ -26,7 +26,8 @@ class Prepared:
     """A volume ready for the network.
 
     Attributes:
-        values: float32 array (z, y, x), normalised, on the network's grid.
+        values: float32 array (z, y, x), or (C, z, y, x) of a plan with channels, normalised, on
+            the network's grid.
         box: the part of the volume that ``values`` covers, edge to edge, slices (z, y, x).
         spacing: millimetres per axis (z, y, x) of ``values``.
     """
@@ -79,10 +80,8 @@ def preprocess(
         np.clip(values, plan.clip[0] - offset, plan.clip[1] - offset, out=values)
     values -= np.float32(plan.subtract - offset)
     values /= np.float32(plan.divide)
-    depth, height, width = (
-        n * size / m for n, size, m in zip(part.shape, spacing, shape, strict=True)
-    )
-    return Prepared(values, box, (depth, height, width))
+    z, y, x = (n * size / m for n, size, m in zip(part.shape, spacing, shape, strict=True))
+    return Prepared(values, box, (z, y, x))
 
 
 def check_memory(values: int, shape: tuple[int, ...], spacing: Spacing) -> None:

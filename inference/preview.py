@@ -15,7 +15,7 @@ from inference.orientation import turn_to
 from inference.resample import resize, resize_labels
 from inference.writing import appearing, write_image
 
-_WINDOW = (-160.0, 240.0)  # HU, soft tissue
+WINDOW = (-160.0, 240.0)  # HU, soft tissue
 _HEIGHT = 512  # pixels of the picture
 _OPACITY = 0.45
 _GAP = 8  # pixels between the slices
@@ -71,7 +71,7 @@ def _panel(
     """A slice in grey with its labels over it: RGB (height, width, 3), square pixels."""
     aspect = plane.shape[1] * spacing[1] / (plane.shape[0] * spacing[0])
     shape = (1, _HEIGHT, max(1, min(4 * _HEIGHT, round(_HEIGHT * aspect))))
-    low, high = _WINDOW
+    low, high = WINDOW
     grey = resize(plane[None], shape, (low - offset, high - offset))[0]
     rgb = np.repeat(((grey - (low - offset)) * (255 / (high - low)))[:, :, None], 3, axis=2)
     palette = np.zeros((256, 3), np.float32)

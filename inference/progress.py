@@ -7,10 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.console import say
-from inference.reading import terminal
+from inference.console import say, terminal
 
-_STAGES = {
+STAGES = {
     "read": 10,
     "preprocess": 10,
     "look": 0,
@@ -78,8 +77,8 @@ class Bars(Progress):
     background might otherwise go into the pipe that keeps ITK's noise from the user.
     """
 
-    def __init__(self, count: int, quiet: bool = False) -> None:
-        super().__init__(count, quiet)
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
         over = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
         within = "{desc:>12}: {percentage:3.0f}%|{bar}| {elapsed}"
         with terminal:
@@ -100,9 +99,9 @@ class Bars(Progress):
 
     def stage(self, name: str, share: float) -> None:
         """A share of a stage of the case is done."""
-        before = sum(list(_STAGES.values())[: list(_STAGES).index(name)])
+        before = sum(list(STAGES.values())[: list(STAGES).index(name)])
         self._steps.set_description_str(name, refresh=False)
-        position = round(before + share * _STAGES[name])
+        position = round(before + share * STAGES[name])
         if position != self._steps.n or share == 0:
             self._steps.n = position
             with terminal:

@@ -6,9 +6,7 @@ import ctypes
 import math
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,13 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import CaseError, last_line
+from inference.itk_noise import without_noise
 from inference.machine import free_memory
 from inference.nifti import Header, check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
 
 Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""
-
-terminal = threading.RLock()
-"""Is held while standard error is another file: who writes there meanwhile must wait."""
 
 _READERS = {
     ".nii.gz": "NiftiImageIO",
@@ -101,7 +97,8 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             _check_text(path)
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
-    with without_noise() as noise:
+    noise: list[str] = []
+    with without_noise():
         # ITK then repairs axes that are not quite perpendicular instead of refusing them.
         os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
         reader = sitk.ImageFileReader()
@@ -327,40 +324,6 @@ def _check_text(path: Path) -> None:
         except ValueError:
             return
         check_spacing(spacing, len(spacing))
-
-
-@contextmanager
-def without_noise() -> Iterator[list[str]]:
-    """Keep what ITK's C and C++ libraries print on standard error from the user's terminal.
-
-    Yields:
-        A list that holds the printed lines afterwards.
-    """
-    with terminal:
-        yield from _noise_kept()
-
-
-def _noise_kept() -> Iterator[list[str]]:
-    lines: list[str] = []
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        # A pipe, since a hardened container need not have any writable folder. Nobody reads it
-        # meanwhile, so what does not fit is dropped.
-        source, sink = os.pipe()
-        os.set_blocking(sink, False)
-        shown = os.dup(2)
-        os.dup2(sink, 2)
-        os.close(sink)
-        try:
-            yield lines
-        finally:
-            os.dup2(shown, 2)
-            os.close(shown)
-            with os.fdopen(source, "rb") as printed:
-                lines += printed.read().decode(errors="replace").splitlines()
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -31,12 +31,39 @@ def shape_at_spacing(
         new_spacing: the wanted millimetres per axis.
 
     Returns:
-        The rounded number of voxels, at least 1 per axis (nnU-Net's rule).
+        The rounded number of voxels, at least 1 per axis, computed in nnU-Net's order.
     """
     return tuple(
-        max(1, round(n * old / new))
+        max(1, round(old / new * n))
         for n, old, new in zip(shape, spacing, new_spacing, strict=True)
     )
+
+
+def centres(n: int, m: int) -> NDArray[np.float64]:
+    """Where the centres of an axis's output voxels lie among its input voxels.
+
+    Args:
+        n: number of input voxels.
+        m: number of output voxels.
+
+    Returns:
+        Array of m input coordinates; an integer is an input voxel's centre. The first and the last
+        may lie up to half a voxel outside.
+    """
+    return (np.arange(m, dtype=np.float64) + 0.5) * (n / m) - 0.5
+
+
+def nearest_voxels(n: int, m: int) -> NDArray[np.int64]:
+    """The input voxel in which each output voxel's centre lies.
+
+    Args:
+        n: number of input voxels.
+        m: number of output voxels.
+
+    Returns:
+        Array of m indices from 0 to n - 1.
+    """
+    return np.minimum((np.arange(m) + 0.5) * n / m, n - 1).astype(np.int64)
 
 
 def axis_weights(n: int, m: int) -> Float32Array:
@@ -50,12 +77,11 @@ def axis_weights(n: int, m: int) -> Float32Array:
         Array of shape (m, n); every row sums to 1. At the borders the outermost voxel is
         continued.
     """
-    step = n / m
-    width = max(1.0, step)
-    centres = (np.arange(m) + 0.5) * step - 0.5
+    width = max(1.0, n / m)
+    at = centres(n, m)[:, None]
     reach = int(np.ceil(width))
-    taps = np.floor(centres)[:, None].astype(np.int64) + np.arange(1 - reach, reach + 1)
-    weights = np.maximum(0.0, 1.0 - np.abs(taps - centres[:, None]) / width)
+    taps = np.floor(at).astype(np.int64) + np.arange(1 - reach, reach + 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(taps - at) / width)
     weights /= weights.sum(axis=1, keepdims=True)
     matrix = np.zeros((m, n))
     np.add.at(matrix, (np.arange(m)[:, None], np.clip(taps, 0, n - 1)), weights)
@@ -126,8 +152,5 @@ def resize_labels(labels: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np
     Returns:
         uint8 array of the wanted shape.
     """
-    nearest = [
-        np.minimum((np.arange(m) + 0.5) * n / m, n - 1).astype(np.int64)
-        for n, m in zip(labels.shape, shape, strict=True)
-    ]
+    nearest = [nearest_voxels(n, m) for n, m in zip(labels.shape, shape, strict=True)]
     return np.ascontiguousarray(labels[np.ix_(*nearest)])

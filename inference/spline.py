@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.kinds import FLAG, number, optional, whole, wrong
-from inference.resample import Float32Array
+from inference.resample import Float32Array, centres
 
 Float64Array = NDArray[np.float64]
 
@@ -94,25 +94,6 @@ class Rule:
         return axes[0] if len(axes) == 1 else None
 
 
-def shape_at(
-    shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]
-) -> tuple[int, ...]:
-    """Number of voxels per axis at another spacing, rounded in the order that nnU-Net computes.
-
-    Args:
-        shape: voxels per axis.
-        spacing: millimetres per axis.
-        new_spacing: the wanted millimetres per axis.
-
-    Returns:
-        At least 1 per axis.
-    """
-    return tuple(
-        max(1, round(old / new * n))
-        for n, old, new in zip(shape, spacing, new_spacing, strict=True)
-    )
-
-
 def resample(
     volume: NDArray[Any],
     shape: Sequence[int],
@@ -158,19 +139,16 @@ def spline_matrix(n: int, m: int, order: int) -> Float64Array:
     Args:
         n: number of input voxels.
         m: number of output voxels.
-        order: of the spline.
+        order: of the spline, 1 to 5.
 
     Returns:
         Array of shape (m, n); every row sums to 1. At the borders the outermost voxel is
         continued.
     """
-    frame = _FRAME if order > 1 else order
+    frame = _FRAME if order > 1 else 1
     inside = np.clip(np.arange(-frame, n + frame), 0, n - 1)
     size = len(inside)
-    # As scipy.ndimage.map_coordinates has it: the outermost position is that of the last voxel
-    # where nothing is fitted, else the frame's.
-    at = (np.arange(m) + 0.5) * (n / m) - 0.5
-    weights = _basis(at[:, None] - np.arange(-frame, n + frame), order)
+    weights = _basis(centres(n, m)[:, None] - np.arange(-frame, n + frame), order)
     if order > 1:
         # Coefficients whose spline goes through the voxels, mirrored at the frame's edges.
         fit = np.zeros((size, size))
@@ -186,9 +164,7 @@ def spline_matrix(n: int, m: int, order: int) -> Float64Array:
 
 
 def _basis(x: NDArray[Any], order: int) -> Float64Array:
-    """The centred B-spline of an order; of order 0 the half-open box [-0.5, 0.5)."""
-    if order == 0:
-        return ((x >= -0.5) & (x < 0.5)).astype(np.float64)
+    """The centred B-spline of an order from 1 on."""
     total = np.zeros(np.shape(x))
     for k in range(order + 2):
         total += (-1) ** k * comb(order + 1, k) * np.maximum(x + (order + 1) / 2 - k, 0) ** order
@@ -203,7 +179,7 @@ def _along(values: Float32Array, axis: int, m: int, order: int, threads: int) ->
     if n == m:
         return values
     if order == 0:
-        nearest = np.floor((n / m) * (np.arange(m) + 0.5) - 0.5 + 0.5).astype(np.int64)
+        nearest = np.floor(centres(n, m) + 0.5).astype(np.int64)
         return np.take(values, np.clip(nearest, 0, n - 1), axis=axis)
     matrix = spline_matrix(n, m, order)
     result = np.empty((*values.shape[:axis], m, *values.shape[axis + 1 :]), np.float32)

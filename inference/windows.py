@@ -17,11 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from inference.decode import Progress
 from inference.logits import Logits, floats, stored
 from inference.plan import Plan
 from inference.resample import Float32Array
-
-Progress = Callable[[float], None]
 
 
 class Runner(Protocol):
@@ -53,7 +52,7 @@ def predict(
         progress: is called with the finished share.
 
     Returns:
-        Logits (C, z, y, x) on the volume's grid, of the network's type or float16. They may be
+        Logits (C, z, y, x) on the volume's grid, float32, float16 or bits of bfloat16. They may be
         the network's own memory.
     """
     window = window_for(volume.shape[-3:], plan, memory)

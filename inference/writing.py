@@ -14,9 +14,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import CaseError, UsageError
+from inference.itk_noise import without_noise
 from inference.nifti import Header, write_labels
 from inference.paths import is_unicode
-from inference.reading import Scan, ending, without_noise
+from inference.reading import Scan, ending
 
 
 @contextmanager

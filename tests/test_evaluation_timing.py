@@ -169,7 +169,7 @@ def test_a_signal_ends_what_is_timed_and_leaves_nothing(cases: Path) -> None:
     process.terminate()
     assert process.communicate(timeout=20)[1] == "stopped\n"
     assert process.returncode == 143
-    assert not list(out.glob(".case-*"))
+    assert not list(out.glob(".run-*"))
     words = [word for p in psutil.process_iter(["cmdline"]) for word in p.info["cmdline"] or []]
     assert not [word for word in words if str(out) in word]
 
@@ -321,6 +321,32 @@ def test_timing_cases(tmp_path: Path) -> None:
     again = make_timing_cases(tmp_path / "again", (55,), plane=32, quiet=True)[0]
     assert np.array_equal(nibabel.load(again).dataobj, nibabel.load(paths[0]).dataobj)
     assert main(["make-timing-cases", "--out", str(tmp_path), "--slices", "56"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["package", "--case", "{long}", "--out", "{tmp}/a.tar.gz"], "no such file"),
+        (["package", "--case", "{tmp}/slice.dcm", "--out", "{tmp}/a.tar.gz"], "not a CT by its"),
+        (["package", "--out", "{long}/a.tar.gz"], "File name too long"),
+        (["benchmark", "--case", "{long}", "--out", "{tmp}/b"], "no such file"),
+        (
+            ["compare", "--first", "{long}", "--second", "{tmp}", "--out", "{tmp}/c"],
+            "no such folder",
+        ),
+    ],
+)
+def test_impossible_paths_are_one_line(
+    words: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slice.dcm").touch()
+    names = {"tmp": tmp_path, "long": tmp_path / ("a" * 300)}
+    words = [word.format(**names) for word in words]
+    if words[0] == "package":
+        words += ["--image", "none"]
+    assert main(words) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}") and said in line
 
 
 def test_names_of_packages() -> None:

@@ -18,7 +18,7 @@ from tiny_model import make_ct, make_tiny_model
 from inference.cases import find_cases
 from inference.channels import preprocess_channels
 from inference.errors import CaseError, ModelError
-from inference.labels import write_labels
+from inference.labels import fill_labels
 from inference.model import Model
 from inference.normalisation import Channel
 from inference.patches import Mirrored, patch_weights, predict_in_patches
@@ -218,11 +218,11 @@ def test_labels_by_each_rule(tiny: Model, rule: dict[str, Any], axis: int | None
     full = np.stack([_resampled(channel, new, rule, axis) for channel in logits])
     out = np.zeros(new, np.uint8)
     there = (spacing[0], spacing[1], spacing[2])
-    write_labels(logits.astype(np.float32), plan, there, (1.0, 1.0, 1.0), out, 2)
+    fill_labels(logits.astype(np.float32), plan, there, (1.0, 1.0, 1.0), out, 2)
     assert (out == np.array([0, 1, 13])[full.argmax(axis=0)]).mean() > 0.999
 
     regions = replace(plan, regions=True, outputs=(13, 2, 3))
-    write_labels(logits.astype(np.float32), regions, there, (1.0, 1.0, 1.0), out, 2)
+    fill_labels(logits.astype(np.float32), regions, there, (1.0, 1.0, 1.0), out, 2)
     expected = np.zeros(new, np.uint8)
     for channel, value in zip(full, (13, 2, 3), strict=True):
         expected[channel > 0] = value
@@ -250,13 +250,13 @@ def test_cases_of_two_channels(tmp_path: Path) -> None:
         sitk.WriteImage(make_ct(), tmp_path / f"{name}.nii.gz")
     cases = {case.target.name: case for case in find_cases(tmp_path, Path("out"), 2)}
     assert cases["a.nii.gz"].problem is None
-    assert cases["a.nii.gz"].more == (tmp_path / "a_0001.nii.gz",)
+    assert cases["a.nii.gz"].further_channels == (tmp_path / "a_0001.nii.gz",)
     assert "b_0001.nii.gz is missing" in str(cases["b.nii.gz"].problem)
     assert "c_0000.nii.gz is missing" in str(cases["c.nii.gz"].problem)
     assert "wants 2 channels" in str(cases["d.nii.gz"].problem)
     (single,) = find_cases(tmp_path / "a_0000.nii.gz", Path("out"), 2)
     assert single.problem is None
-    assert single.more == (tmp_path / "a_0001.nii.gz",)
+    assert single.further_channels == (tmp_path / "a_0001.nii.gz",)
 
 
 def test_channels_must_fit(tiny: Model) -> None:
@@ -264,7 +264,7 @@ def test_channels_must_fit(tiny: Model) -> None:
     model = replace(tiny, plan=many(tiny.plan, *pair))
     ct = make_ct()
     with pytest.raises(CaseError, match=r"1 channel\(s\) were given, the model wants 2"):
-        segment_in_stages(ct, model)
+        segment_in_stages([ct], model)
     with pytest.raises(CaseError, match="'T2' has 44 x 40 x 19 voxels"):
         segment_in_stages([ct, ct[:, :, :-1]], model)
     other = make_ct()
@@ -288,7 +288,7 @@ def test_transpose_and_orientation_come_back(tiny: Model) -> None:
     )
     straight = replace(plan, transpose=(0, 1, 2), patch=(16, 32, 32))
     first, second = (
-        segment_in_stages(make_ct(), replace(tiny, plan=p)).labels for p in (plan, straight)
+        segment_in_stages([make_ct()], replace(tiny, plan=p)).labels for p in (plan, straight)
     )
     assert len(np.unique(first)) == 5
     assert (first == second).mean() > 0.999
@@ -310,5 +310,5 @@ def test_half_precision_decides_ties_for_the_first(tiny: Model) -> None:
     rounded, exact = values[full.astype(np.float16).argmax(axis=0)], values[full.argmax(axis=0)]
     assert (rounded == exact).mean() < 0.95, "a test of nothing"
     out = np.zeros(new, np.uint8)
-    write_labels(logits, plan, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), out)
+    fill_labels(logits, plan, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), out)
     assert (out == rounded).mean() > 0.995

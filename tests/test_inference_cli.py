@@ -34,13 +34,13 @@ import inference.batch
 from inference.cases import find_cases, label_name
 from inference.cli import main
 from inference.errors import UsageError
+from inference.itk_noise import without_noise
 from inference.label_table import write_label_table
 from inference.machine import seconds_since_start
 from inference.model import Model
 from inference.organs import COLOURS
 from inference.plan import Plan
 from inference.progress import Bars
-from inference.reading import without_noise
 from inference.writing import appearing
 
 REPOSITORY = Path(__file__).parent.parent

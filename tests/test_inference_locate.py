@@ -76,10 +76,10 @@ def test_labels_are_the_same_with_a_look(tiny: Model) -> None:
     grown[120:180][:, 10:38, 10:38] = 200
     tall = sitk.GetImageFromArray(grown)
     tall.SetSpacing((2.0, 2.0, 3.0))
-    plain = segment_in_stages(tall, tiny)
+    plain = segment_in_stages([tall], tiny)
     model = replace(tiny, plan=replace(tiny.plan, look=LOOK))
     seconds_of: list[str] = []
-    with_look = segment_in_stages(tall, model, lambda stage, _: seconds_of.append(stage))
+    with_look = segment_in_stages([tall], model, lambda stage, _: seconds_of.append(stage))
     assert (plain.labels == 2).sum() > 10000
     assert np.mean(plain.labels == with_look.labels) > 0.999
     assert np.prod(with_look.window) < 0.5 * np.prod(plain.window)

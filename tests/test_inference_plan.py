@@ -175,7 +175,7 @@ def test_logits_that_are_no_numbers_are_no_empty_answer(tmp_path: Path, tiling: 
     make_tiny_model(tmp_path, tiling=tiling)
     _network(tmp_path / "network.xml", np.float32, 1, float("nan"))
     with pytest.raises(ModelError, match="no numbers"):
-        segment_in_stages(make_ct(), Model.load(tmp_path))
+        segment_in_stages([make_ct()], Model.load(tmp_path))
 
 
 def test_channels_that_do_not_fit_into_memory(
@@ -183,11 +183,11 @@ def test_channels_that_do_not_fit_into_memory(
 ) -> None:
     model = Model.load(edited(tmp_path / "m", imported()))
     image = make_ct()
-    assert segment_in_stages(image, model).labels.any()
+    assert segment_in_stages([image], model).labels.any()
     monkeypatch.setattr("inference.preprocess.free_memory", lambda: 10**6)
     image.SetSpacing([20 * size for size in image.GetSpacing()])
     with pytest.raises(CaseError, match="too large for the memory"):
-        segment_in_stages(image, model)
+        segment_in_stages([image], model)
 
 
 def test_an_empty_name_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference.body import body_box, whole_box
+from inference.body import body_box
 from inference.errors import CaseError
+from inference.grid import whole_box
 from inference.model import Model
 from inference.preprocess import air, preprocess
 from inference.resample import resize, resize_labels

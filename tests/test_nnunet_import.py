@@ -25,7 +25,7 @@ from nnunet_models import (
 
 from inference.cli import main as segment
 from inference.errors import ModelError, UsageError
-from inference.labels import write_labels
+from inference.labels import fill_labels
 from inference.plan import Plan
 from training.__main__ import main as training
 from training.nnunet.checkpoint import load_checkpoint
@@ -594,7 +594,7 @@ def test_mapped_regions_are_those_of_nnunets_rule(wanted: list[str], tmp_path: P
     outputs = outputs_of(dataset, LabelMap.load(file))
     plan = understood(plans, dataset, name, outputs)
     found = np.full(logits.shape[1:], 9, np.uint8)
-    write_labels(logits[list(outputs.kept)], plan, (1, 1, 1), (1, 1, 1), found)
+    fill_labels(logits[list(outputs.kept)], plan, (1, 1, 1), (1, 1, 1), found)
     assert np.array_equal(found, expected)
 
 

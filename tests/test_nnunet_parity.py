@@ -9,14 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import example, given
+from hypothesis import strategies as st
 from nnunet_models import KINDS, make_case, make_results, predict_as_nnunet
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from inference.cli import main as segment
+from inference.resample import shape_at_spacing
 from training.__main__ import main as training
 
 REAL = Path(__file__).parents[2] / "shared/cases/totalseg_example_ct_3mm/ct.nii.gz"
 FAST = (("plain_2p5mm", False), ("anisotropic", True))
 """Those that every run of the tests looks at: kind, mirrored or not."""
+
+
+@given(
+    st.integers(1, 800), st.floats(0.3, 8.0), st.sampled_from([0.8, 1.5, 1.6, 2.0, 2.5, 3.0, 5.0])
+)
+@example(575, 0.55, 2.5)  # 126.5 but for the order in which it is computed
+def test_grids_have_the_size_that_nnunet_computes(n: int, spacing: float, wanted: float) -> None:
+    (expected,) = compute_new_shape((n,), (spacing,), (wanted,))
+    assert shape_at_spacing((n,), (spacing,), (wanted,)) == (max(1, expected),)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from nnunet_models import KINDS, ORGANS, Kind, make_case, plans_and_dataset, understood
 
-from inference.labels import write_labels
+from inference.labels import fill_labels
 from inference.organs import LABEL_OF
 from inference.pipeline import prepare
 from inference.reading import read
@@ -87,7 +87,7 @@ def test_many_classes_become_the_organs(tmp_path: Path) -> None:
     assert plan.labels == LABEL_OF, "organs have their usual values"
     logits = rng.normal(size=(118, 12, 13, 14)).astype(np.float32)
     found = np.full(logits.shape[1:], 99, np.uint8)
-    write_labels(logits, plan, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), found)
+    fill_labels(logits, plan, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), found)
 
     organ_of = {source: LABEL_OF[organ] for organ, names in sources.items() for source in names}
     new = np.array([organ_of.get(name, 0) for name in labels])

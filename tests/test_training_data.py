@@ -73,7 +73,9 @@ def test_names_of_both_label_vocabularies_map_to_tissues() -> None:
 @pytest.mark.real_ct
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real_ct: ../shared is absent")
 def test_every_structure_of_the_shared_maps_is_known() -> None:
-    for path in SHARED.glob("*/*/full_labels_names.json"):
+    paths = [*SHARED.glob("*/*/full_labels_names.json")]
+    assert paths
+    for path in paths:
         for name in json.loads(path.read_text()).values():
             assert tissue_of(name) > 0
 

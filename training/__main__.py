@@ -89,8 +89,10 @@ def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> 
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
         with _signals_go_to(process) as came:
             code = process.wait()
-        if code or came:  # it may have come when the step was as good as done
-            return 128 + came[0] if not code else code if code > 0 else 128 - code
+        if code > 0:
+            return code
+        if code < 0 or came:  # it may have come when the step was as good as done
+            return 128 + (-code or came[0])
     return 0
 
 

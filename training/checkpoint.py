@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from inference.errors import first_line
 from inference.writing import appearing
 from training.config import Config
 from training.ir_weights import fill_from_ir
@@ -63,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not what it wants
-        raise ValueError(f"{path}: no checkpoint ({_first_line(error)})") from None
+        raise ValueError(f"{path}: no checkpoint ({first_line(error)})") from None
     if not isinstance(state, dict) or "average" not in state:
         raise ValueError(f"{path}: no checkpoint of this trainer")
     return state
@@ -131,9 +132,5 @@ def fill(network: nn.Module, weights: dict[str, Any], path: Path, config: Config
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ValueError(f"{path}: not of {config.name}'s network ({reason})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

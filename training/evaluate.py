@@ -21,6 +21,7 @@ from inference.windows import predict as predict_in_windows
 from training.config import Config
 from training.network import autocast, multiple_of
 from training.prepared_file import opened
+from training.tissues import UNKNOWN
 from training.warp import per_axis
 
 
@@ -69,7 +70,7 @@ def evaluate(
             annotated = set(content["annotated"].tolist())
         predicted = predict(network, hu, spacing, config)
         scores = [
-            dice((predicted == o) & (labels < 255), labels == o) if o in annotated else None
+            dice((predicted == o) & (labels != UNKNOWN), labels == o) if o in annotated else None
             for o in ORGANS
         ]
         yield Evaluated(name, hu, labels, predicted, spacing, scores)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,13 +21,12 @@ from nncf.quantization.range_estimator import (
 from torch import nn
 
 from inference.decode import winners
-from inference.errors import ModelError
-from inference.grid import Shape
 from inference.int8 import centre_upsampling_inputs
 from inference.logits import floats
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
 from inference.organs import ORGANS
+from inference.pass_memory import bytes_per_voxel
 from inference.plan import Plan
 from inference.windows import predict as predict_in_windows
 from training.checkpoint import load_average
@@ -39,6 +36,7 @@ from training.model_folder import check_place, model_folder
 from training.network import multiple_of
 from training.prepared_file import complete_files, opened
 from training.samples import Samples
+from training.tissues import UNKNOWN
 
 _NETWORKS = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
 _CALIBRATED_WITH = 32  # patches of as many volumes
@@ -307,7 +305,7 @@ def volumes_for_checks(
 def patch_of(volume: Volume, config: Config) -> np.ndarray:
     """A normalised patch (1, 1, z, y, x) of a volume, around its organs or from its middle."""
     hu = config.normalise(volume.hu)
-    organs = np.argwhere((volume.labels > 0) & (volume.labels < 255))
+    organs = np.argwhere((volume.labels > 0) & (volume.labels != UNKNOWN))
     middle = organs.mean(axis=0) if len(organs) else np.array(hu.shape) / 2
     patch = np.full(config.patch, config.air, np.float32)
     here, there = [], []
@@ -338,43 +336,3 @@ def _compare(
         same = float((labels == truth).mean())
         result.append(Agreement(precision, volume.name, float(error), same, organs))
     return result
-
-
-_PEAK = """
-import sys
-import numpy as np, openvino as ov
-from inference.machine import peak_memory, restart_peak_memory
-shape = [1, *map(int, sys.argv[2:])]
-core = ov.Core()
-model = core.read_model(sys.argv[1])
-model.reshape(shape)
-restart_peak_memory()  # a new process starts with the peak of the one that made it
-before = peak_memory()
-core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.zeros(shape, np.float32))
-print(peak_memory() - before)
-"""
-
-
-def bytes_per_voxel(ir: Path, patch: Shape, inputs: int = 1) -> float:
-    """Peak memory of one fp32 pass per input voxel, measured in a process of its own.
-
-    Args:
-        ir: the network.
-        patch: voxels (z, y, x) of the pass.
-        inputs: the network's input channels.
-
-    Raises:
-        ModelError: the pass failed, mostly for want of memory.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(ir.resolve()), *map(str, (inputs, *patch))],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["there is too little memory"]
-        size = " x ".join(map(str, patch))
-        raise ModelError(f"{ir}: one pass over {size} voxels failed ({lines[-1]})")
-    return round(int(done.stdout) / float(np.prod(patch)), 1)

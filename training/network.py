@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from inference.errors import first_line
 from inference.grid import Shape
 from inference.organs import ORGANS
 from training.depthwise import DepthwiseConv3d
@@ -86,7 +87,7 @@ def check_network(options: dict[str, Any], patches: Sequence[Sequence[int]]) -> 
         try:
             network = make_network(options).eval()
         except (LookupError, RuntimeError, TypeError) as error:
-            raise ValueError(f"network: {_first_line(error)}") from None
+            raise ValueError(f"network: {first_line(error)}") from None
         multiple = multiple_of(network)
         for patch in patches:
             if any(n % step for n, step in zip(patch, multiple, strict=True)):
@@ -95,7 +96,7 @@ def check_network(options: dict[str, Any], patches: Sequence[Sequence[int]]) -> 
                 network(torch.empty(1, 1, *patch))
             except (RuntimeError, TypeError) as error:
                 what = f"takes no patch of {list(patch)} voxels"
-                raise ValueError(f"network: {what} ({_first_line(error)})") from None
+                raise ValueError(f"network: {what} ({first_line(error)})") from None
 
 
 class UNet(nn.Module):
@@ -322,10 +323,6 @@ def multiple_of(network: nn.Module) -> Shape:
     """Voxels (z, y, x) of which the network's input sizes must be multiples."""
     z, y, x = network.multiple  # type: ignore[misc]
     return int(z), int(y), int(x)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _triple(values: Sequence[int]) -> Shape:

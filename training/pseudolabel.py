@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from inference.decode import winners
 from inference.errors import AbdosegError
-from inference.grid import Spacing
+from inference.grid import Spacing, voxel_millilitres
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.preprocess import preprocess
@@ -225,7 +225,6 @@ def judge(
     """
     first = looks[0]
     same = np.all([look == first for look in looks], axis=0) | np.isin(first, trusted)
-    millilitres = float(np.prod(spacing)) / 1000
     agreement: dict[int, float] = {}
     kept = []
     for organ, name in ORGANS.items():
@@ -236,7 +235,7 @@ def judge(
         agreement[organ] = min(pairs, default=1.0)
         mask = largest_part(masks[0])
         low, high = _PLAUSIBLE_ML[name]
-        volume = mask.sum() * millilitres
+        volume = mask.sum() * voxel_millilitres(spacing)
         cut = mask[0].any() or mask[-1].any()
         if agreement[organ] >= least and volume <= high and (cut or volume >= low):
             kept.append(organ)

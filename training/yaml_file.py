@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from inference.errors import first_line
+
 # PyYAML's own, and what its constructors raise of "2024-13-01", "!!bool x" and the like.
 _REASONS = (
     yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError,
@@ -26,8 +28,7 @@ def load_yaml(path: Path) -> Any:
     except _TwiceError as error:
         raise ValueError(f"{path}: {error}") from None
     except _REASONS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not YAML ({reason})") from None
+        raise ValueError(f"{path}: not YAML ({first_line(error)})") from None
 
 
 class _TwiceError(Exception):

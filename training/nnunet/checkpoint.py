@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inference.errors import ModelError
+from inference.errors import ModelError, first_line
 from training.nnunet.results import written_by_nnunet
 
 Weights = Mapping[str, torch.Tensor]
@@ -83,8 +83,7 @@ def load_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
                 f"{where}: holds {kind}, which is none of the harmless types that nnU-Net stores; "
                 "--trust-checkpoint reads it all the same, and runs what is in it"
             ) from None
-        first = (text.strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{where}: cannot be read ({first})") from None
+        raise ModelError(f"{where}: cannot be read ({first_line(error)})") from None
     if not isinstance(state, dict) or not {"network_weights", "trainer_name"} <= set(state):
         raise ModelError(f"{where}: no checkpoint of nnU-Net v2")
     with written_by_nnunet(where):

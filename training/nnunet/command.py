@@ -14,8 +14,9 @@ from torch import nn
 from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
 from inference.network import Network
+from inference.pass_memory import bytes_per_voxel
 from inference.plan import Plan
-from training.export import bytes_per_voxel, quantise, to_openvino
+from training.export import quantise, to_openvino
 from training.model_folder import check_place, model_folder
 from training.network import parameter_count
 from training.nnunet.card import write_card

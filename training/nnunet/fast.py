@@ -139,7 +139,7 @@ def compare(
 
 def _images(case: Case) -> list[sitk.Image]:
     images = []
-    for path in (case.source, *case.more):
+    for path in (case.source, *case.further_channels):
         with _named(path):
             images.append(read(path).image)
     return images
