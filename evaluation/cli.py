@@ -397,9 +397,9 @@ def _size(text: str) -> str:
 
 
 def _bytes(text: str) -> int:
-    """A size as Docker writes it ("8g", "512m"); 0 where it is none."""
-    match = re.fullmatch(r"(\d+)([bkmg]?)b?", text.strip().lower())
-    return int(match[1]) << {"": 0, "b": 0, "k": 10, "m": 20, "g": 30}[match[2]] if match else 0
+    """A size as Docker takes it ("8g", "1.5GiB", "512m"), in bytes; 0 where it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " ")) if match else 0
 
 
 def _amount(text: str) -> float:

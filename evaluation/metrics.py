@@ -6,10 +6,10 @@ elements sit at the corners between voxels, and their areas come from that libra
 
 One thing is done in another way, with the same result. The library makes a Euclidean distance map
 of the whole box around both masks; one stray voxel far from the organ makes that box the whole
-body and costs gigabytes. NSD only asks whether the other surface lies within the tolerance, so
-here each surface element looks for its nearest neighbour (a k-d tree) and memory follows the
-surface. Distances are then calculated with the library's own arithmetic, so that one which equals
-the tolerance falls on the same side.
+body and costs gigabytes. Here each surface element looks for its nearest neighbour (a k-d tree) and
+memory follows the surface. Distances are then calculated with the library's own arithmetic, so that
+one which equals the tolerance falls on the same side, and areas are added up in the library's
+order, that of the distances: a sum that ends on half of the last digit is rounded as theirs is.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ def surface_dice(
     areas = lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
     corners_r, areas_r, on_r = _surface(reference, areas)
     corners_p, areas_p, on_p = _surface(prediction, areas)
-    near_r = _within(corners_r, corners_p, on_p, spacing, tolerance)
-    near_p = _within(corners_p, corners_r, on_r, spacing, tolerance)
-    shared = np.sum(areas_r[near_r]) + np.sum(areas_p[near_p])
-    return float(shared / (np.sum(areas_r) + np.sum(areas_p)))
+    shared_r, all_r = _sums(areas_r, _distances(corners_r, corners_p, on_p, spacing), tolerance)
+    shared_p, all_p = _sums(areas_p, _distances(corners_p, corners_r, on_r, spacing), tolerance)
+    return float((shared_r + shared_p) / (all_r + all_p))
 
 
 def _surface(
@@ -82,26 +81,30 @@ def _surface(
     return corners, area_of_code[codes.ravel(order=order)[flat]], on_surface
 
 
-def _within(
+def _distances(
     corners: NDArray[np.intp],
     others: NDArray[np.intp],
     on_others: Mask,
     spacing: tuple[float, ...],
-    tolerance: float,
-) -> Mask:
-    """Which corners have one of the others at most the tolerance away."""
-    near: Mask = on_others[tuple(corners.T)]  # the same corner: most of a good prediction
-    rest = np.flatnonzero(~near)
-    if not len(rest):
-        return near
-    step = np.asarray(spacing, np.float64)
-    tree = cKDTree(others * step, compact_nodes=False, balanced_tree=False)
-    reach = tolerance * (1 + 1e-6)  # a little more, decided exactly below
-    _, nearest = tree.query(corners[rest] * step, distance_upper_bound=reach)
-    found = nearest < len(others)  # the tree answers with their number where there is none
-    offset = (corners[rest[found]] - others[nearest[found]]) * step
-    near[rest[found]] = np.sqrt(np.add.reduce((offset * offset).T, axis=0)) <= tolerance
-    return near
+) -> NDArray[np.float64]:
+    """How far, in mm, the nearest of the others is from each corner."""
+    found = np.zeros(len(corners))
+    rest = np.flatnonzero(~on_others[tuple(corners.T)])  # a good prediction has most in common
+    if len(rest):
+        step = np.asarray(spacing, np.float64)
+        tree = cKDTree(others * step, compact_nodes=False, balanced_tree=False)
+        _, nearest = tree.query(corners[rest] * step)
+        offset = (corners[rest] - others[nearest]) * step
+        found[rest] = np.sqrt(np.add.reduce((offset * offset).T, axis=0))
+    return found
+
+
+def _sums(
+    areas: NDArray[np.float64], distances: NDArray[np.float64], tolerance: float
+) -> tuple[np.float64, np.float64]:
+    """The area within the tolerance, and all of it."""
+    areas = areas[np.lexsort((areas, distances))]
+    return np.sum(areas[: np.count_nonzero(distances <= tolerance)]), np.sum(areas)
 
 
 def score_organ(

@@ -117,12 +117,18 @@ def tag_for(out: Path) -> str:
     """The name under which the organisers look for the image of an archive.
 
     Raises:
-        UsageError: the file's name does not end in ``.tar.gz``, or no image can have it.
+        UsageError: the file's name does not end in ``.tar.gz``, has other dots, or cannot be an
+            image's.
     """
     name = out.name.removesuffix(_SUFFIX).lower()
     if not out.name.endswith(_SUFFIX):
         raise UsageError(f"{out}: the archive's name must end in {_SUFFIX}")
-    if not re.fullmatch(r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*", name):
+    if "." in name:
+        raise UsageError(
+            f"{out}: the organisers take what is before its first dot for the image's name; "
+            f"leave the dots before {_SUFFIX} out"
+        )
+    if not re.fullmatch(r"[a-z0-9]+(?:(?:_{1,2}|-+)[a-z0-9]+)*", name):
         raise UsageError(f"{out}: {name!r} cannot be an image's name")
     return f"{name}:latest"
 

@@ -57,6 +57,8 @@ def run(
         _write_summary(scores, labels, strict, out)
         if any(score.values for score in scores):
             figures.box_plots(scores, labels, out / "boxplots.png")
+        else:
+            (out / "boxplots.png").unlink(missing_ok=True)  # of a run before this one
         worst_cases = summary.worst(scores, worst)
         truths, guesses = (
             {name: paths[0] for name, paths in volumes_by_case(folder).items()}

@@ -234,6 +234,8 @@ def score_folders(
     pairs: list[tuple[str, Path, Path | None]] = []
     for case, own in truths.items():
         name, others = shown(own[0]), guesses.get(case, [])
+        if strict:  # the organisers open the file of the same name
+            others = [path for path in others if shown(path) == name]
         if len(own) > 1:
             doubled[name] = CaseScore(name, "error", notes=(twice(own),))
         elif len(others) > 1:
@@ -248,11 +250,12 @@ def score_folders(
                 bar.update()
         else:
             results = _score_in_processes(pairs, strict, labels, workers, bar)
+    names = {shown(own[0]) for own in truths.values()}
     extras = [
         CaseScore(shown(path), "extra", notes=(f"{path}: has no reference, so no score",))
         for case, paths in guesses.items()
-        if case not in truths
         for path in paths
+        if case not in truths or (strict and shown(path) not in names)
     ]
     of_name = doubled | {score.name: score for score in results}
     return [of_name[shown(own[0])] for own in truths.values()] + extras

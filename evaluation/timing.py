@@ -146,6 +146,10 @@ def _time_case(
         zooms = tuple(float(z) for z in header.get_zooms())
     except Exception:  # a broken file is a case too: what the submission does with it is timed
         shape, zooms = (), ()
+    wanted = label_name(path.name)
+    log = out / "logs" / f"{name}.txt"
+    for left in (out / "outputs" / wanted, log):  # by a run before this one
+        left.unlink(missing_ok=True)
     with run_folders(out) as (inputs, outputs):
         try:
             source = path.open("rb")
@@ -155,12 +159,10 @@ def _time_case(
         with source, (inputs / path.name).open("wb") as copy:
             shutil.copyfileobj(source, copy)
         try:
-            usage = runner(inputs, outputs, out / "logs" / f"{name}.txt")
+            usage = runner(inputs, outputs, log)
         except CaseError as error:
             return CaseTiming(shown(path), shape, zooms, None, f"failed: {error}")
-        verdict = _verdict(
-            usage, limit, memory, _wrong_labels(outputs, label_name(path.name), shape)
-        )
+        verdict = _verdict(usage, limit, memory, _wrong_labels(outputs, wanted, shape))
         for written in outputs.iterdir():
             if written.is_file():
                 shutil.move(written, out / "outputs" / written.name)

@@ -119,6 +119,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
     except Exception as error:  # gzip, zlib, nibabel and numpy each raise their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CaseError(f"{path}: cannot be read ({reason})") from None
+    while not strict and values.ndim > 3 and values.shape[-1] == 1:  # a time axis, say
+        values, zooms = values[..., 0], zooms[: values.ndim - 1]
     if values.ndim != 3:
         raise CaseError(f"{path}: not a 3D volume, its shape is {_text(values.shape)}")
     if not values.size:

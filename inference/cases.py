@@ -269,6 +269,8 @@ def _images(source: Path) -> tuple[list[Path], list[Path]]:
     try:
         source.stat()
         if not source.is_dir():
+            if not source.is_file():
+                raise UsageError(f"{source}: is neither a file nor a folder")
             if not ending(source):
                 from inference.dicom_header import is_dicom
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,12 +103,12 @@ class Model:
 
         Raises:
             ModelError: no such model or precision, or a broken model folder.
-            ValueError: ``threads`` is less than 1.
+            ValueError: ``threads`` is not a whole number, or less than 1.
         """
         from inference.network import Network  # brings in OpenVINO
 
-        if threads is not None and (threads < 1 or threads != int(threads)):
-            raise ValueError(f"threads must be a whole number, at least 1, not {threads}")
+        if threads is not None:
+            threads = _whole(threads)
         folder = find_model(name)
         plan = Plan.load(folder)
         precision = plan.choose(precision)
@@ -122,3 +123,11 @@ class Model:
         if plan.tiling != "whole":  # otherwise the shape depends on the CT
             network.expect(plan.patch)
         return Model(plan, folder, precision, threads, network)
+
+
+def _whole(threads: int) -> int:
+    """A number of threads as Python's own: NumPy's integers are no integers to C++ libraries."""
+    number = isinstance(threads, Real) and not isinstance(threads, bool)
+    if not (number and threads >= 1 and float(threads).is_integer()):
+        raise ValueError(f"threads must be a whole number, at least 1, not {threads!r}")
+    return int(threads)

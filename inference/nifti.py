@@ -51,6 +51,9 @@ _FIELDS: dict[str, tuple[int, str]] = {  # offset, struct format
     "quaternion": (256, "6f"),  # b, c, d and the shift
     "rows": (280, "12f"),  # of sform
 }
+NO_ORIENTATION = "its header does not say where right and left are; labels may be on wrong sides"
+"""What is said of a CT whose header has no directions, in whatever format."""
+
 _UINT8 = 2
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 """Bits per voxel by data type, of real ones; the header's own number may be anything."""
@@ -136,9 +139,10 @@ class Header:
 
     @property
     def intercept_not_used(self) -> float:
-        """The intercept where the slope is 0, which means that values are not scaled; else 0."""
+        """The intercept where the slope is 0 or no number, so that nothing is scaled; else 0."""
         slope, intercept = self.get("scale")
-        return float(intercept) if slope == 0 and math.isfinite(intercept) else 0.0
+        scaled = slope != 0 and math.isfinite(slope)
+        return float(intercept) if not scaled and math.isfinite(intercept) else 0.0
 
     @property
     def forms(self) -> dict[str, NDArray[np.float64]]:
@@ -178,7 +182,7 @@ class Header:
         """
         forms = self.forms
         if not forms:
-            return "its header does not say where right and left are; labels may be on wrong sides"
+            return NO_ORIENTATION
         ends = [(0, n - 1) for n in self.shape[:3]]
         corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], np.float64)
         apart = max(1.0, *np.abs(taken[:3, :3]).max(axis=0))  # a voxel

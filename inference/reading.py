@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from inference.errors import CaseError, last_line
 from inference.itk_noise import without_noise
 from inference.machine import free_memory
-from inference.nifti import Header, check_complete, check_possible, inflate
+from inference.nifti import NO_ORIENTATION, Header, check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
 
 Watch = Callable[[sitk.Image, int], None]
@@ -83,7 +83,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         CaseError: it cannot be read, is damaged or truncated, is not one scalar volume, or has
             a spacing that is not positive. The message does not name the file.
     """
-    header = None
+    header, oriented = None, True
     if not is_unicode(path):
         raise CaseError("has a name that is not UTF-8; rename it")
     if path.is_symlink() and not is_there(path):
@@ -94,7 +94,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             check_spacing(header.spacing, len(header.shape))
             _check_header(path, header)
         else:
-            _check_text(path)
+            oriented = _check_text(path)
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     noise: list[str] = []
@@ -138,6 +138,8 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         warnings.append("its axes are not perpendicular; taken as if they were")
     elif header is not None and (doubt := header.doubt(affine_of(image))):
         warnings.append(doubt)
+    if not oriented:
+        warnings.append(NO_ORIENTATION)
     return Scan(image, header, tuple(warnings))
 
 
@@ -303,8 +305,8 @@ def _check_header(path: Path, header: Header) -> None:
         raise CaseError(f"is compressed; rename it so that it ends in {suffix}.gz")
 
 
-def _check_text(path: Path) -> None:
-    """Look at the text header of MetaImage and NRRD files.
+def _check_text(path: Path) -> bool:
+    """Look at the text header of MetaImage and NRRD files; does it say where right and left are?
 
     SimpleITK takes the absolute value of a negative spacing without a word, and of a missing file
     with the voxels does not give the name.
@@ -322,8 +324,14 @@ def _check_text(path: Path) -> None:
         try:
             spacing = tuple(float(word) for word in found.group(1).split())
         except ValueError:
-            return
-        check_spacing(spacing, len(spacing))
+            spacing = ()
+        if spacing:
+            check_spacing(spacing, len(spacing))
+    if start.startswith(b"NRRD"):
+        return bool(re.search(rb"^space *:", start, re.M | re.I)) and bool(
+            re.search(rb"^space directions *:[^\r\n]*\(", start, re.M | re.I)
+        )
+    return bool(re.search(rb"^(?:TransformMatrix|Rotation|Orientation) *=", start, re.M))
 
 
 def _reason(error: RuntimeError) -> str:

@@ -372,6 +372,47 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read(tmp_path / "o" / "scores.csv") == []
 
 
+def test_the_organisers_open_the_file_of_the_same_name(tmp_path: Path) -> None:
+    truth, _ = random_pair(2)
+    for name in ("r/a.nii.gz", "p/a.nii", "r/b.nii.gz", "p/b.nii.gz", "p/b.nii"):
+        save(truth, (1, 1, 1), tmp_path / name)
+    states = {
+        strict: [
+            (score.name, score.status)
+            for score in score_folders(tmp_path / "r", tmp_path / "p", strict=strict, quiet=True)
+        ]
+        for strict in (False, True)
+    }
+    assert states[False] == [("a.nii.gz", "scored"), ("b.nii.gz", "error")]
+    assert states[True] == [
+        ("a.nii.gz", "missing"), ("b.nii.gz", "scored"), ("a.nii", "extra"), ("b.nii", "extra"),
+    ]  # fmt: skip
+
+
+def test_an_axis_of_one_is_none_unless_strict(tmp_path: Path) -> None:
+    truth, _ = random_pair(3)
+    save(truth, (1, 2, 3), tmp_path / "r" / "a.nii.gz")
+    save(truth[..., None], (1, 2, 3), tmp_path / "p" / "a.nii.gz")
+    honest, strict = (
+        score_folders(tmp_path / "r", tmp_path / "p", strict=strict, quiet=True)[0]
+        for strict in (False, True)
+    )
+    assert honest.status == "scored" and set(honest.values.values()) == {1.0}
+    assert strict.status == "error"
+
+
+def test_no_box_plot_of_a_run_before(tmp_path: Path) -> None:
+    truth, _ = random_pair(2)
+    for name in ("r/a.nii.gz", "p/a.nii.gz"):
+        save(truth, (1, 1, 1), tmp_path / name)
+    command = ["score", "--reference", str(tmp_path / "r"), "--prediction", str(tmp_path / "p")]
+    command += ["--out", str(tmp_path / "o"), "--quiet", "--strict-challenge"]
+    plot = tmp_path / "o" / "boxplots.png"
+    assert main(command) == 0 and plot.exists()
+    (tmp_path / "p" / "a.nii.gz").unlink()
+    assert main(command) == 0 and not plot.exists()
+
+
 def test_two_folders_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The difference is that of their scores; what one of them lacks is said, and is an error."""
     for seed, name in enumerate(("a.nii.gz", "b.nii.gz")):

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
 psutil = pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
-from evaluation.cli import main  # noqa: E402
+from evaluation.cli import _bytes, main  # noqa: E402
 from evaluation.container import Container  # noqa: E402
 from evaluation.package import _renamed, tag_for  # noqa: E402
 from evaluation.timing import CaseTiming, time_cases  # noqa: E402
@@ -103,6 +103,21 @@ def test_verdicts(cases: Path, code: str, options: dict[str, float], verdict: st
     timings = timed(cases, code, **options)  # type: ignore[arg-type]
     found = [re.sub(r"'.*/", "'OUT/", timing.verdict) for timing in timings]
     assert found == [verdict.replace("X", name) for name in "ab"]
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_one_s(cases: Path) -> None:
+    assert all(timing.passed for timing in timed(cases, COPY))
+    assert not any(timing.passed for timing in timed(cases, "import sys; sys.exit(3)"))
+    assert not list((cases.parent / "out" / "outputs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8g", 8 << 30), ("1.5g", 3 << 29), ("8GiB", 8 << 30), ("512m", 512 << 20), ("64", 64),
+     ("2 kb", 2048), ("1t", 1 << 40), ("g", 0), ("-1g", 0), ("1x", 0)],
+)  # fmt: skip
+def test_sizes_are_docker_s(text: str, size: int) -> None:
+    assert _bytes(text) == size
 
 
 def test_measures_the_whole_tree(tmp_path: Path) -> None:
@@ -351,7 +366,7 @@ def test_impossible_paths_are_one_line(
 
 def test_names_of_packages() -> None:
     assert tag_for(Path("x/Team_A.tar.gz")) == "team_a:latest"
-    for name in ("team.tar", "a b.tar.gz", ".tar.gz", "-x.tar.gz"):
+    for name in ("team.tar", "a b.tar.gz", ".tar.gz", "-x.tar.gz", "team.v2.tar.gz"):
         with pytest.raises(UsageError, match="name"):
             tag_for(Path(name))
     manifest = [{"Config": "c", "RepoTags": ["team:latest"], "Layers": ["l"]}]

@@ -263,6 +263,11 @@ def test_a_single_number_among_others_keeps_it(desk: Desk) -> None:
     assert case.target.name == "X_0000.nii.gz"
 
 
+def _make_a_pipe(desk: Desk) -> None:
+    desk.inputs.rmdir()
+    os.mkfifo(desk.inputs)
+
+
 def test_a_report_replaces_no_ct_and_no_device(
     desk: Desk, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +292,7 @@ def test_a_report_replaces_no_ct_and_no_device(
     ("prepare", "reason"),
     [
         (lambda d: d.inputs.rmdir(), "no such file or folder"),
+        (_make_a_pipe, "neither a file nor a folder"),
         (lambda d: None, "no file is in this folder"),
         (lambda d: (d.inputs / "x.txt").write_text(""), "no CT here"),
         (lambda d: setattr(d, "model", "nothing"), "no model 'nothing'"),

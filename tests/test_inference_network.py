@@ -125,3 +125,10 @@ def test_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Model.load("one", precision="int8")
     with pytest.raises(ValueError, match="at least 1, not 0"):
         Model.load("one", threads=0)
+    wrong: Any
+    for wrong in (True, "2", 1.5, float("nan"), -1):
+        with pytest.raises(ValueError, match="whole number"):
+            Model.load("one", threads=wrong)
+    two: Any = np.int64(2)
+    threads = Model.load("one", threads=two).threads
+    assert threads == 2 and type(threads) is int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -267,12 +268,28 @@ def test_axes_that_are_not_perpendicular_are_said(tmp_path: Path, suffix: str) -
     assert "not perpendicular" in read(path).warnings[0]
 
 
+@pytest.mark.parametrize("slope", [0, np.nan, np.inf])
 @pytest.mark.parametrize("compress", [True, False])
-def test_an_intercept_without_a_slope_is_none(tmp_path: Path, compress: bool) -> None:
+def test_an_intercept_without_a_slope_is_none(tmp_path: Path, compress: bool, slope: float) -> None:
     """A slope of 0 means that values are not scaled (NIfTI-1), whatever the intercept."""
     path = tmp_path / ("a.nii.gz" if compress else "a.nii")
-    nifti({112: struct.pack("<ff", 0, -1024)}, compress)(path)
+    nifti({112: struct.pack("<ff", slope, -1024)}, compress)(path)
     assert (sitk.GetArrayFromImage(read(path).image) == sitk.GetArrayFromImage(volume())).all()
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mhd", "a.mha"])
+def test_without_directions_right_and_left_are_in_doubt(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    sitk.WriteImage(volume(), path)
+    assert read(path).warnings == ()
+    if name == "a.nrrd":
+        nrrd("spacings: 1 1 1")(path)
+    else:
+        spoilt, times = re.subn(rb"TransformMatrix = [^\n]*\n", b"", path.read_bytes())
+        assert times == 1
+        path.write_bytes(spoilt)
+    (warning,) = read(path).warnings
+    assert "right and left" in warning
 
 
 @pytest.mark.parametrize("suffix", [".NII.GZ", ".NII", ".MHA", ".Mha", ".NRRD"])

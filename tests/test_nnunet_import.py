@@ -215,11 +215,13 @@ def test_folds(tmp_path: Path) -> None:
     every = ["fold_1", "fold_all", "fold_0"]
     several = hollow(tmp_path / "several", *(f"{fold}/{checkpoint}" for fold in every))
     single = hollow(tmp_path / "single", f"fold_all/{checkpoint}", "fold_0/checkpoint_best.pth")
+    crossed = hollow(tmp_path / "crossed", f"fold_2/{checkpoint}", f"fold_0/{checkpoint}")
     for given, wanted, expected in (
         (several, [], ["0", "1"]),
         (several, ["all"], ["all"]),
         (several, ["1", "all"], ["1", "all"]),
         (single, [], ["all"]),
+        (crossed, ["all"], ["0", "2"]),
     ):
         with open_results(given, wanted) as found:
             assert list(found.checkpoints) == expected

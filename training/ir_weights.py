@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import torch
 from torch import Tensor, nn
 
@@ -126,6 +125,8 @@ def _constants(ir: Path) -> list[np.ndarray]:
     Raises:
         ModelError: the file, or that of its weights, is missing or damaged.
     """
+    import openvino as ov  # not beside training: the two have crashed each other (see `__main__`)
+
     try:
         operations = ov.Core().read_model(ir).get_ordered_ops()
     except RuntimeError as error:

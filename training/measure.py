@@ -126,7 +126,7 @@ def _step(config: Config, repeats: int, device: str) -> float:
     labels = torch.zeros(config.batch, *config.patch, dtype=torch.uint8, device=device)
     told = torch.ones(config.batch, 1 + len(ORGANS), dtype=torch.bool, device=device)
     batch = Patch(image, labels, told, torch.ones(config.batch, device=device))
-    model = torch.compile(network) if device == "cuda" else network
+    model = torch.compile(network, dynamic=False) if device == "cuda" else network
 
     def step() -> None:
         with autocast(image, multiple_of(network)):
@@ -137,6 +137,8 @@ def _step(config: Config, repeats: int, device: str) -> float:
         optimiser.step()
         loss.item()
 
+    if device == "cuda":
+        step()  # compiles, which may take longer than any patience
     return _median(step, repeats)
 
 

@@ -69,7 +69,11 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--round", type=int, help="one step alone: of this round of self-training (1, 2, ...)")
     add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
     add("--workers", type=int, help="processes that prepare (default: one per CPU)")
-    add("--compile", action="store_true", default=None, help="use torch.compile on a CPU too")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="use torch.compile: on a GPU for the network (the default), on a CPU for the loss",
+    )
     add(
         "--initial",
         type=Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def blur(volume: Tensor, sigmas: Sequence[float]) -> Tensor:
         taps = torch.exp(-0.5 * (offsets / max(sigma, 1e-3)) ** 2)
         sources = (torch.arange(n)[:, None] + offsets).clamp_(0, n - 1)
         matrix = torch.zeros(n, n).scatter_add_(1, sources, (taps / taps.sum()).expand(n, -1))
-        matrix = matrix.to(volume.device)
+        matrix = matrix.to(volume.device, non_blocking=True)  # or it waits for all before it
         if axis == 0:
             volume = (matrix @ volume.flatten(1)).view_as(volume)
         else:
@@ -42,14 +43,16 @@ def upsample(knots: Tensor, shape: Sequence[int]) -> Tensor:
         knots: (..., a, b, c).
         shape: wanted (z, y, x).
     """
-    z, y, x = (
-        (1 - (torch.linspace(0, n - 1, m)[:, None] - torch.arange(n)).abs())
-        .clamp_(min=0)
-        .to(knots.device)
-        for n, m in zip(knots.shape[-3:], shape, strict=True)
-    )
+    z, y, x = (_between(n, m, knots.device) for n, m in zip(knots.shape[-3:], shape, strict=True))
     rows = y @ (knots @ x.T)
     return (z @ rows.flatten(-2)).unflatten(-1, (shape[1], shape[2]))
+
+
+@lru_cache(maxsize=256)
+def _between(n: int, m: int, device: torch.device) -> Tensor:
+    """Linear interpolation of n knots at m places, as a matrix (m, n)."""
+    apart = (torch.linspace(0, n - 1, m)[:, None] - torch.arange(n)).abs()
+    return (1 - apart).clamp_(min=0).to(device)
 
 
 def share_nearby(mask: Tensor, size: int) -> Tensor:

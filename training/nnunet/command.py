@@ -78,8 +78,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         type=_fold,
         metavar="FOLD",
-        help="0 1 2 3 4, whose logits are averaged, or all, nnU-Net's fold of that name "
-        "(default: all folds there are)",
+        help="0 1 2 3 4, whose logits are averaged, or all: nnU-Net's fold of that name, "
+        "else all numbered ones (default: all numbered ones there are, else that fold)",
     )
     add(
         "--configuration",

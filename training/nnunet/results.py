@@ -49,7 +49,8 @@ def open_results(
     Args:
         path: the folder with ``plans.json``, ``dataset.json`` and ``fold_X``, a folder above it,
             or the zip file that ``nnUNetv2_export_model_to_zip`` writes.
-        folds: those wanted; empty for all that are numbered, or else "all".
+        folds: those wanted; empty for all that are numbered, or else "all". "all" is nnU-Net's
+            training on everything; where that is not there, all that are numbered.
         configuration: which model is meant where there are several: its configuration or its
             folder's name.
         checkpoint: the checkpoints' file name.
@@ -162,9 +163,10 @@ def _folds(
         for name in names
         if name.name == checkpoint and name.parent.parent == folder
     }
-    if wanted:
+    numbered = sorted(fold for fold in there if fold.isdecimal())
+    if wanted and (list(wanted) != ["all"] or "all" in there or not numbered):
         return list(wanted)
-    return sorted(fold for fold in there if fold.isdecimal()) or sorted(there)
+    return numbered or sorted(there)
 
 
 def _read(
