@@ -8,8 +8,9 @@ One thing is done in another way, with the same result. The library makes a Eucl
 of the whole box around both masks; one stray voxel far from the organ makes that box the whole
 body and costs gigabytes. Here each surface element looks for its nearest neighbour (a k-d tree) and
 memory follows the surface. Distances are then calculated with the library's own arithmetic, so that
-one which equals the tolerance falls on the same side, and areas are added up in the library's
-order, that of the distances: a sum that ends on half of the last digit is rounded as theirs is.
+one which equals the tolerance falls on the same side. In small boxes areas are added up in the
+library's order too, that of the distances: a share that ends on half of the last digit, as those of
+few voxels may, is rounded as the library's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from evaluation.challenge import LOWEST_DSC_FOR_NSD, SLAB_LABELS, TOLERANCE_MM
 from inference.grid import Box, Mask
 
 _INSIDE = 255  # the code of a corner all of whose eight voxels are set
+_SMALL = 100_000  # voxels of a box in which the nearest neighbour may be sought however far it is
 
 
 def dice(reference: Mask, prediction: Mask) -> float:
@@ -53,8 +55,11 @@ def surface_dice(
     areas = lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
     corners_r, areas_r, on_r = _surface(reference, areas)
     corners_p, areas_p, on_p = _surface(prediction, areas)
-    shared_r, all_r = _sums(areas_r, _distances(corners_r, corners_p, on_p, spacing), tolerance)
-    shared_p, all_p = _sums(areas_p, _distances(corners_p, corners_r, on_r, spacing), tolerance)
+    reach = np.inf if reference.size <= _SMALL else tolerance * (1 + 1e-6)  # a little more
+    near_r = _distances(corners_r, corners_p, on_p, spacing, reach)
+    near_p = _distances(corners_p, corners_r, on_r, spacing, reach)
+    shared_r, all_r = _sums(areas_r, near_r, tolerance)
+    shared_p, all_p = _sums(areas_p, near_p, tolerance)
     return float((shared_r + shared_p) / (all_r + all_p))
 
 
@@ -86,16 +91,19 @@ def _distances(
     others: NDArray[np.intp],
     on_others: Mask,
     spacing: tuple[float, ...],
+    reach: float,
 ) -> NDArray[np.float64]:
-    """How far, in mm, the nearest of the others is from each corner."""
+    """How far, in mm, the nearest of the others is from each corner; infinity beyond the reach."""
     found = np.zeros(len(corners))
     rest = np.flatnonzero(~on_others[tuple(corners.T)])  # a good prediction has most in common
     if len(rest):
         step = np.asarray(spacing, np.float64)
         tree = cKDTree(others * step, compact_nodes=False, balanced_tree=False)
-        _, nearest = tree.query(corners[rest] * step)
-        offset = (corners[rest] - others[nearest]) * step
-        found[rest] = np.sqrt(np.add.reduce((offset * offset).T, axis=0))
+        _, nearest = tree.query(corners[rest] * step, distance_upper_bound=reach)
+        found[rest] = np.inf
+        there = nearest < len(others)  # the tree answers with their number where there is none
+        offset = (corners[rest[there]] - others[nearest[there]]) * step
+        found[rest[there]] = np.sqrt(np.add.reduce((offset * offset).T, axis=0))
     return found
 
 

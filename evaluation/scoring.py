@@ -8,8 +8,10 @@ what is found                 default                           strict (as the o
 ============================  ================================  ================================
 a prediction is missing       a row of zeros, counted           no row (their script only lists
                                                                 the predictions); reported
-prediction unreadable, of     a row of zeros, counted           no row (their script stops
-another size, or there twice                                    there); reported
+prediction unreadable or of   a row of zeros, counted           no row (their script stops
+another size                                                    there); reported
+prediction there as X.nii     scored; twice: zeros, counted     X.nii.gz of the reference's name
+and not, or beside, X.nii.gz                                    alone counts; reported
 same size, other spacing or   a row of zeros, counted           scored as stored with the
 position                                                        reference's zooms; reported
 values that are no labels     a row of zeros, counted           cast to uint8
