@@ -252,7 +252,7 @@ def score_folders(
                 bar.update()
         else:
             results = _score_in_processes(pairs, strict, labels, workers, bar)
-    names = {shown(own[0]) for own in truths.values()}
+    names = {shown(path) for own in truths.values() for path in own}
     extras = [
         CaseScore(shown(path), "extra", notes=(f"{path}: has no reference, so no score",))
         for case, paths in guesses.items()

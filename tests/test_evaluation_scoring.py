@@ -309,15 +309,19 @@ def test_a_case_that_is_there_twice_costs_no_other(tmp_path: Path) -> None:
         save(guess, (1, 1, 1), tmp_path / "p" / f"{name}.nii.gz")
     save(truth, (1, 1, 1), tmp_path / "r" / "a.nii")
     save(guess, (1, 1, 1), tmp_path / "p" / "b.nii")
-    for strict in (False, True):
-        scores = score_folders(tmp_path / "r", tmp_path / "p", strict=strict, quiet=True)
-        assert [score.status for score in scores] == ["error", "error", "scored"]
-        assert [score.name[0] for score in scores] == ["a", "b", "c"]
-        assert scores[0].values == {}
-        assert set(scores[1].values.values()) == (set() if strict else {0.0})
-        for score, folder in zip(scores, ("r", "p"), strict=False):
-            (note,) = score.notes
-            assert str(tmp_path / folder / score.name[0]) in note and "there twice" in note
+    scores = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert [score.status for score in scores] == ["error", "error", "scored"]
+    assert [score.name[0] for score in scores] == ["a", "b", "c"]
+    assert scores[0].values == {}
+    assert set(scores[1].values.values()) == {0.0}
+    for score, folder in zip(scores, ("r", "p"), strict=False):
+        (note,) = score.notes
+        assert str(tmp_path / folder / score.name[0]) in note and "there twice" in note
+    strict = score_folders(tmp_path / "r", tmp_path / "p", strict=True, quiet=True)
+    assert [(score.name, score.status) for score in strict[1:]] == [
+        ("b.nii.gz", "scored"), ("c.nii.gz", "scored"), ("b.nii", "extra"),
+    ]  # fmt: skip
+    assert strict[0].status == "error"
     command = ["score", "--reference", tmp_path / "r", "--prediction", tmp_path / "p"]
     command += ["--out", tmp_path / "out"]
     assert main([str(word) for word in command]) == 1
