@@ -42,9 +42,17 @@ def build(name: str) -> torch.nn.Module:
 
 def test_there_is_a_file_for_each_configuration_and_nothing_else() -> None:
     files = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    assert files == sorted([*NAMES, "dsunet_eca_cpu", "nnunet_iso2p5_cpu"])
+    assert files == sorted([*NAMES, "abdoseg_heldout", "dsunet_eca_cpu", "nnunet_iso2p5_cpu"])
     for name in NAMES:
         assert load(name).name == name
+
+
+def test_what_measures_the_default_model_is_that_model_but_for_its_training() -> None:
+    heldout, default = load("abdoseg_heldout"), load("abdoseg")
+    named = replace(heldout, name=default.name, version=default.version)
+    assert named.plan((1, 1, 1)) == default.plan((1, 1, 1))
+    assert heldout.network == default.network
+    assert heldout.holdout and not heldout.shares.get("labelled")
 
 
 @pytest.mark.parametrize("name", ["dsunet_eca", "nnunet_iso2p5"])
