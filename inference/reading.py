@@ -94,7 +94,10 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             check_spacing(header.spacing, len(header.shape))
             _check_header(path, header)
         else:
-            oriented = _check_text(path)
+            with path.open("rb") as file:
+                start = file.read(1 << 14)
+            _check_text(path, start)
+            oriented = _has_directions(start)
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     noise: list[str] = []
@@ -305,14 +308,12 @@ def _check_header(path: Path, header: Header) -> None:
         raise CaseError(f"is compressed; rename it so that it ends in {suffix}.gz")
 
 
-def _check_text(path: Path) -> bool:
-    """Look at the text header of MetaImage and NRRD files; does it say where right and left are?
+def _check_text(path: Path, start: bytes) -> None:
+    """Look at the text header of MetaImage and NRRD files.
 
     SimpleITK takes the absolute value of a negative spacing without a word, and of a missing file
     with the voxels does not give the name.
     """
-    with path.open("rb") as file:
-        start = file.read(1 << 14)
     apart = re.search(rb"^(?:ElementDataFile *=|data ?file *:) *([^\r\n]*)", start, re.M)
     if apart:
         name = os.fsdecode(apart.group(1).strip())
@@ -324,9 +325,12 @@ def _check_text(path: Path) -> bool:
         try:
             spacing = tuple(float(word) for word in found.group(1).split())
         except ValueError:
-            spacing = ()
-        if spacing:
-            check_spacing(spacing, len(spacing))
+            return
+        check_spacing(spacing, len(spacing))
+
+
+def _has_directions(start: bytes) -> bool:
+    """Whether the text header of a MetaImage or NRRD file says where right and left are."""
     if start.startswith(b"NRRD"):
         return bool(re.search(rb"^space *:", start, re.M | re.I)) and bool(
             re.search(rb"^space directions *:[^\r\n]*\(", start, re.M | re.I)

@@ -164,9 +164,9 @@ def _folds(
         if name.name == checkpoint and name.parent.parent == folder
     }
     numbered = sorted(fold for fold in there if fold.isdecimal())
-    if wanted and (list(wanted) != ["all"] or "all" in there or not numbered):
-        return list(wanted)
-    return numbered or sorted(there)
+    if list(wanted) == ["all"] and "all" not in there:
+        return numbered or ["all"]  # which is then said to be missing
+    return list(wanted) or numbered or sorted(there)
 
 
 def _read(
