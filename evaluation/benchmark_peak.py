@@ -35,11 +35,10 @@ def main() -> None:
     """Measure and print operations a second by precision, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--small", action="store_true", help="a small stack, for trying")
     options = parser.parse_args()
     shape = (8, 16, 16) if options.small else SHAPE
-    print(json.dumps(measure(options.threads, options.precisions, shape)))
+    print(json.dumps(measure(options.threads, shape=shape)))
 
 
 def measure(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from inference.itk_noise import without_noise
 from inference.machine import free_memory
 from inference.nifti import NO_ORIENTATION, Header, check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
+from inference.text_header import TextHeader
 
 Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""
@@ -94,10 +94,9 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             check_spacing(header.spacing, len(header.shape))
             _check_header(path, header)
         else:
-            with path.open("rb") as file:
-                start = file.read(1 << 14)
-            _check_text(path, start)
-            oriented = _has_directions(start)
+            text = TextHeader.read(path)
+            _check_text(path.parent, text)
+            oriented = text.has_directions
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     noise: list[str] = []
@@ -308,34 +307,12 @@ def _check_header(path: Path, header: Header) -> None:
         raise CaseError(f"is compressed; rename it so that it ends in {suffix}.gz")
 
 
-def _check_text(path: Path, start: bytes) -> None:
-    """Look at the text header of MetaImage and NRRD files.
-
-    SimpleITK takes the absolute value of a negative spacing without a word, and of a missing file
-    with the voxels does not give the name.
-    """
-    apart = re.search(rb"^(?:ElementDataFile *=|data ?file *:) *([^\r\n]*)", start, re.M)
-    if apart:
-        name = os.fsdecode(apart.group(1).strip())
-        one_file = not re.match(r"LIST|LOCAL$", name) and "%" not in name
-        if one_file and not is_there(path.parent / name):
-            raise CaseError(f"lacks its voxels: {name} is not there")
-    found = re.search(rb"^(?:ElementSpacing *=|spacings *:)([^\r\n]*)", start, re.M)
-    if found:
-        try:
-            spacing = tuple(float(word) for word in found.group(1).split())
-        except ValueError:
-            return
-        check_spacing(spacing, len(spacing))
-
-
-def _has_directions(start: bytes) -> bool:
-    """Whether the text header of a MetaImage or NRRD file says where right and left are."""
-    if start.startswith(b"NRRD"):
-        return bool(re.search(rb"^space *:", start, re.M | re.I)) and bool(
-            re.search(rb"^space directions *:[^\r\n]*\(", start, re.M | re.I)
-        )
-    return bool(re.search(rb"^(?:TransformMatrix|Rotation|Orientation) *=", start, re.M))
+def _check_text(folder: Path, header: TextHeader) -> None:
+    """Raise CaseError for what ITK takes without a word, or refuses without the file's name."""
+    if header.voxel_file and not is_there(folder / header.voxel_file):
+        raise CaseError(f"lacks its voxels: {header.voxel_file} is not there")
+    if header.spacing:
+        check_spacing(header.spacing, len(header.spacing))
 
 
 def _reason(error: RuntimeError) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from dicom_files import put
 from nnunet_models import (
     KINDS,
     ORGANS,
@@ -482,6 +484,13 @@ def test_half_precision_is_compared(
     found = re.search(r"case_0000\.nii\.gz: ([0-9.]+) % of the voxels", capsys.readouterr().out)
     assert found
     assert float(found[1]) > 98
+    ct = sitk.ReadImage(cases / "case_0000.nii.gz")
+    put(
+        tmp_path / "dicom" / "study",
+        sitk.Cast(sitk.Clamp(ct, sitk.sitkFloat32, -1024, 3000), sitk.sitkInt16),
+    )
+    assert run(results, *options[:-1], tmp_path / "dicom") == 0
+    assert "study: " in capsys.readouterr().out
     (cases / "damaged_0000.nii.gz").write_text("hello")
     assert run(results, *options) == 2
     assert f"{cases}/damaged_0000.nii.gz: is not a NIfTI file" in capsys.readouterr().err

@@ -574,8 +574,9 @@ def test_a_file_that_is_replaced_by_an_older_one_is_prepared_anew(
     assert stored(out / "images" / "P1.npz", "labels") == [0, 1]
 
 
-def test_voxels_that_lie_beside_their_header_are_looked_at(tmp_path: Path) -> None:
-    """Of the same size, under a header that stays: .mhd."""
+@pytest.mark.parametrize("name", ["P1_0000.mhd", "P1_0000.nrrd"])
+def test_voxels_that_lie_beside_their_header_are_looked_at(tmp_path: Path, name: str) -> None:
+    """Of the same size, under a header that stays."""
     data, out = dataset(tmp_path / "data"), tmp_path / "out"
     hu, labels = a_patient()
     write(data / "labelsTr" / "P1.nii.gz", labels)
@@ -585,7 +586,12 @@ def test_voxels_that_lie_beside_their_header_are_looked_at(tmp_path: Path) -> No
         image = sitk.GetImageFromArray(hu)
         image.SetSpacing((12.0, 12.0, 12.0))
         (data / "imagesTr").mkdir(exist_ok=True)
-        sitk.WriteImage(image, str(data / "imagesTr" / "P1_0000.mhd"))
+        path = data / "imagesTr" / name
+        sitk.WriteImage(image, str(path))
+        if path.suffix == ".nrrd":  # written as one file; a reader takes it apart too
+            header, voxels = path.read_bytes().split(b"\n\n", 1)
+            path.write_bytes(header + b"\ndata file: P1.raw\n\n")
+            (path.parent / "P1.raw").write_bytes(voxels)
         assert prepare(find_cases(data), out, config, 1) == []
         return max(stored(out / "images" / "P1.npz", "hu"))
 

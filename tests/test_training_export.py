@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ pytest.importorskip("nncf", reason="the training extra is not installed")
 
 from inference.organs import ORGANS
 from inference.plan import Plan
+from training.agreement import Agreement
 from training.cases import Case
 from training.config import Config
-from training.export import Agreement, volumes_for_checks
+from training.export import volumes_for_checks
 from training.model_card import write_model_card
 
 REPOSITORY = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ _QUANTISE = """
 import json, sys
 import numpy as np, openvino as ov, torch
 from torch import nn
-from training.export import _quantise, convolutions_of, to_openvino
+from training.openvino_model import convolutions_of, quantise, quantise_by_accuracy, to_openvino
 
 torch.manual_seed(0)
 network = nn.Sequential(
@@ -55,8 +55,10 @@ def labels(model):
 truth = labels(model)
 result = {}
 two = convolutions_of(model, [0, -2])
-for name, most_loss, spared in (("plain", None, ()), ("aware", 0.005, ()), ("spared", None, two)):
-    made = _quantise(model, patches, most_loss, spared)
+for name, quantised_by, spared in (
+    ("plain", quantise, ()), ("aware", quantise_by_accuracy, ()), ("spared", quantise, two)
+):
+    made = quantised_by(model, patches, spared)
     quantised = sum(op.get_type_name() == "FakeQuantize" for op in made.get_ops())
     scores = []
     for found, expected in zip(labels(made), truth):
@@ -73,7 +75,7 @@ _UPSAMPLE = """
 import json
 import numpy as np, openvino as ov, torch
 from torch import nn
-from training.export import quantise, to_openvino
+from training.openvino_model import quantise, to_openvino
 
 torch.manual_seed(0)
 network = nn.Sequential(
@@ -104,7 +106,8 @@ import numpy as np, openvino as ov, torch
 import inference.network
 from dataclasses import replace
 from training.config import Config
-from training.export import Volume, _compare, to_openvino
+from training.export import Volume, _compare
+from training.openvino_model import to_openvino
 from training.network import make_network
 
 torch.manual_seed(0)
@@ -236,7 +239,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         config,
         version="9.9",
         shares={"synthetic": 0.5, "transferred": 0.2, "labelled": 0.2, "empty": 0.1, "pseudo": 0},
-        coarse_first={"share": 0.25, "spacing": [4.0] * 3, "patch": [64, 64, 80]},
+        coarse_first={"share": 0.25, "spacing": [None, 4.0, 4.0], "patch": [64, 64, 80]},
         freeze_norm=0.5,
         empty=("head",),
         holdout=("kept",),
@@ -246,6 +249,8 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         Case("seen", "labelled", path, path, (1,), source="TotalSegmentator s0327"),
         Case("kept", "labelled", path, path, (1,), source="AMOS 13"),
         Case("head", "unlabelled", path, None, (), source="TCIA"),
+        *(Case(f"m{i}", "labelmap", None, path, (1,), source=f"BTCV {i}") for i in range(9)),
+        *(Case(f"n{i}", "labelmap", None, path, (1,), source=f"map s{i}") for i in (7, 12)),
         Case("other", "unlabelled", path, None, (), source="never drawn from"),
     ]
     plan = config.plan((16, 16, 16), {"f32": "network.xml"}, 100.0)
@@ -254,15 +259,18 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     plan.save(tmp_path)
     assert Plan.load(tmp_path).name == "abdoseg"
     agreement = Agreement("f32", "seen", 0.001, 0.999, dict.fromkeys(plan.labels, None))
-    for name in ("bodies/seen__seen", "transferred/seen__seen", "images/seen", "empty/head"):
+    maps = [f"bodies/{name}" for name in (*(f"m{i}" for i in range(9)), "n7", "n12")]
+    for name in (*maps, "bodies/seen__seen", "transferred/seen__seen", "images/seen", "empty/head"):
         file = tmp_path / "prepared" / f"{name}.npz"
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, annotated=np.array([1]))
 
-    def card(trained: Sequence[Path] | Path, told: str = "", case: str = "seen") -> str:
+    def card(
+        runs: list[Path], told: str = "", case: str = "seen", weights_from: Path | None = None
+    ) -> str:
         agreed = [replace(agreement, case=case)]
         prepared = tmp_path / "prepared"
-        write_model_card(tmp_path, config, cases, trained, prepared, (), agreed, told)
+        write_model_card(tmp_path, config, cases, runs, weights_from, prepared, (), agreed, told)
         return (tmp_path / "README.md").read_text()
 
     text = card([tmp_path / "run"], "It sees cats.")
@@ -272,10 +280,13 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         "Synthetic patches",
         "Transferred patches are a real CT",
         "esophagus and the aorta: head.",
-        "The first 25 % of the steps saw patches of 64 x 64 x 80 voxels at 4 x 4 x 4 mm.",
+        "The first 25 % of the steps saw patches of 64 x 64 x 80 voxels at the CT's own spacing x "
+        "4 mm x 4 mm.",
         "After 50 % of the steps batch norms kept their statistics.",
-        "| TotalSegmentator s | unknown | CT and labels | 1 |",
-        "| AMOS | unknown | held out | 1 |",
+        "| TotalSegmentator s0327 | unknown | CT and labels | 1 |",
+        "| AMOS 13 | unknown | held out | 1 |",
+        "| BTCV ... | unknown | label map, for synthesis | 9 |",
+        "| map s7, 12 | unknown | label map, for synthesis | 2 |",
         "| TCIA | unknown | CT known to show none of the organs | 1 |",
         "## Known failures\n\nIt sees cats.\n",
     ):
@@ -311,6 +322,6 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     assert "The training began with the weights of abdoseg 0.8.0:" in text
     assert "this training did not see, though the weights it began with may have (kept)" in text
     assert "int8 was calibrated on the held-out cases" in card(runs, case="kept")
-    text = card(tmp_path)  # weights that were not trained here
+    text = card([], weights_from=tmp_path)  # weights that were not trained here
     assert "The weights are those of abdoseg 9.9: its card says" in text
     assert " steps of" not in text and "Not measured" in text

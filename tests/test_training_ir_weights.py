@@ -21,9 +21,9 @@ from inference.errors import ModelError
 from training import train as loop
 from training.checkpoint import load_average, load_mean
 from training.config import Config
-from training.export import to_openvino
 from training.ir_weights import measure_norms
 from training.network import make_network, multiple_of
+from training.openvino_model import to_openvino
 from training.samples import Samples
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"

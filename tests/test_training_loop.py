@@ -35,7 +35,7 @@ from training.batches import batches
 from training.cases import find_cases
 from training.config import Config
 from training.corrections import Edit
-from training.evaluate import Evaluated, evaluate, logits_of
+from training.evaluate import Evaluated, evaluate
 from training.losses import partial_dice_cross_entropy
 from training.network import make_network
 from training.options import parse
@@ -44,6 +44,7 @@ from training.records import Records, alone_in, read_rows
 from training.run import Run, steps_left
 from training.samples import Patch, Samples
 from training.teacher import Teacher
+from training.torch_runner import logits_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -488,7 +489,8 @@ def test_pseudo_labels_lie_where_the_organs_do(trained: Path, tmp_path: Path) ->
     hu, labels = a_patient()
     folder = tmp_path / "data" / "unlabelled" / "P1"
     folder.mkdir(parents=True)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(hu[:, ::-1, ::-1]))
+    # Stored as HU + 1024, as some scanners' software does.
+    image = sitk.GetImageFromArray(np.ascontiguousarray(hu[:, ::-1, ::-1]) + 1024)
     image.SetSpacing((SPACING,) * 3)
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     sitk.WriteImage(image, str(folder / "ct.nii.gz"))
@@ -501,6 +503,8 @@ def test_pseudo_labels_lie_where_the_organs_do(trained: Path, tmp_path: Path) ->
 
     made = sitk.ReadImage(str(out / "P1.nii.gz"))
     assert made.GetDirection() == image.GetDirection() and made.GetSize() == image.GetSize()
+    picture = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "P1_preview.png")))
+    assert (picture == 255).all(axis=-1).mean() < 0.1  # soft tissue is grey
     found = sitk.GetArrayFromImage(made)[:, ::-1, ::-1]
     known = found != 255
     assert (found[known] == labels[known]).mean() > 0.97
@@ -761,6 +765,7 @@ def _network(**other: Any) -> dict[str, Any]:
             {"shares": {"labelled": None}},
             "shares is {'labelled': None}, not names with a number from 0 each",
         ),
+        ({"tiling": "nnunet"}, "tiling is 'nnunet', not whole or window"),
         ({"augmentation": {"warp": {}}}, "warp needs strength"),
         (
             {"augmentation": {"warp": {"strength": "much"}}},

@@ -56,6 +56,23 @@ _OTHER_NAMES = {
 
 
 @dataclass(frozen=True)
+class CT:
+    """A CT to train on.
+
+    Attributes:
+        hu: int16 (z, y, x) in LPS orientation, -1024 to 3071.
+        spacing: mm per axis (z, y, x).
+        image: as it is stored.
+        offset: what was added to its values to make them HU.
+    """
+
+    hu: NDArray[np.int16]
+    spacing: Spacing
+    image: sitk.Image
+    offset: float
+
+
+@dataclass(frozen=True)
 class Case:
     """One patient of a data folder.
 
@@ -82,22 +99,23 @@ class Case:
     source: str = "unknown"
     licence: str = "unknown"
 
-    def ct(self) -> tuple[NDArray[np.int16], Spacing]:
-        """Hounsfield units (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm.
+    def ct(self) -> CT:
+        """The CT, read and checked.
 
         Raises:
             CaseError: the file is damaged or no CT.
             ValueError: its values are no Hounsfield units of a body.
         """
         assert self.image is not None
-        array, spacing = _turned(read(self.image).image)
-        intensities = check_intensities(array)
-        hu = array + np.float32(intensities.offset) if intensities.offset else array
+        image = read(self.image).image
+        array, spacing = _turned(image)
+        offset = check_intensities(array).offset
+        hu = array + np.float32(offset) if offset else array
         if hu.min() > -200 or hu.max() < 200:
             raise ValueError(
                 f"values from {hu.min()} to {hu.max()} are not Hounsfield units of a body"
             )
-        return np.clip(hu, -1024, 3071).astype(np.int16), spacing
+        return CT(np.clip(hu, -1024, 3071).astype(np.int16), spacing, image, offset)
 
     def labels(self) -> tuple[NDArray[np.uint8], Spacing]:
         """Our organ labels (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,13 @@ class Config:
     folds: int
     evaluate_every: int
     checkpoint_every: int
-    class_weights: tuple[float, ...] = ()
-    batch_dice: bool = False
-    empty: tuple[str, ...] = ()
-    freeze_norm: float = 1.0
-    coarse_first: Mapping[str, Any] = field(default_factory=dict)
-    self_training: Mapping[str, Any] = field(default_factory=dict)
-    not_int8: tuple[int, ...] = ()
+    class_weights: tuple[float, ...]
+    batch_dice: bool
+    empty: tuple[str, ...]
+    freeze_norm: float
+    coarse_first: Mapping[str, Any]
+    self_training: Mapping[str, Any]
+    not_int8: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if problems := problems_of(self):

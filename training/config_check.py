@@ -43,7 +43,7 @@ def _range(low: float = 0, above: float | None = None) -> Kind:
 
 
 _OF_THE_PLAN = (
-    "name", "version", "spacing", "size", "crop", "clip", "subtract", "divide", "patch", "tiling",
+    "name", "version", "spacing", "size", "crop", "clip", "subtract", "divide", "patch", "overlap",
     "precision",
 )  # fmt: skip
 _KINDS = {
@@ -57,7 +57,7 @@ _KINDS = {
     **dict.fromkeys(("holdout", "empty"), several(NAME)),
     "stored": several(number(), 2),
     "synthesis_spacing": number(0.1),
-    "overlap": number(0, 0.95),
+    "tiling": one_of("whole", "window"),  # nnU-Net's own is for imported models
     "optimiser": one_of("adamw", "muon", "sgd"),
     "schedule": one_of("cosine", "polynomial"),
     "class_weights": several(number(0)),

@@ -24,10 +24,10 @@ from inference.network import Network
 from inference.organs import ORGANS
 from inference.precision import bf16_pays
 from training.config import Config
-from training.export import quantise, to_openvino
 from training.losses import loss_at_all_depths, partial_dice_cross_entropy
 from training.machine import cpu_in_words
 from training.network import autocast, make_network, multiple_of, multiply_adds, parameter_count
+from training.openvino_model import quantise, to_openvino
 from training.samples import Patch
 from training.train import make_optimiser
 

@@ -7,7 +7,6 @@ from its configuration; only the known failures are written by a person.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +15,9 @@ import numpy as np
 
 from inference.organs import ORGANS
 from inference.plan import Plan
+from training.agreement import Agreement
 from training.cases import Case
 from training.config import Config
-from training.export import Agreement
 from training.network import make_network, multiply_adds, parameter_count
 from training.records import INITIAL, MACHINES, read_lines, read_rows
 from training.samples import drawn_from, shows
@@ -28,7 +27,8 @@ def write_model_card(
     folder: Path,
     config: Config,
     cases: list[Case],
-    trained: Sequence[Path] | Path,
+    runs: Sequence[Path],
+    weights_from: Path | None,
     prepared: Path,
     holdout: tuple[str, ...],
     agreements: list[Agreement],
@@ -40,9 +40,10 @@ def write_model_card(
         folder: the model folder, with its plan.
         config: what was trained.
         cases: the data folder's cases.
-        trained: the training's folders with their records: the first training's, then those of
-            the rounds of self-training, of which the last gave the weights; or the model folder
-            that the weights come from.
+        runs: the training's folders with their records: the first training's, then those of
+            the rounds of self-training, of which the last gave the weights.
+        weights_from: the model folder that the weights come from, if they were not trained here;
+            ``runs`` is empty then.
         prepared: the prepared data that was drawn from.
         holdout: all cases that were kept aside.
         agreements: what the export measured.
@@ -50,10 +51,9 @@ def write_model_card(
     """
     plan = Plan.load(folder)
     drawn = drawn_from(prepared, config, holdout)
-    runs = [] if isinstance(trained, Path) else trained
     begun_with = read_lines(runs[0] / INITIAL) if runs else []
-    if isinstance(trained, Path):
-        training = [_elsewhere(trained)]
+    if weights_from:
+        training = [_elsewhere(weights_from)]
     else:
         training = [
             _steps(config, runs, drawn),
@@ -122,22 +122,26 @@ def _network(config: Config, plan: Plan) -> str:
     network = make_network(dict(config.network))
     work = multiply_adds(network, config.patch) / np.prod(config.patch)
     features = "-".join(map(str, config.network["features"]))
-    steps = zip(config.spacing, config.size, strict=True)
-    grid = " x ".join(
-        f"{size} voxels" if size else f"{step:g} mm" if step else "the CT's own spacing"
-        for step, size in steps
-    )
     passes = "one pass over the whole body" if plan.tiling == "whole" else "windows"
     return (
         f"A 3D U-Net (`{config.network['kind']}`, features {features}) with "
         f"{parameter_count(network):,} parameters and {work / 1e3:.1f} G multiply-adds per million "
-        f"voxels, on a grid of {grid} (z, y, x), in {passes}. Default precision: {plan.precision}."
+        f"voxels, on a grid of {_grid(config.spacing, config.size)} (z, y, x), in {passes}. "
+        f"Default precision: {plan.precision}."
         + (
             f" In int8, {len(config.not_int8)} of its convolutions stay in floating point "
             f"({', '.join(map(str, config.not_int8))} in their order)."
             if config.not_int8
             else ""
         )
+    )
+
+
+def _grid(spacing: Sequence[float | None], size: Sequence[int | None]) -> str:
+    """A network's grid along z, y, x."""
+    return " x ".join(
+        f"{voxels} voxels" if voxels else f"{step:g} mm" if step else "the CT's own spacing"
+        for step, voxels in zip(spacing, size, strict=True)
     )
 
 
@@ -170,7 +174,7 @@ def _stages(config: Config, rounds: int) -> list[str]:
         text.append(
             f"The first {100 * coarse['share']:g} % of the {firsts}steps saw patches of "
             f"{' x '.join(map(str, coarse['patch']))} voxels at "
-            f"{' x '.join(f'{step:g}' for step in coarse['spacing'])} mm."
+            f"{_grid(coarse['spacing'], (None, None, None))}."
         )
     if config.network.get("norm") == "batch" and config.freeze_norm < 1:
         text.append(
@@ -215,6 +219,7 @@ _USES = {
     "unlabelled": "CT without labels",
     "pseudo": "CT with pseudo-labels",
 }
+_NAMED = 8  # numbers of cases; of more only the source is named
 
 
 def _sources(
@@ -224,21 +229,29 @@ def _sources(
     drawn: Mapping[str, list[Path]],
 ) -> str:
     """The cases that patches were drawn from, or that were held out."""
-    used: Counter[tuple[str, str, str]] = Counter()
+    used: dict[tuple[str, str, str], list[str]] = {}
     files = [path.stem for paths in drawn.values() for path in paths]
     for case in cases:
         aside = case.name in (*config.holdout, *holdout)
         if not aside and not any(shows(stem, case.name) for stem in files):
             continue
-        # Numbered cases of one data set are one source.
-        source = re.sub(r"[_ ]?\d+$", "", case.source) or case.source
+        source, number = _numbered(case.source)
         use = "held out" if aside else _USES[case.kind]
         if case.name in config.empty:
             use = "CT known to show none of the organs"
-        used[source, case.licence, use] += 1
+        used.setdefault((source, case.licence, use), []).append(number)
     lines = ["| data | licence | use | number |", "|---|---|---|---|"]
-    lines += [f"| {d} | {licence} | {use} | {n} |" for (d, licence, use), n in used.items()]
+    for (source, licence, use), numbers in used.items():
+        own = [number for number in dict.fromkeys(numbers) if number]
+        named = source + (", ".join(own) if len(own) <= _NAMED else "...")
+        lines.append(f"| {named} | {licence} | {use} | {len(numbers)} |")
     return "\n".join(lines)
+
+
+def _numbered(source: str) -> tuple[str, str]:
+    """What a case comes from, and its number there: numbered cases of one data set are one."""
+    found = re.fullmatch(r"(.*?\D)(\d+)", source)
+    return (found[1], found[2]) if found else (source, "")
 
 
 def _accuracy(

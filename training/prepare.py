@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -43,7 +42,9 @@ from inference.machine import usable_threads
 from inference.organs import LABEL_OF, ORGANS
 from inference.plan import Plan
 from inference.preprocess import preprocess
+from inference.reading import ending
 from inference.resample import resize_labels
+from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from inference.writing import appearing, write_text
 from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
 from training.cases import Case, read_json
@@ -195,12 +196,11 @@ def _files_of(case: Case) -> list[Path]:
 
 
 def _voxels_beside(path: Path) -> list[Path]:
-    """The file that holds the voxels of an ``.mhd``, which is a header alone."""
-    if path.suffix.lower() != ".mhd" or not path.is_file():
+    """The file with the voxels of a header that stands alone."""
+    if ending(path) not in WITH_TEXT_HEADER or not path.is_file():
         return []
-    found = re.search(rb"^ElementDataFile\s*=\s*(.*\S)", path.read_bytes(), re.MULTILINE)
-    voxels = path.parent / os.fsdecode(found[1]) if found else path
-    return [voxels] if voxels.is_file() else []
+    name = TextHeader.read(path).voxel_file
+    return [path.parent / name] if name and (path.parent / name).is_file() else []
 
 
 def _remove_others(
@@ -352,12 +352,11 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
 
 
 def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
-    hu, _ = atlas.ct()
     labels, spacing = atlas.labels()
     organs = isotropic(*case.tissues())
     _check_sides(organs)
     low, high = plan.clip
-    stored = np.clip(hu, low, high).astype(np.int16)
+    stored = np.clip(atlas.ct().hu, low, high).astype(np.int16)
     atlas_tissues = isotropic(*atlas.tissues())
     bent, bent_labels = transfer(stored, labels, spacing, atlas_tissues, organs, case.annotated)
     return {
@@ -369,8 +368,8 @@ def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
 
 
 def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
-    hu, native = case.ct()
-    prepared = preprocess(hu, native, plan)
+    ct = case.ct()
+    prepared = preprocess(ct.hu, ct.spacing, plan)
     labels = np.zeros(prepared.values.shape, np.uint8)
     if case.label_file is not None and not empty:
         original, _ = case.labels()

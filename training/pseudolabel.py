@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -28,17 +27,18 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.preprocess import preprocess
 from inference.preview import write_preview
-from inference.reading import Scan, read
+from inference.reading import Scan
 from inference.resample import resize, resize_labels
 from inference.writing import write, write_text
+from training.agreement import dice
 from training.bodies import anchored
 from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated, read_json
 from training.checkpoint import load_average
 from training.config import Config
 from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown
-from training.evaluate import dice, logits_of
 from training.tissues import UNKNOWN
+from training.torch_runner import logits_of
 
 _CORRECTED = "corrected.json"
 
@@ -128,14 +128,12 @@ def pseudolabel(
     todo = [case for case in cases if case.kind == "unlabelled" and case.name not in passed_over]
     result, refused = {}, []
     for case in tqdm(todo, desc="pseudolabel", unit="CT"):
-        assert case.image is not None
         try:
-            hu, spacing = case.ct()
-            scan = read(case.image)
+            ct = case.ct()
         except (AbdosegError, ValueError) as error:
             refused.append(f"{case.name}: {error}")
             continue
-        prepared = preprocess(hu, spacing, plan)
+        prepared = preprocess(ct.hu, ct.spacing, plan)
         edits = corrections.get(case.name, ())
         if annotated.pop(case.name, None) is not None:  # labels to be replaced teach nothing
             write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
@@ -144,19 +142,19 @@ def pseudolabel(
         found = judge(looks, prepared.spacing, least, trusted, doubted)
         found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
         if found.kept:
-            labels = np.zeros(hu.shape, np.uint8)
+            labels = np.zeros(ct.hu.shape, np.uint8)
             part = labels[prepared.box]
             part[...] = resize_labels(found.labels, part.shape)
             try:
-                correct(labels, hu, spacing, edits)
+                correct(labels, ct.hu, ct.spacing, edits)
             except ValueError as error:
                 refused.append(f"{case.name}: {error}")
                 continue
-            stored = np.zeros(sitk.GetArrayViewFromImage(scan.image).shape, np.uint8)
-            turn_to(scan.image.GetDirection()).apply(stored)[...] = labels
-            write(out / _file_of(case.name), stored, Scan(scan.image))
+            stored = np.zeros(ct.image.GetSize()[::-1], np.uint8)
+            turn_to(ct.image.GetDirection()).apply(stored)[...] = labels
+            write(out / _file_of(case.name), stored, Scan(ct.image))
             seen = np.where(stored == UNKNOWN, 0, stored)
-            write_preview(out / f"{case.name}_preview.png", scan.image, seen)
+            write_preview(out / f"{case.name}_preview.png", ct.image, seen, ct.offset)
         result[case.name] = found
         marks[case.name] = _mark(edits)
         write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")

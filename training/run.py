@@ -171,7 +171,8 @@ class Run:
 
     def export(self) -> None:
         """Write the model folder, with its card."""
-        from training.export import Agreement, export
+        from training.agreement import Agreement
+        from training.export import export
         from training.model_card import write_model_card
 
         if len(self.checkpoints) > 1:
@@ -184,12 +185,14 @@ class Run:
             for agreement in agreements:
                 print(agreement, flush=True)
             # Another training's checkpoint has its records beside it.
+            elsewhere = checkpoint if checkpoint.is_dir() else None
             runs = [checkpoint.parent] if self.options.checkpoint else self.folders
             write_model_card(
                 folder,
                 self.whole,
                 self.cases,
-                checkpoint if checkpoint.is_dir() else runs,
+                [] if elsewhere else runs,
+                elsewhere,
                 self.prepared,
                 self.holdout,
                 agreements,

@@ -25,7 +25,6 @@ class Teacher:
         checkpoint: its weights: a checkpoint or a model folder.
         student: the configuration of the network that learns.
         weight: share of the loss that is the teacher's; labels make up the rest.
-        temperature: see `training.losses.distillation`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -33,18 +32,15 @@ class Teacher:
         ValueError: it is not one of the teacher's network, or the weight is not in 0 to 1.
     """
 
+    temperature = 2.0
+    """See `training.losses.distillation`."""
+
     def __init__(
-        self,
-        config: Config,
-        checkpoint: Path,
-        student: Config,
-        weight: float = 0.5,
-        temperature: float = 2.0,
+        self, config: Config, checkpoint: Path, student: Config, weight: float = 0.5
     ) -> None:
         if not 0 <= weight <= 1:
             raise ValueError(f"the teacher's weight {weight} is not in 0 to 1")
         self.weight = weight
-        self.temperature = temperature
         self._config = config
         self._student = student
         self._network = load_average(checkpoint, config).requires_grad_(False)

@@ -28,13 +28,10 @@ def per_axis(spacing: AnySpacing) -> Spacing:
     return float(z), float(y), float(x)
 
 
-def regular_places(
-    shape: Sequence[int], spacing: AnySpacing, device: torch.device | str = "cpu"
-) -> Tensor:
+def regular_places(shape: Sequence[int], spacing: AnySpacing) -> Tensor:
     """The voxel centres of a grid, (z, y, x, 3) in mm."""
     axes = [
-        (torch.arange(n, device=device) + 0.5) * step
-        for n, step in zip(shape, per_axis(spacing), strict=True)
+        (torch.arange(n) + 0.5) * step for n, step in zip(shape, per_axis(spacing), strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 

@@ -16,7 +16,6 @@ from inference.machine import usable_threads
 from inference.network import Network
 from inference.pass_memory import bytes_per_voxel
 from inference.plan import Plan
-from training.export import quantise, to_openvino
 from training.model_folder import check_place, model_folder
 from training.network import parameter_count
 from training.nnunet.card import write_card
@@ -33,6 +32,7 @@ from training.nnunet.results import (
     required,
     written_by_nnunet,
 )
+from training.openvino_model import quantise, to_openvino
 
 _MOST_ERROR = 1e-2  # of the exported logits, relative; rounding gives 1e-6, fp16 weights 1e-3
 _FILES = {"fp32": "network.xml", "fp16": "network.xml", "int8": "network_int8.xml"}

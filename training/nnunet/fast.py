@@ -18,7 +18,7 @@ from inference.network import Network
 from inference.pipeline import prepare, segment_in_stages
 from inference.plan import Plan
 from inference.reading import read
-from training.evaluate import dice
+from training.agreement import dice
 
 _CASES = 8  # volumes that calibrate
 _PATCHES = 32  # of them together
@@ -68,13 +68,13 @@ def calibration_cases(folder: Path, channels: int) -> list[Case]:
     return cases
 
 
-def calibration_patches(cases: Sequence[Case], plan: Plan, seed: int = 0) -> list[np.ndarray]:
+def calibration_patches(cases: Sequence[Case], plan: Plan) -> list[np.ndarray]:
     """Normalised patches (1, inputs, z, y, x) from all over the cases.
 
     Raises:
         CaseError: a case cannot be read or prepared.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     patches = []
     for case in cases:
         images = _images(case)
@@ -138,8 +138,9 @@ def compare(
 
 
 def _images(case: Case) -> list[sitk.Image]:
-    images = []
-    for path in (case.source, *case.further_channels):
+    with _named(case.source):
+        images = [case.read().image]
+    for path in case.further_channels:
         with _named(path):
             images.append(read(path).image)
     return images
