@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,95 +20,21 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from evaluation import benchmark_network, host
+from evaluation import benchmark_network
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.benchmark_peak import multiply_adds_of
+from evaluation.benchmark_systems import PUBLISHED, System, list_systems
+from evaluation.benchmark_table import STAGES, Peaks, Row, write_table
 from evaluation.metrics import dice
-from evaluation.tables import csv_text, markdown_text, number
 from evaluation.usage import Usage, run_command
 from evaluation.volumes import read_labels
-from inference import progress
 from inference.cases import label_name
 from inference.errors import CaseError, ModelError, UsageError
-from inference.machine import usable_threads
-from inference.model import weights_folders
 from inference.organs import ORGANS
 from inference.paths import is_file
 from inference.phantom import make_phantom
-from inference.plan import Plan
-from inference.plan_check import PRECISIONS
-from inference.processor import instruction_sets
 from inference.reading import read
-from inference.writing import write_image, write_text
-
-STAGES = ("start", "load", *progress.STAGES)
-"""Where the seconds go, as far as the case had to wait for them; "start" is all that is in none of
-the others: the interpreter, imports, exit."""
-
-PUBLISHED = "published OpenVINO recipe, fp32"
-SCALING = (1, 2, 4, 8, 16)
-"""Numbers of threads, as far as there are as many."""
-
-
-@dataclass(frozen=True)
-class System:
-    """One row of the table: what is run.
-
-    Attributes:
-        name: what the row is called.
-        command: program and arguments, with ``{labels}`` (file), ``{outputs}`` (folder) and
-            ``{stages}`` (file) to be filled in.
-        isa: limit of the processor's instructions, ``None`` for none.
-        same_network: whether its labels can be compared with the reference's.
-        baseline: whether the others' speed is given as a multiple of its speed.
-        problem: why it cannot run, ``None`` if it can.
-        threads: how many threads it uses; ``None`` for as many as the benchmark is told.
-        network: the IR that our engine runs; ``None`` for the other systems.
-        precision: what it runs in.
-        default: whether it is a model as it comes.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    isa: str | None = None
-    same_network: bool = True
-    baseline: bool = False
-    problem: str | None = None
-    threads: int | None = None
-    network: Path | None = None
-    precision: str | None = None
-    default: bool = False
-
-
-@dataclass
-class Row:
-    """What came out for one system: medians over its runs.
-
-    Attributes:
-        system: what was run.
-        seconds: wall clock around the process.
-        stages: seconds per stage.
-        peak_memory: most bytes of the process and its children.
-        cpu_seconds: processor time.
-        same_voxels: share of voxels labelled as by the reference system.
-        agreement: mean DSC with it over the organs that either has.
-        speed: operations a second of the network stage (a multiply-add is two).
-        problem: why there are no numbers.
-    """
-
-    system: System
-    seconds: float = float("nan")
-    stages: dict[str, float] = field(default_factory=dict)
-    peak_memory: int = 0
-    cpu_seconds: float = float("nan")
-    same_voxels: float = float("nan")
-    agreement: float = float("nan")
-    speed: float = float("nan")
-    problem: str | None = None
-
-
-Peaks = dict[tuple[str | None, int], dict[str, float]]
-"""By limit of the instructions and number of threads: operations a second by precision."""
+from inference.writing import write_image
 
 
 def benchmark(
@@ -166,7 +91,7 @@ def benchmark(
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror or error}") from None
     shape = " x ".join(map(str, size))
-    _write(rows, peaks, out, case or Path("phantom"), shape, checkpoint, threads, repeats)
+    write_table(rows, peaks, out, case or Path("phantom"), shape, checkpoint, threads, repeats)
     return rows
 
 
@@ -233,129 +158,6 @@ def _make_model(
         f"the shared network cannot be built: {reason} (--small-patch needs less memory; "
         "--only models,peak does without the network)"
     )
-
-
-def list_systems(
-    model: Path,
-    problem: str | None,
-    case: Path,
-    groups: Sequence[str],
-    levels: Sequence[str],
-    threads: int,
-) -> list[System]:
-    """The rows of the table, also those that cannot run here.
-
-    Args:
-        model: the shared network's folder.
-        problem: why it could not be made.
-        case: the CT.
-        groups: which of `GROUPS`.
-        levels: which of `ISA_LEVELS`.
-        threads: threads for every system.
-    """
-
-    def process(module: str) -> tuple[str, ...]:
-        return (
-            *(sys.executable, "-m", module, "--model", str(model), "--case", str(case)),
-            *("--labels", "{labels}", "--stages", "{stages}", "--threads", "{threads}"),
-        )
-
-    def ours(folder: Path, precision: str) -> tuple[str, ...]:
-        return (
-            *(sys.executable, "-m", "inference", "-i", str(case), "-o", "{outputs}", "--quiet"),
-            *("--model", str(folder), "--precision", precision),
-            *("--report", "{stages}", "--threads", "{threads}"),
-        )
-
-    systems: list[System] = []
-    with_levels: list[System] = []
-    if "nnunet" in groups:
-        absent = None if find_spec("nnunetv2") else "nnunetv2 is not installed (extra 'nnunet')"
-        systems.append(
-            System(
-                "nnU-Net v2 predictor, fp32", process("evaluation.run_nnunet"),
-                baseline=True,
-                problem=absent or problem,
-            )
-        )  # fmt: skip
-    if "published" in groups:
-        absent = None if find_spec("torch") else "torch is not installed (extra 'training')"
-        with_levels.append(
-            System(
-                PUBLISHED, process("evaluation.run_published"),
-                baseline=True,
-                problem=absent or problem,
-            )
-        )  # fmt: skip
-    if "ours" in groups:
-        for precision in PRECISIONS:
-            absent = None
-            if precision == "int8" and find_spec("nncf") is None:
-                absent = "nncf is not installed (extra 'training')"
-            elif precision == "bf16" and "avx512_bf16" not in instruction_sets():
-                absent = "this processor has no bf16 instructions"
-            with_levels.append(
-                System(
-                    f"ours, same network, {precision}", ours(model, precision),
-                    problem=problem or absent,
-                    network=model / ("network_int8.xml" if precision == "int8" else "network.xml"),
-                    precision=precision,
-                )
-            )  # fmt: skip
-    if "models" in groups:
-        found = {
-            path.parent.name: path.parent
-            for folder in reversed(weights_folders())
-            for path in sorted(folder.glob("*/plan.json"))
-        }
-        for name in sorted({"dsunet_eca", *found}):
-            if name not in found:
-                with_levels.append(
-                    System(f"ours, {name}", (), problem="no such model in the weights folder")
-                )
-                continue
-            plan = Plan.load(found[name])
-            for precision, file in sorted(plan.networks.items()):
-                default = precision == plan.precision
-                note = ", its default" if default else ""
-                with_levels.append(
-                    System(
-                        f"ours, {name}, {precision}{note}", ours(found[name], precision),
-                        same_network=False,
-                        network=found[name] / file,
-                        precision=precision,
-                        default=default,
-                    )
-                )  # fmt: skip
-    systems += with_levels
-    for level in levels:
-        absent = None
-        if ISA_LEVELS[level] not in instruction_sets():
-            absent = f"this processor has no {level.replace('_CORE', '')}"
-        systems += [
-            replace(
-                system,
-                name=f"{system.name}, {level}",
-                isa=level,
-                baseline=False,
-                problem=system.problem or absent,
-            )
-            for system in with_levels
-            # The lower levels have no bf16 instructions.
-            if system.precision != "bf16" or system.default or level.endswith("BF16")
-        ]
-    if "scaling" in groups:
-        # The shared network in int8 (where that cannot run, in what can), and each model as it
-        # comes.
-        own = [s for s in with_levels if s.network and not s.problem]
-        shown = [s for s in own if s.same_network][-1:] + [s for s in own if s.default]
-        for count in SCALING:
-            if count <= usable_threads() and count != threads:
-                systems += [
-                    replace(system, name=f"{system.name}, {count} threads", threads=count)
-                    for system in shown
-                ]
-    return systems
 
 
 def _run(
@@ -484,103 +286,3 @@ def _compare(rows: Sequence[Row], work: Path, case_name: str) -> None:
         both = [(own == label, reference == label) for label in ORGANS]
         found = [dice(a, b) for a, b in both if a.any() or b.any()]
         rows[i].agreement = float(np.mean(found)) if found else float("nan")
-
-
-def _write(
-    rows: Sequence[Row],
-    peaks: Peaks,
-    out: Path,
-    case: Path,
-    shape: str,
-    checkpoint: Path | None,
-    threads: int,
-    repeats: int,
-) -> None:
-    baselines = [row for row in rows if row.problem is None and row.system.baseline]
-    header = ["System", "Seconds", *(stage.capitalize() for stage in STAGES), "Peak_MiB",
-              "CPU_seconds", "Network_GOPS", "Share_of_int8_peak", "Same_voxels", "Mean_DSC",
-              "Problem"]  # fmt: skip
-
-    def share(row: Row) -> float:
-        peak = peaks.get((row.system.isa, row.system.threads or threads), {}).get("int8")
-        return row.speed / peak if peak else float("nan")
-
-    cells = [
-        [
-            row.system.name,
-            number(row.seconds, 2),
-            *(number(row.stages.get(stage, float("nan")), 2) for stage in STAGES),
-            f"{row.peak_memory / 2**20:.0f}" if row.peak_memory else "-",
-            number(row.cpu_seconds, 1),
-            number(row.speed / 1e9, 0),
-            number(share(row), 3),
-            number(row.same_voxels, 6),
-            number(row.agreement),
-            row.problem or "",
-        ]
-        for row in rows
-    ]
-    write_text(out / "benchmark.csv", csv_text(header, cells))
-    ratios = [f"x {row.system.name.split(',')[0]}" for row in baselines]
-    shown = [
-        [
-            cell[0],
-            *(cell[1:2] if not row.problem else [f"- ({row.problem})"]),
-            *(number(base.seconds / row.seconds, 1) for base in baselines),
-            *cell[2 : 5 + len(STAGES)],
-            "-" if share(row) != share(row) else f"{100 * share(row):.0f} %",
-            "-" if row.same_voxels != row.same_voxels else f"{100 * row.same_voxels:.3f} %",
-            cell[-2],
-        ]
-        for row, cell in zip(rows, cells, strict=True)
-    ]
-    weights = (
-        f"trained for {benchmark_network.STEPS} steps on another phantom, which is enough for "
-        "regions where organs are, not for accuracy"
-    )
-    if checkpoint is not None:
-        weights = f"those of {checkpoint.name}"
-    write_text(
-        out / "benchmark.md",
-        f"Case {case.name}, {shape} voxels. {threads} threads; medians of {repeats} runs, each a "
-        f"process of its own. Measured on {host.describe()}.\n\n"
-        + markdown_text(
-            [
-                "System",
-                "Seconds",
-                *ratios,
-                *(stage.capitalize() for stage in STAGES),
-                "Peak MiB",
-                "CPU s",
-                "Network GOP/s",
-                "Of int8 peak",
-                "Same voxels",
-                "Mean DSC",
-            ],
-            shown,
-        )
-        + _peak_table(peaks)
-        + "\nSeconds are file to file, wall clock around the process. A stage has the seconds "
-        "that the case waited for it: ours reads while OpenVINO is loaded, and compiles while it "
-        "prepares. Start is what is in no other stage (interpreter, imports, exit). Network "
-        "GOP/s are the multiply-adds of all convolutions times two, by the seconds of the "
-        "network stage. Same voxels and mean "
-        "DSC are agreement of the labels with those of the published recipe (where it did not run, "
-        f"of the first row), where the network is the same. Its weights: {weights}. "
-        f"{', '.join(ISA_LEVELS)} limit the instructions (ONEDNN_MAX_CPU_ISA).\n",
-    )
-
-
-def _peak_table(peaks: Peaks) -> str:
-    """What a plain stack of convolutions reaches here."""
-    if not peaks:
-        return ""
-    cells = [
-        [isa or "all", str(threads), *(f"{found.get(p, 0) / 1e9:.0f}" for p in PRECISIONS)]
-        for (isa, threads), found in peaks.items()
-    ]
-    return (
-        "\nGOP/s of a plain stack of 3 x 3 x 3 convolutions, 64 channels each, best of all "
-        "runs (0: OpenVINO cannot run it):\n\n"
-        + markdown_text(["Instructions", "Threads", *PRECISIONS], cells)
-    )

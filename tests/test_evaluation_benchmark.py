@@ -20,10 +20,11 @@ pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
 pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
 from evaluation import benchmark as module
-from evaluation import benchmark_network, benchmark_peak
-from evaluation.benchmark import PUBLISHED, System, benchmark, list_systems
+from evaluation import benchmark_network, benchmark_peak, benchmark_systems
+from evaluation.benchmark import benchmark
 from evaluation.benchmark_groups import GROUPS
 from evaluation.benchmark_peak import multiply_adds_of
+from evaluation.benchmark_systems import PUBLISHED, System, list_systems
 from evaluation.cli import main
 from inference.errors import ModelError, UsageError
 from inference.model import Model
@@ -218,8 +219,8 @@ def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.Monke
     weights = tmp_path / "weights"
     weights.mkdir()
     make_tiny_model(weights / "small")
-    monkeypatch.setattr(module, "weights_folders", lambda: [weights])
-    monkeypatch.setattr(module, "usable_threads", lambda: 2)
+    monkeypatch.setattr(benchmark_systems, "weights_folders", lambda: [weights])
+    monkeypatch.setattr(benchmark_systems, "usable_threads", lambda: 2)
     rows = benchmark(
         tmp_path / "out", groups=("models", "scaling", "peak"), levels=(), threads=1, repeats=1,
         slices=16, plane=48, quick=True, quiet=True,
@@ -243,8 +244,8 @@ def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    monkeypatch.setattr(module, "weights_folders", lambda: [tmp_path])
+    monkeypatch.setattr(benchmark_systems, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark_systems, "weights_folders", lambda: [tmp_path])
     systems = list_systems(tmp_path, None, tmp_path, tuple(GROUPS), ("AVX2",), 1)
     problems = {system.name: system.problem for system in systems}
     assert "nnunetv2 is not installed" in (problems["nnU-Net v2 predictor, fp32"] or "")
