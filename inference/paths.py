@@ -9,7 +9,7 @@ def is_there(path: Path) -> bool:
     """Whether a path leads to something that may be looked at."""
     try:
         path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte
         return False
     return True
 

@@ -308,7 +308,7 @@ def _check_header(path: Path, header: Header) -> None:
 
 
 def _check_text(folder: Path, header: TextHeader) -> None:
-    """Raise CaseError for what ITK takes without a word, or refuses without the file's name."""
+    """Raise CaseError for what ITK takes in silence, or refuses without naming what is missing."""
     if header.voxel_file and not is_there(folder / header.voxel_file):
         raise CaseError(f"lacks its voxels: {header.voxel_file} is not there")
     if header.spacing:

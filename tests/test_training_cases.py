@@ -588,7 +588,7 @@ def test_voxels_that_lie_beside_their_header_are_looked_at(tmp_path: Path, name:
         (data / "imagesTr").mkdir(exist_ok=True)
         path = data / "imagesTr" / name
         sitk.WriteImage(image, str(path))
-        if path.suffix == ".nrrd":  # written as one file; a reader takes it apart too
+        if path.suffix == ".nrrd":  # ITK writes one file; put its voxels apart
             header, voxels = path.read_bytes().split(b"\n\n", 1)
             path.write_bytes(header + b"\ndata file: P1.raw\n\n")
             (path.parent / "P1.raw").write_bytes(voxels)

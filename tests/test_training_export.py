@@ -270,7 +270,17 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     ) -> str:
         agreed = [replace(agreement, case=case)]
         prepared = tmp_path / "prepared"
-        write_model_card(tmp_path, config, cases, runs, weights_from, prepared, (), agreed, told)
+        write_model_card(
+            tmp_path,
+            config,
+            cases,
+            runs=runs,
+            weights_from=weights_from,
+            prepared=prepared,
+            holdout=(),
+            agreements=agreed,
+            known_failures=told,
+        )
         return (tmp_path / "README.md").read_text()
 
     text = card([tmp_path / "run"], "It sees cats.")
@@ -285,7 +295,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         "After 50 % of the steps batch norms kept their statistics.",
         "| TotalSegmentator s0327 | unknown | CT and labels | 1 |",
         "| AMOS 13 | unknown | held out | 1 |",
-        "| BTCV ... | unknown | label map, for synthesis | 9 |",
+        "| BTCV 0 to 8 | unknown | label map, for synthesis | 9 |",
         "| map s7, 12 | unknown | label map, for synthesis | 2 |",
         "| TCIA | unknown | CT known to show none of the organs | 1 |",
         "## Known failures\n\nIt sees cats.\n",

@@ -1,4 +1,4 @@
-"""How well label maps agree, and exported networks with what they were made from."""
+"""DSC of two masks, and how far an exported network agrees with PyTorch's."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from training.openvino_model import convolutions_of, quantise, quantise_by_accur
 from training.prepared_file import complete_files, opened
 from training.samples import Samples
 from training.tissues import UNKNOWN
-from training.torch_runner import OF_FREE_MEMORY, logits_of
+from training.torch_runner import MEMORY_SHARE, logits_of
 
 _NETWORKS = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
 _CALIBRATED_WITH = 32  # patches of as many volumes
@@ -69,8 +69,8 @@ def export(
         prepared: prepared data; real images calibrate int8 and check the export. Where there
             are none at all, synthetic ones do.
         out: the model folder; an older one is replaced.
-        accuracy_aware: keep those layers in higher precision whose quantisation costs most,
-            until int8's labels agree with fp32's (`MOST_LOSS`). Takes many times longer.
+        accuracy_aware: keep those layers in higher precision whose quantisation costs most
+            (`training.openvino_model.quantise_by_accuracy`). Takes many times longer.
         holdout: cases that were kept aside, besides the configuration's.
         int8_only: leave out the network in floating point: a third of the size remains, but no
             training can begin with the folder's weights.
@@ -176,7 +176,7 @@ def _compare(
     result = []
     for precision, file in plan.networks.items():
         runner = Network(folder / file, precision, usable_threads(), len(plan.label_values))
-        memory = int(free_memory() * OF_FREE_MEMORY)
+        memory = int(free_memory() * MEMORY_SHARE)
         logits = predict_in_windows(runner, image, plan, config.air, memory)
         labels = winners(logits)
         error = np.sqrt(np.mean((floats(logits) - expected) ** 2) / np.mean(expected**2))

@@ -27,6 +27,7 @@ def write_model_card(
     folder: Path,
     config: Config,
     cases: list[Case],
+    *,
     runs: Sequence[Path],
     weights_from: Path | None,
     prepared: Path,
@@ -49,6 +50,7 @@ def write_model_card(
         agreements: what the export measured.
         known_failures: Markdown for the section of that name.
     """
+    assert bool(runs) != bool(weights_from)
     plan = Plan.load(folder)
     drawn = drawn_from(prepared, config, holdout)
     begun_with = read_lines(runs[0] / INITIAL) if runs else []
@@ -219,7 +221,7 @@ _USES = {
     "unlabelled": "CT without labels",
     "pseudo": "CT with pseudo-labels",
 }
-_NAMED = 8  # numbers of cases; of more only the source is named
+_NAMED = 8  # cases by number; of more the first and the last
 
 
 def _sources(
@@ -240,11 +242,11 @@ def _sources(
         if case.name in config.empty:
             use = "CT known to show none of the organs"
         used.setdefault((source, case.licence, use), []).append(number)
-    lines = ["| data | licence | use | number |", "|---|---|---|---|"]
+    lines = ["| data | licence | use | cases |", "|---|---|---|---|"]
     for (source, licence, use), numbers in used.items():
-        own = [number for number in dict.fromkeys(numbers) if number]
-        named = source + (", ".join(own) if len(own) <= _NAMED else "...")
-        lines.append(f"| {named} | {licence} | {use} | {len(numbers)} |")
+        own = sorted({number for number in numbers if number}, key=int)
+        named = ", ".join(own) if len(own) <= _NAMED else f"{own[0]} to {own[-1]}"
+        lines.append(f"| {source}{named} | {licence} | {use} | {len(numbers)} |")
     return "\n".join(lines)
 
 

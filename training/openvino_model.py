@@ -24,7 +24,7 @@ from inference.organs import ORGANS
 from training.agreement import dice
 
 MOST_LOSS = 0.005
-"""Mean DSC per organ between int8's labels and fp32's that `quantise_by_accuracy` lets go."""
+"""Mean DSC per organ between int8's labels and fp32's that may be lost."""
 
 # A range of activations is that of all but one in 100,000 on either side: a few very bright voxels
 # would leave the others few steps.
@@ -106,18 +106,18 @@ def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) 
 
 
 def quantise_by_accuracy(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) -> Any:
-    """int8 as `quantise` makes it, but layers that cost too much stay in floating point.
+    """As `quantise`, but layers stay in floating point until at most `MOST_LOSS` is lost.
 
     Args:
-        model: the OpenVINO model in floating point.
-        patches: normalised patches (1, channels, z, y, x) to calibrate with and to compare on.
+        model: fp32; left as it is.
+        patches: normalised inputs (1, inputs, z, y, x) to calibrate with and to compare on.
         spared: names of operations that stay in floating point in any case.
     """
     core = ov.Core()
     reference = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     truths = [winners(reference(patch)[0][0]) for patch in patches]
 
-    def agreement(compiled: Any, data: Any) -> tuple[float, list[float]]:
+    def scores_of(compiled: Any, data: Any) -> tuple[float, list[float]]:
         """Mean DSC per organ with fp32's labels, over all patches and for each."""
         scores = []
         for number in data:
@@ -131,7 +131,7 @@ def quantise_by_accuracy(model: Any, patches: list[np.ndarray], spared: Sequence
         model,
         nncf.Dataset(patches),
         nncf.Dataset(list(range(len(patches)))),
-        validation_fn=agreement,
+        validation_fn=scores_of,
         max_drop=MOST_LOSS,
         drop_type=nncf.DropType.ABSOLUTE,
         subset_size=len(patches),

@@ -130,7 +130,10 @@ def _is_done(job: _Job) -> bool:
     try:
         with opened(job.target) as content:
             return _is_still_made_of(job, json.loads(str(content[_MADE_OF])))
-    except ValueError:  # damaged
+    except (
+        OSError,
+        ValueError,
+    ):  # damaged, or its case cannot be read: that is said when it is tried
         return False
 
 
@@ -369,7 +372,9 @@ def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
 
 def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
     ct = case.ct()
-    prepared = preprocess(ct.hu, ct.spacing, plan)
+    hu, native = ct.hu, ct.spacing
+    del ct  # with its image: the labels need the memory
+    prepared = preprocess(hu, native, plan)
     labels = np.zeros(prepared.values.shape, np.uint8)
     if case.label_file is not None and not empty:
         original, _ = case.labels()

@@ -191,12 +191,12 @@ class Run:
                 folder,
                 self.whole,
                 self.cases,
-                [] if elsewhere else runs,
-                elsewhere,
-                self.prepared,
-                self.holdout,
-                agreements,
-                told,
+                runs=[] if elsewhere else runs,
+                weights_from=elsewhere,
+                prepared=self.prepared,
+                holdout=self.holdout,
+                agreements=agreements,
+                known_failures=told,
             )
 
         export(

@@ -14,8 +14,8 @@ from inference.windows import predict as predict_in_windows
 from training.config import Config
 from training.network import autocast, multiple_of
 
-OF_FREE_MEMORY = 0.7
-"""What share of it a pass may take."""
+MEMORY_SHARE = 0.7
+"""Share of the free memory that one pass may take."""
 
 
 def logits_of(
@@ -35,9 +35,8 @@ def logits_of(
     per_voxel = 25.0 * config.network["features"][0]
     plan = config.plan(multiple_of(network), bytes_per_voxel=per_voxel)
     runner = TorchRunner(network, exact)
-    return predict_in_windows(
-        runner, config.normalise(hu), plan, config.air, int(free * OF_FREE_MEMORY)
-    )
+    memory = int(free * MEMORY_SHARE)
+    return predict_in_windows(runner, config.normalise(hu), plan, config.air, memory)
 
 
 def free_gpu_memory(device: torch.device) -> int:

@@ -8,8 +8,8 @@ the XCAT phantom (Segars et al., Med. Phys. 2010), in numpy and small enough to 
 It serves the demo, the tests and timing. Networks can be pretrained on it; it is no patient, and
 no accuracy measured on it says anything about patients.
 
-`volume.py` makes images of a patient (`patient.py`), whose `anatomy.py` is a list of solids
-(`solids.py`) with HU (`intensities.py`) that `painting.py` paints.
+`patient.py` draws sizes and HU, `anatomy.py` lists the solids (`solids.py`) and what HU they have
+inside (`intensities.py`), `painting.py` paints them into slices, `volume.py` makes images of these.
 """
 
 from inference.phantom.patient import PHASES

@@ -1,4 +1,4 @@
-"""What HU organs have that are not the same all through: walls, contents, cortex, bone."""
+"""HU of what is not uniform: hollow organs and their contents, kidneys, bone."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def renal(cortex: float, medulla: float, phase: float) -> Intensity:
     return hu
 
 
-def vertebra(bone: float, disc: float) -> Intensity:
+def vertebra(spongy: float, disc: float) -> Intensity:
     """HU of the spine's column: spongy bone in a shell, with a disc every 34 mm."""
 
     def hu(d: Float32Array, x: Float32Array, y: Float32Array, z: Float32Array) -> Float32Array:
         step = np.abs(z / 34 - np.floor(z / 34) - 0.5) * 34  # 17 in a disc's middle
         shell = np.clip(1 - np.minimum(np.abs(d + 1), np.abs(step - 11.5)) / 1.2, 0, 1)
-        value = bone + shell * (430 - bone)
+        value = spongy + shell * (430 - spongy)
         value = np.where(step > 12.5, disc, value)
-        return np.where(z < -170, bone + 40, value).astype(np.float32)
+        return np.where(z < -170, spongy + 40, value).astype(np.float32)
 
     return hu
 

@@ -14,7 +14,7 @@ from inference.phantom.patient import Patient
 from inference.phantom.solids import Float32Array, Point, ellipsoid
 
 _WARP = 5.0  # mm by which anatomy is bent at most, per axis
-_FAR = 1e3  # mm, farther than any solid is asked for
+_FAR = 1e3  # mm: outside, where no piece of a solid reaches
 
 # Half width and depth of the trunk without the fat under the skin, and its middle, by height.
 _BODY_WIDTH = (

@@ -32,17 +32,18 @@ class Patient:
     """One random patient.
 
     Args:
-        rng: what all that varies is drawn from, then and later.
+        rng: the source of all that is random. The anatomy and the noise go on drawing from it.
         phase: one of `PHASES`; ``None`` draws one.
 
     Attributes:
+        rng: as above.
         hu: of each tissue.
         scale: of the whole patient.
         fat: mm under the skin.
         waves, lengths: phases, and wavelengths in mm, of what bends the anatomy, (axis, wave).
         dome: mm by which the right and the left dome of the diaphragm are higher.
         table: mm between the back and the table's top.
-        oral: HU of what stomach and small bowel hold.
+        oral: HU of what stomach, duodenum and small bowel hold.
     """
 
     def __init__(self, rng: np.random.Generator, phase: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class Comparison:
     """The exported form beside nnU-Net's own tiling in fp32, on one case.
 
     Attributes:
-        case: file name.
+        case: name of the file, or of the folder with its DICOM series.
         same: share of voxels with the same label.
         dice: DSC between the two per label; ``None`` where neither has it.
         seconds: time in the network of nnU-Net's way and of the exported form.
@@ -60,11 +60,11 @@ def calibration_cases(folder: Path, channels: int) -> list[Case]:
         UsageError: there are none.
         CaseError: one lacks a channel.
     """
-    # Labels are not written; a folder below holds no CT that they could replace.
-    cases = find_cases(folder, folder / "labels", channels)[:_CASES]
+    # Labels are not written; a hidden folder holds no CT that they could replace.
+    cases = find_cases(folder, folder / ".labels", channels)[:_CASES]
     for case in cases:
         if case.problem:
-            raise CaseError(f"{case.source}: {case.problem}")
+            raise CaseError(f"{case.source}: {case.about(case.problem)}")
     return cases
 
 
@@ -78,7 +78,7 @@ def calibration_patches(cases: Sequence[Case], plan: Plan) -> list[np.ndarray]:
     patches = []
     for case in cases:
         images = _images(case)
-        with _named(case.source):
+        with _named(case):
             prepared, _, _ = prepare(images, plan, usable_threads())
         values = prepared.values
         frame = [max(0, n - m) for n, m in zip(plan.patch, values.shape[1:], strict=True)]
@@ -125,7 +125,7 @@ def compare(
     found = []
     for case in cases[:_COMPARED]:
         images = _images(case)
-        with _named(case.source):
+        with _named(case):
             exact, fast = (segment_in_stages(images, model) for model in models)
         scores = {
             name: dice(exact.labels == value, fast.labels == value)
@@ -133,23 +133,24 @@ def compare(
         }
         same = float((exact.labels == fast.labels).mean())
         seconds = (exact.seconds["network"], fast.seconds["network"])
-        found.append(Comparison(case.source.name, same, scores, seconds))
+        name = case.source.name + (f", series {case.series}" if case.series else "")
+        found.append(Comparison(name, same, scores, seconds))
     return found
 
 
 def _images(case: Case) -> list[sitk.Image]:
-    with _named(case.source):
+    with _named(case):
         images = [case.read().image]
     for path in case.further_channels:
-        with _named(path):
+        with _named(replace(case, source=path)):
             images.append(read(path).image)
     return images
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Put the file before what is wrong with it."""
+def _named(case: Case) -> Iterator[None]:
+    """Put the case before what is wrong with it."""
     try:
         yield
     except CaseError as error:
-        raise CaseError(f"{path}: {error}") from None
+        raise CaseError(f"{case.source}: {case.about(str(error))}") from None
