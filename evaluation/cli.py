@@ -199,7 +199,10 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
         help=f"seconds per case (default {TIME_LIMIT:g})",
     )
     parser.add_argument(
-        "--give-up", type=_amount, default=1800.0, help="seconds after which a case is stopped"
+        "--give-up",
+        type=_amount,
+        default=1800.0,
+        help="seconds after which a case is stopped (default 1800)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")
     parser.set_defaults(command=_time)
@@ -294,11 +297,15 @@ def _make_timing_cases(options: argparse.Namespace) -> int:
 
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--case", type=Path, help="the CT (default: a phantom)")
-    parser.add_argument("--slices", type=_positive, default=300, help="of the phantom (300)")
-    parser.add_argument("--plane", type=_positive, default=512, help="pixels of its sides (512)")
+    parser.add_argument("--case", type=Path, help="the CT, .nii.gz or .nii (default: a phantom)")
+    parser.add_argument("--slices", type=_positive, default=300, help="slices of the phantom (300)")
+    parser.add_argument(
+        "--plane", type=_positive, default=512, help="pixels along both sides of these (512)"
+    )
     parser.add_argument("--checkpoint", type=Path, help="nnU-Net weights for the shared network")
-    parser.add_argument("--threads", type=_positive, default=usable_threads(), help="(all)")
+    parser.add_argument(
+        "--threads", type=_positive, default=usable_threads(), help="of every row (all)"
+    )
     parser.add_argument("--repeats", type=_positive, default=3, help="runs of each system (3)")
     _add_choice(
         parser,
@@ -310,7 +317,8 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
         parser,
         "--isa",
         tuple(ISA_LEVELS),
-        f"repeat with the instructions limited so (default {','.join(ISA_LEVELS)}; '' for none)",
+        "repeat the OpenVINO rows with the instructions limited to these "
+        f"(default {','.join(ISA_LEVELS)}; '' for none)",
     )
     parser.add_argument("--small-patch", action="store_true", help="16 x 64 x 64, to try with")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table")

@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="abdoseg",
         description="Segment 13 abdominal organs in CT.",
         epilog="Labels are uint8 on the CT's own grid. Exit codes: 0; 1 some case failed;"
-        " 2 wrong usage, nothing was done.",
+        " 2 wrong usage, nothing was done; 129, 130, 143 stopped by a signal.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=("f32", "bf16", "int8"),
-        help="run the network so (default: what the model chooses)",
+        help="how the network computes (default: what the model chooses)",
     )
     parser.add_argument(
         "--threads",

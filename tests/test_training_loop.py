@@ -942,7 +942,8 @@ def test_a_round_has_the_pseudo_labels_and_weights_of_the_training_before(tmp_pa
         labels = tmp_path / f"it_round{number}" / "pseudolabels"
         assert of("pseudolabel", number).checkpoints == weights
         assert of("train", number).initial == weights
-        assert of("train", number).config.iterations == 5
+        begun = of("train", number).config
+        assert (begun.iterations, begun.coarse_first, begun.class_weights) == (5, {}, ())
         for step in ("pseudolabel", "prepare", "train"):
             assert of(step, number).pseudolabels == labels
     assert of("export", 2).checkpoints == [tmp_path / "it_round2" / "checkpoint.pt"]

@@ -57,7 +57,8 @@ class Config:
         evaluate_every: steps between evaluations on the held-out cases.
         checkpoint_every: steps between checkpoints.
         class_weights: what a voxel of each class counts in the cross entropy, background first;
-            all the same where there are none. They fade to 1 during the training.
+            all the same where there are none. They fade to 1 during the training; rounds of
+            self-training have none.
         batch_dice: whether the Dice loss is that of a batch's patches together, of those that one
             process has of it, see `training.losses`; otherwise each patch has its own.
         empty: CTs known to hold none of the organs (but perhaps esophagus and aorta).
@@ -190,7 +191,10 @@ class Config:
         if number == 0:
             return self
         steps, rate = self.self_training["iterations"], self.self_training["learning_rate"]
-        return replace(self, iterations=steps, learning_rate=rate, coarse_first={})
+        # What lets small organs be found at all draws them too large, and they are found by now.
+        return replace(
+            self, iterations=steps, learning_rate=rate, coarse_first={}, class_weights=()
+        )
 
     def normalise(self, hu: np.ndarray) -> np.ndarray:
         """Hounsfield units to the network's intensities, float32."""

@@ -66,8 +66,8 @@ def parse(arguments: list[str] | None = None) -> Options:
     # torchrun takes "--run" for an abbreviation of an option of its own.
     name = "name of this training within the working folder"
     add("--run", "--name", dest="run", default="run", help=name)
-    add("--round", type=int, help="one step alone: of this round of self-training (1, 2, ...)")
-    add("--fold", type=int, help="keep this part of the labelled cases aside (0, 1, ...)")
+    add("--round", type=int, help="with a single step: its round of self-training (1, 2, ...)")
+    add("--fold", type=int, help="cross-validation: the fold to hold out (0, 1, ...)")
     add("--workers", type=int, help="processes that prepare (default: one per CPU)")
     add(
         "--compile",
@@ -109,9 +109,9 @@ def parse(arguments: list[str] | None = None) -> Options:
     add(
         "--accuracy-aware",
         action="store_true",
-        help="keep layers that int8 hurts in higher precision (slow)",
+        help="for 'export': keep layers that int8 hurts in higher precision (slow)",
     )
-    add("--int8-only", action="store_true", help="export no floating point network beside int8")
+    add("--int8-only", action="store_true", help="for 'export': no network in floating point")
     add("--known-failures", type=Path, help="for 'export': text of the model card's last section")
     return parser.parse_args(arguments, namespace=Options())
 
