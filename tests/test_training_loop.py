@@ -167,6 +167,8 @@ SMALL: dict[str, Any] = {
     "spacing": (8.0, 8.0, 8.0),
     "patch": (16, 24, 24),
     "iterations": 12,
+    "optimiser": "adamw",
+    "learning_rate": 0.002,
     "warmup": 2,
     "evaluate_every": 1000,
     "checkpoint_every": 4,
