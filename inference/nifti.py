@@ -353,7 +353,7 @@ def write_labels(
         file.write(start)
         file.write(voxels)
         return
-    file.write(b"\x1f\x8b\x08\0\0\0\0\0\x04\xff")  # deflate, no name, no time: reproducible
+    file.write(b"\x1f\x8b\x08\0\0\0\0\0\x04\xff")  # deflate, no name, no time
     for part in _deflated(start, voxels, threads):
         file.write(part)
     length = (len(start) + len(voxels)) % (1 << 32)

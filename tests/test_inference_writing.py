@@ -34,7 +34,8 @@ def test_parts_are_one_gzip_stream(
     assert plain.getvalue().endswith(labels.tobytes())
     again = io.BytesIO()
     write_labels(again, header, labels, True, 4 - threads)
-    assert again.getvalue() == file.getvalue()
+    # Not the same deflate stream: ISA-L's was once another one in a busy process, of the same bytes.
+    assert gzip.decompress(again.getvalue()) == plain.getvalue()
 
 
 def test_real_shapes_are_packed_well(header: Header) -> None:
