@@ -34,7 +34,7 @@ def test_parts_are_one_gzip_stream(
     assert plain.getvalue().endswith(labels.tobytes())
     again = io.BytesIO()
     write_labels(again, header, labels, True, 4 - threads)
-    # Not the same deflate stream: ISA-L's was once another one in a busy process, of the same bytes.
+    # Perhaps by another deflate stream: in a busy process ISA-L once made one.
     assert gzip.decompress(again.getvalue()) == plain.getvalue()
 
 
