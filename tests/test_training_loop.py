@@ -767,7 +767,7 @@ def _network(**other: Any) -> dict[str, Any]:
             {"shares": {"labelled": None}},
             "shares is {'labelled': None}, not names with a number from 0 each",
         ),
-        ({"tiling": "nnunet"}, "tiling is 'nnunet', not whole or window"),
+        ({"tiling": "nnunet"}, "tiling is 'nnunet', not one of whole, window"),
         ({"augmentation": {"warp": {}}}, "warp needs strength"),
         (
             {"augmentation": {"warp": {"strength": "much"}}},
