@@ -217,6 +217,58 @@ def test_completion_believes_what_is_annotated_whatever_the_atlas_has(
     assert LABEL_OF["aorta"] in whole  # not annotated: the atlas's
 
 
+def test_what_the_patients_map_cuts_off_goes_on_beyond_its_end(tissues: np.ndarray) -> None:
+    """The aorta is cut off at the map's top, the stomach ends there by itself."""
+    aorta, stomach = LABEL_OF["aorta"], LABEL_OF["stomach"]
+    shown = (1, 2, 3, 13, aorta, stomach)
+    organs = np.where(np.isin(tissues, shown), tissues, 0).astype(np.uint8)
+    heights = {v: np.flatnonzero((organs == v).any(axis=(1, 2))) for v in shown}
+    end = max(int(h[-1]) for v, h in heights.items() if v != aorta) + 2
+    assert heights[aorta][-1] > end + 10
+    patient = organs[:end]
+    whole = complete(patient, shown, tissues)
+    below = np.flatnonzero((whole == 1).any(axis=(1, 2)))[0] - heights[1][0]
+    cut = below + end  # where the patient's map ends in the body
+    beyond = (whole[cut:] == aorta).sum(axis=(1, 2))
+    assert (beyond > 0).sum() > 0.8 * (heights[aorta][-1] + 1 - end)
+    assert np.array_equal(whole[below:cut] == aorta, _laid(patient == aorta, whole))
+    assert not np.isin(whole[cut:], [v for v in shown if v != aorta]).any()
+
+
+def _laid(mask: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """A patient's mask with the room around that bodies have."""
+    side = (whole.shape[1] - mask.shape[1]) // 2
+    return np.pad(mask, ((0, 0), (side, side), (side, side)))
+
+
+def test_a_cut_organ_does_not_stretch_the_body(tissues: np.ndarray) -> None:
+    """A patient of whom much more aorta is seen than of the atlas is no taller for it."""
+    aorta = LABEL_OF["aorta"]
+    shown = (1, 2, 3, 4, 11, 13, aorta)
+    organs = np.where(np.isin(tissues, shown), tissues, 0).astype(np.uint8)
+    others = np.flatnonzero(np.isin(organs, shown[:-1]).any(axis=(1, 2)))
+    atlas = tissues[: others[-1] + 3]
+    told = {value: np.ones(len(organs), bool) for value in shown}
+    places = _register(organs, atlas, list(shown), told)
+    middle = slice(int(others[0]), int(others[-1]))
+    distance = (places - regular_places(organs.shape, 2.0)).norm(dim=-1)[middle]
+    assert distance.median() < 4.0  # mm
+
+
+def test_glands_keep_their_shape_where_the_body_is_stretched(tissues: np.ndarray) -> None:
+    """A patient twice as tall: registered organs are, the adrenal gland is not."""
+    gland = LABEL_OF[ADRENAL]
+    shown = (1, 2, 3, 13)
+    patient = np.repeat(np.where(np.isin(tissues, shown), tissues, 0), 2, axis=0).astype(np.uint8)
+    whole = complete(patient, shown, tissues)
+
+    def height(labels: np.ndarray, value: int) -> int:
+        return int((labels == value).any(axis=(1, 2)).sum())
+
+    assert height(whole, 3) == 2 * height(tissues, 3)
+    assert 0 < height(whole, gland) <= 1.3 * height(tissues, gland)
+
+
 @pytest.mark.parametrize("voxels", [(61, 78, 90), (64, 80, 88)])
 def test_a_body_laid_over_itself_is_where_it_was(voxels: tuple[int, ...]) -> None:
     """Whether or not the coarse grid divides its size: bones far from any organ tell."""
@@ -224,7 +276,8 @@ def test_a_body_laid_over_itself_is_where_it_was(voxels: tuple[int, ...]) -> Non
     atlas[20:40, 20:45, 10:40] = 1
     atlas[25:40, 25:45, 60:80] = 3
     atlas[22:30, 50:62, 40:50] = 5
-    places = _register(atlas, atlas, [1, 3, 5])
+    told = {value: np.ones(len(atlas), bool) for value in (1, 3, 5)}
+    places = _register(atlas, atlas, [1, 3, 5], told)
     distance = (places - regular_places(atlas.shape, 2.0)).norm(dim=-1)
     assert distance[4:-4, 4:-4, 4:-4].max() < 1.0  # mm
 
@@ -370,7 +423,8 @@ def _drawn_beside(tissues: torch.Tensor, kind: Tissue) -> tuple[np.ndarray, int]
         after = add_neighbours(tissues, 2.0, Chance(seed))
         changed = after != tissues
         assert not tissues[changed].any()  # only what nothing was labelled
-        assert set(after[changed].tolist()) <= {Tissue.MUSCLE, Tissue.VEIN, Tissue.BLADDER}
+        drawn = {Tissue.MUSCLE, Tissue.VEIN, Tissue.BLADDER, Tissue.ARTERY, Tissue.SOFT}
+        assert set(after[changed].tolist()) <= drawn
         mask = (changed & (after == kind)).numpy()
         counts += mask
         drawings += bool(mask.any())
@@ -449,6 +503,28 @@ def test_urine_leaves_the_kidneys_medially_and_runs_down(upper_abdomen: torch.Te
     per_slice = urine.sum(axis=(1, 2))
     assert per_slice[20:32].sum() > 0.6 * per_slice.sum()
     assert per_slice[5:15].any() and not per_slice[38:].any()
+
+
+def test_arteries_leave_the_aorta_to_the_front_and_reach_the_spleen(
+    upper_abdomen: torch.Tensor,
+) -> None:
+    upper_abdomen[40:60, 40:56, 88:98] = LABEL_OF["spleen"]
+    arteries, drawings = _drawn_beside(upper_abdomen, Tissue.ARTERY)
+    assert 35 < drawings < 55  # 45 are expected
+    assert arteries[:, 26:34, 48:60].sum() > 1000  # before the aorta, which ends at row 34
+    assert not arteries[:, 56:].any()
+    assert arteries[:, :, 80:88].any()  # at the spleen
+    assert arteries[:, :, :36].any()  # and towards the liver
+    # Below where it leaves, the mesenteric artery alone is left.
+    assert arteries[10:25, :, 44:64].any() and not arteries[10:25, :, 66:].any()
+
+
+def test_nodes_are_small_and_lie_near_the_aorta(upper_abdomen: torch.Tensor) -> None:
+    nodes, drawings = _drawn_beside(upper_abdomen, Tissue.SOFT)
+    assert 25 < drawings < 48  # 36 are expected
+    from_aorta = ndimage.distance_transform_edt((upper_abdomen != LABEL_OF["aorta"]).numpy()) * 2
+    assert from_aorta[nodes > 0].max() < 60
+    assert nodes.sum() * 0.008 / drawings < 20  # ml
 
 
 def test_below_the_glands_a_patch_has_no_crura(upper_abdomen: torch.Tensor) -> None:

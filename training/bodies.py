@@ -4,7 +4,9 @@ A map of the whole body (the atlas) is registered to each patient whose organs a
 labelled, and lends it bones, lungs, muscle, bowel and the organs that were not annotated. The
 registration is driven by labels: an affine fit of the shared organs' centroids, then a smooth
 displacement on a coarse control grid that maximises their overlap (gradient descent on the
-squared difference of the blurred masks, bending penalised).
+squared difference of the blurred masks, bending penalised). An organ that a map cuts off, as
+nearly every map does the aorta, tells nothing beyond its end: neither where its middle is, nor
+that it is absent there.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from inference.grid import Spacing
-from inference.organs import ORGANS
+from inference.organs import LABEL_OF, ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
 from training.separable import upsample
 from training.tissues import AIR, Tissue
@@ -32,7 +34,11 @@ SPACING = 2.0
 _COARSE = 8.0  # mm, spacing at which bodies are registered
 _CONTROL = 30.0  # mm, spacing of the control grid
 _STEPS = 80  # of gradient descent
+_LEAST_ENTIRE = 4  # organs not cut off, that an affine fit is told by them alone
 _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
+
+_GLANDS = (LABEL_OF["right_adrenal_gland"], LABEL_OF["left_adrenal_gland"])
+_RESIZED = 1.25  # at most so many times as large as the atlas's, or as small
 
 
 @dataclass(frozen=True)
@@ -137,24 +143,52 @@ def complete(
     Returns:
         Tissue map (z, y, x) at `SPACING`: the patient's annotated organs, exactly, in a body that
         reaches as far as the atlas does within 100 mm above and 150 mm below the organs. What is
-        annotated and absent stays absent.
+        annotated and absent stays absent; what the patient's map cuts off goes on beyond its end
+        as the atlas has it.
 
     Raises:
         ValueError: the two share no organ, or the atlas cannot be laid over the patient.
     """
-    grown, places = _aligned(organs, annotated, atlas)
+    grown, told, places = _aligned(organs, annotated, atlas)
     warped = sample_nearest(torch.from_numpy(atlas), places, SPACING, outside=255).numpy()
     part = _reached(warped != 255)
     warped[warped == 255] = Tissue.NONE
 
     # What the patient's map tells, absence included, is not the atlas's to tell: its copies give
     # way to what surrounds them.
-    foreign = np.isin(warped, annotated)
+    foreign = np.zeros(warped.shape, bool)
+    for value in annotated:
+        foreign |= (warped == value) & told[value][:, None, None]
     nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
     merged = warped[tuple(nearest)]
+    for value in set(_GLANDS) - set(annotated):
+        _keep_shape(merged, atlas, value)
     own = np.isin(grown, annotated)
     merged[own] = grown[own]
     return merged[part]
+
+
+def _keep_shape(tissues: NDArray[np.uint8], atlas: NDArray[np.uint8], value: int) -> None:
+    """Give an organ the atlas's shape, and nearly its size, where it lies in a warped map.
+
+    For what is small beside the distances between the organs that lead the registration: these
+    move it to its place, but stretch it as far as what lies between them.
+    """
+    warped, straight = tissues == value, atlas == value
+    if not (warped.any() and straight.any()):
+        return
+    size = float(np.cbrt(warped.sum() / straight.sum()).clip(1 / _RESIZED, _RESIZED))
+    middle, middle_there = (np.argwhere(mask).mean(axis=0) for mask in (warped, straight))
+    nearest = ndimage.distance_transform_edt(warped, return_distances=False, return_indices=True)
+    tissues[:] = tissues[tuple(nearest)]
+    laid = ndimage.affine_transform(
+        straight.astype(np.uint8),
+        np.eye(3) / size,
+        middle_there - middle / size,
+        output_shape=tissues.shape,
+        order=0,
+    )
+    tissues[(laid > 0) & ((tissues == Tissue.NONE) | warped)] = value
 
 
 def transfer(
@@ -181,7 +215,7 @@ def transfer(
     Raises:
         ValueError: the two share no organ, or the CT cannot be laid over the patient.
     """
-    _, places = _aligned(organs, annotated, atlas)
+    *_, places = _aligned(organs, annotated, atlas)
     nearest = NearestVoxels(hu.shape, places, spacing)
     bent = sample_linear(torch.from_numpy(hu)[None], places, spacing)[0].numpy()
     bent_labels = nearest.values(torch.from_numpy(labels), 0).numpy()
@@ -193,8 +227,11 @@ def transfer(
 
 def _aligned(
     organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], Tensor]:
-    """The patient's organs with room around, and the atlas's places there."""
+) -> tuple[NDArray[np.uint8], dict[int, NDArray[np.bool_]], Tensor]:
+    """The patient's organs with room around, where each is told of, and the atlas's places there.
+
+    An organ is told of (slice by slice) everywhere but beyond the end of the map that cuts it off.
+    """
     shared = [v for v in annotated if (organs == v).sum() > 50 and (atlas == v).sum() > 50]
     if not shared:
         raise ValueError("no organ is labelled in it that the whole-body map has too")
@@ -203,7 +240,19 @@ def _aligned(
     # Array axis 0 runs towards the head: what lies below the organs comes first.
     padded = np.pad(organs, ((below, above), (side, side), (side, side)))
     grown = padded[z[0] : z[-1] + 1 + below + above]
-    return grown, _register(grown, atlas, shared)
+    told: dict[int, NDArray[np.bool_]] = {v: np.ones(len(grown), np.bool_) for v in annotated}
+    for value in annotated:
+        at_bottom, at_top = _cut(organs, value)
+        if at_bottom:
+            told[value][:below] = False
+        if at_top:
+            told[value][-above:] = False
+    return grown, told, _register(grown, atlas, shared, told)
+
+
+def _cut(labels: NDArray[np.uint8], value: int) -> tuple[bool, bool]:
+    """Whether an organ reaches the lowest and the highest slice of a map."""
+    return bool((labels[0] == value).any()), bool((labels[-1] == value).any())
 
 
 def _reached(inside: NDArray[np.bool_]) -> slice:
@@ -214,12 +263,30 @@ def _reached(inside: NDArray[np.bool_]) -> slice:
     return slice(int(slices[0]), int(slices[-1]) + 1)
 
 
-def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[int]) -> Tensor:
-    """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid."""
+def _register(
+    target: NDArray[np.uint8],
+    atlas: NDArray[np.uint8],
+    labels: list[int],
+    told: dict[int, NDArray[np.bool_]],
+) -> Tensor:
+    """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid.
+
+    Args:
+        target: organ labels (z, y, x) at `SPACING`.
+        atlas: tissues (z, y, x) at `SPACING`.
+        labels: the organs that both show.
+        told: of each organ bool (z,), in which slices the target tells whether it is there.
+    """
     fixed, fixed_points, fixed_spacing = _masks(target, labels)
     moving, moving_points, moving_spacing = _masks(atlas, labels)
+    cut = torch.tensor([_cut(atlas, value) for value in labels])  # (n, 2), below and above
+    known = torch.stack([torch.from_numpy(told[value]) for value in labels]).float()
 
-    # Affine by regularised least squares: few organs must not shear the body.
+    # Affine by regularised least squares: few organs must not shear the body. The middle of what
+    # is cut off is not the organ's.
+    entire = ~cut.any(dim=1) & (known == 1).all(dim=1)
+    if entire.sum() >= _LEAST_ENTIRE:
+        fixed_points, moving_points = fixed_points[entire], moving_points[entire]
     centre_f, centre_m = fixed_points.mean(0), moving_points.mean(0)
     f, m = fixed_points - centre_f, moving_points - centre_m
     scale = float(m.norm() / f.norm())
@@ -232,12 +299,17 @@ def _register(target: NDArray[np.uint8], atlas: NDArray[np.uint8], labels: list[
     control = [max(4, round(n * _COARSE / _CONTROL)) for n in shape]
     shift = torch.zeros(3, *control, requires_grad=True)
     weight = fixed.flatten(1).mean(-1).clamp(min=1e-5).rsqrt().reshape(-1, 1, 1, 1)
+    weight = weight * F.adaptive_avg_pool1d(known, shape[0])[:, :, None, None]
+    ends = cut[:, :, None, None, None]
+    height = atlas.shape[0] * SPACING
     optimiser = torch.optim.Adam([shift], lr=2.0)
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = 2.0 * (1 - step / _STEPS)
         places = affine + upsample(shift, shape).permute(1, 2, 3, 0)
         warped = sample_linear(moving, places, moving_spacing)
-        difference = (weight * (warped - fixed) ** 2).mean()
+        z = places[..., 0].detach()
+        beyond = (ends[:, 0] & (z < 0)) | (ends[:, 1] & (z > height))
+        difference = (weight * (warped - fixed) ** 2).masked_fill(beyond, 0).mean()
         bending = torch.stack([shift.diff(n=2, dim=axis).pow(2).mean() for axis in (1, 2, 3)])
         loss = difference * 100 + 0.002 * bending.sum()
         optimiser.zero_grad()

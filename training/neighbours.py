@@ -1,8 +1,9 @@
 """Neighbours of the organs that label maps leave out, drawn into a tissue map.
 
 A network that never saw them calls them what they touch: the diaphragm's crura become aorta or
-adrenal gland, the veins behind the pancreas become pancreas, a wide renal pelvis kidney. They are
-drawn only where nothing is labelled, so no organ's label changes.
+adrenal gland, so do the aorta's branches and the nodes beside it, the veins behind the pancreas
+become pancreas, a wide renal pelvis kidney. They are drawn only where nothing is labelled, so no
+organ's label changes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _HALF_A_KIDNEY = 55.0  # mm
 
 
 def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
-    """Draw crura, veins and what drains the kidneys, in most calls.
+    """Draw crura, veins, arteries, nodes and what drains the kidneys, in most calls.
 
     Args:
         tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
@@ -32,7 +33,7 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         chance: source of chance, on the tissues' device.
 
     Returns:
-        The tissues, more of them muscle, vein and urine.
+        The tissues, more of them muscle, vessel, soft tissue and urine.
     """
     tissues = tissues.clone()
     free = tissues == Tissue.NONE
@@ -44,6 +45,12 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     if chance.happens(0.6):
         urine = _renal_pelves(tissues, spacing, chance)
         tissues[urine & (tissues == Tissue.NONE)] = Tissue.BLADDER  # behind the veins
+    if chance.happens(0.75):
+        arteries = _arteries(tissues, spacing, chance)
+        tissues[arteries & (tissues == Tissue.NONE)] = Tissue.ARTERY
+    if chance.happens(0.6):
+        nodes = _nodes(tissues, spacing, chance)
+        tissues[nodes & (tissues == Tissue.NONE)] = Tissue.SOFT
     return tissues
 
 
@@ -198,6 +205,80 @@ def _renal_pelves(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         length = chance.uniform(15, 60) * per_mm
         lower = (at - length, front + 5 * per_mm, end + medial * chance.uniform(0, 12) * per_mm)
         mask |= tube(mask, [(at, front, end), lower], chance.uniform(1.5, 3.5) * per_mm)
+    return mask
+
+
+def _arteries(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """What leaves the aorta to the front.
+
+    The superior mesenteric artery, and above it the celiac trunk with its branches to the spleen
+    and the liver.
+    """
+    mask = torch.zeros_like(tissues, dtype=torch.bool)
+    aorta = tissues == LABEL_OF["aorta"]
+    side = "left_kidney" if chance.happens(0.5) else "right_kidney"
+    at = _hilum(tissues == LABEL_OF[side], (5, 30), spacing, chance)
+    if at is None or not aorta[at].any():
+        return mask
+    per_mm = 1 / spacing
+
+    def jitter(mm: float) -> float:
+        return chance.uniform(-mm, mm) * per_mm
+
+    def front(height: int) -> Point:
+        rows = torch.nonzero(aorta[height].any(dim=1)).flatten()
+        return float(height), float(rows[0]), _middle(aorta[height])[1]
+
+    # Superior mesenteric artery: forwards a little, then down before the aorta.
+    z, y, x = front(at)
+    forwards, length = chance.uniform(6, 16) * per_mm, chance.uniform(40, 90) * per_mm
+    bend = (z - chance.uniform(2, 8) * per_mm, y - forwards, x + jitter(3))
+    below = (z - length, y - forwards - chance.uniform(0, 12) * per_mm, x + jitter(10))
+    mask |= tube(mask, [(z, y, x), bend, below], chance.uniform(2.5, 4.5) * per_mm)
+
+    above = at + round(chance.uniform(8, 20) * per_mm)
+    if above >= len(aorta) or not aorta[above].any():
+        return mask
+    z, y, x = front(above)
+    end = (z + jitter(6), y - chance.uniform(10, 25) * per_mm, x + jitter(5))
+    mask |= tube(mask, [(z, y, x), end], chance.uniform(2.5, 4.0) * per_mm)
+    # Splenic artery, in windings; with no spleen in sight, to the left and back.
+    hilum = (end[0] + jitter(15), end[1] + 30 * per_mm, end[2] + 80 * per_mm)
+    spleen = torch.nonzero(tissues == LABEL_OF["spleen"])
+    if len(spleen):
+        middle = spleen.float().mean(dim=0)
+        hilum = (float(middle[0]), float(middle[1]), float(spleen[:, 2].min()))
+    course = [end]
+    for share in (0.2, 0.4, 0.6, 0.8):
+        z, y, x = (a + share * (b - a) for a, b in zip(end, hilum, strict=True))
+        course.append((z + jitter(8), y + jitter(8), x + jitter(8)))
+    mask |= tube(mask, [*course, hilum], chance.uniform(1.8, 3.5) * per_mm)
+    # Common hepatic artery.
+    right = chance.uniform(30, 70) * per_mm
+    halfway = (end[0] + jitter(8), end[1] + jitter(6), end[2] - right / 2)
+    last = (end[0] + jitter(15), end[1] + jitter(12), end[2] - right)
+    mask |= tube(mask, [end, halfway, last], chance.uniform(1.8, 3.0) * per_mm)
+    return mask
+
+
+def _nodes(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
+    """Lymph nodes and ganglia beside the aorta: beans and bands a few millimetres thick."""
+    mask = torch.zeros_like(tissues, dtype=torch.bool)
+    aorta = tissues == LABEL_OF["aorta"]
+    slices = torch.nonzero(aorta.any(dim=2).any(dim=1)).flatten()
+    if not len(slices):
+        return mask
+    per_mm = 1 / spacing
+    for _ in range(1 + chance.integer(8)):
+        height = int(slices[chance.integer(len(slices))])
+        y, x = _middle(aorta[height])
+        radius = chance.uniform(2, 5)
+        vessel = spacing * float(aorta[height].sum() / math.pi) ** 0.5
+        away = (vessel + radius + chance.uniform(0, 20)) * per_mm
+        angle = chance.uniform(-0.65, 0.65) * math.pi  # from the front, not into the spine
+        centre = (float(height), y - away * math.cos(angle), x + away * math.sin(angle))
+        z, y, x = (c + chance.uniform(-16, 16) * per_mm for c in centre)
+        mask |= tube(mask, [centre, (z, y, x)], radius * per_mm)
     return mask
 
 
