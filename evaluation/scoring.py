@@ -311,10 +311,12 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
         pool.shutdown()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
             if process not in others:
                 process.terminate()
+        # Waited for: while its thread is at it the interpreter, if it ends meanwhile, may write to
+        # a pipe that the thread has just closed, and complain.
+        pool.shutdown(cancel_futures=True)
         raise
 
 
