@@ -241,5 +241,4 @@ def reader_of(path: Path) -> sitk.ImageFileReader:
 
 def damaged(path: Path, error: BaseException) -> str:
     """What is said of a file that cannot be read."""
-    reason = last_line(error) or type(error).__name__
-    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({reason})"
+    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({last_line(error)})"
