@@ -23,7 +23,7 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training import synthesis
 from training.augment import vary_hu
-from training.bodies import _register, anchored, complete, finish, isotropic, transfer
+from training.bodies import _lay, _register, anchored, complete, finish, isotropic, transfer
 from training.cases import find_cases
 from training.chance import Chance
 from training.colon import add_colon
@@ -267,6 +267,23 @@ def test_glands_keep_their_shape_where_the_body_is_stretched(tissues: np.ndarray
 
     assert height(whole, 3) == 2 * height(tissues, 3)
     assert 0 < height(whole, gland) <= 1.3 * height(tissues, gland)
+
+
+def test_a_gland_gives_way_to_the_patients_organs() -> None:
+    """The registration puts it half into the liver: it is laid beside, of the atlas's shape."""
+    liver, gland = 1, LABEL_OF[ADRENAL]
+    atlas = np.zeros((30, 30, 30), np.uint8)
+    atlas[10:20, 12, 8:14] = atlas[10:14, 12:18, 8:10] = gland
+    tissues = np.zeros((40, 40, 40), np.uint8)
+    tissues[:, :, :20] = liver
+    warped = np.zeros(tissues.shape, bool)
+    warped[15:25, 20, 17:23] = warped[15:19, 20:26, 17:19] = True
+    _lay(tissues, warped, atlas, gland)
+    assert np.array_equal(tissues[:, :, :20], np.full((40, 40, 20), liver))
+    laid, own = np.argwhere(tissues == gland), np.argwhere(atlas == gland)
+    assert len(laid) == len(own)
+    assert np.array_equal(laid - laid.min(0), own - own.min(0))
+    assert np.linalg.norm(laid.mean(0) - np.argwhere(warped).mean(0)) * 2 < 12  # mm
 
 
 @pytest.mark.parametrize("voxels", [(61, 78, 90), (64, 80, 88)])

@@ -39,6 +39,7 @@ _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
 
 _GLANDS = (LABEL_OF["right_adrenal_gland"], LABEL_OF["left_adrenal_gland"])
 _RESIZED = 1.25  # at most so many times as large as the atlas's, or as small
+_MOVED = 16.0  # mm along an axis, at most, out of the way of what is there
 
 
 @dataclass(frozen=True)
@@ -161,34 +162,41 @@ def complete(
         foreign |= (warped == value) & told[value][:, None, None]
     nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
     merged = warped[tuple(nearest)]
-    for value in set(_GLANDS) - set(annotated):
-        _keep_shape(merged, atlas, value)
+    glands = [value for value in _GLANDS if value not in annotated and value in merged]
+    warped_glands = {value: merged == value for value in glands}
+    merged[np.isin(merged, glands)] = Tissue.NONE
     own = np.isin(grown, annotated)
     merged[own] = grown[own]
+    for value in glands:
+        _lay(merged, warped_glands[value], atlas, value)
     return merged[part]
 
 
-def _keep_shape(tissues: NDArray[np.uint8], atlas: NDArray[np.uint8], value: int) -> None:
-    """Give an organ the atlas's shape, and nearly its size, where it lies in a warped map.
+def _lay(
+    tissues: NDArray[np.uint8], warped: NDArray[np.bool_], atlas: NDArray[np.uint8], value: int
+) -> None:
+    """Put an organ of the atlas's shape, and nearly its size, where it lies when it is warped.
 
     For what is small beside the distances between the organs that lead the registration: these
-    move it to its place, but stretch it as far as what lies between them.
+    move it to its place, but stretch it as far as what lies between them. It gives way to what is
+    there: it is laid where it fits nearly whole, and no further away than it must be.
     """
-    warped, straight = tissues == value, atlas == value
-    if not (warped.any() and straight.any()):
-        return
+    straight = (atlas == value).astype(np.uint8)
     size = float(np.cbrt(warped.sum() / straight.sum()).clip(1 / _RESIZED, _RESIZED))
-    middle, middle_there = (np.argwhere(mask).mean(axis=0) for mask in (warped, straight))
-    nearest = ndimage.distance_transform_edt(warped, return_distances=False, return_indices=True)
-    tissues[:] = tissues[tuple(nearest)]
-    laid = ndimage.affine_transform(
-        straight.astype(np.uint8),
-        np.eye(3) / size,
-        middle_there - middle / size,
-        output_shape=tissues.shape,
-        order=0,
-    )
-    tissues[(laid > 0) & ((tissues == Tissue.NONE) | warped)] = value
+    whole = ndimage.zoom(straight[ndimage.find_objects(straight)[0]], size, order=0)
+    places = np.argwhere(whole)
+    places = places - np.round(places.mean(axis=0) - np.argwhere(warped).mean(axis=0)).astype(int)
+    reach = round(_MOVED / SPACING)
+    steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1, 2)] * 3, indexing="ij"), axis=-1)
+    best, found = -np.inf, places[:0]
+    for step in steps.reshape(-1, 3):
+        moved = places + step
+        moved = moved[((moved >= 0) & (moved < tissues.shape)).all(axis=1)]
+        free = moved[tissues[tuple(moved.T)] == Tissue.NONE]
+        score = len(free) / len(places) - 0.01 * SPACING * float(np.linalg.norm(step))
+        if score > best:
+            best, found = score, free
+    tissues[tuple(found.T)] = value
 
 
 def transfer(
