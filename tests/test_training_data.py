@@ -23,7 +23,17 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training import synthesis
 from training.augment import vary_hu
-from training.bodies import _lay, _register, anchored, complete, finish, isotropic, transfer
+from training.bodies import (
+    _lay,
+    _reached,
+    _register,
+    anchored,
+    complete,
+    end_at_heart,
+    finish,
+    isotropic,
+    transfer,
+)
 from training.cases import find_cases
 from training.chance import Chance
 from training.colon import add_colon
@@ -284,6 +294,34 @@ def test_a_gland_gives_way_to_the_patients_organs() -> None:
     assert len(laid) == len(own)
     assert np.array_equal(laid - laid.min(0), own - own.min(0))
     assert np.linalg.norm(laid.mean(0) - np.argwhere(warped).mean(0)) * 2 < 12  # mm
+
+
+def test_a_body_ends_where_the_atlas_laid_obliquely_ends_in_a_wedge() -> None:
+    """And is one run of slices, however little a far one shows."""
+    inside = np.zeros((30, 10, 10), bool)
+    inside[5:20] = True
+    for z in range(20, 28):
+        inside[z, : 27 - z] = True  # ever less: 0.7, 0.6, ...
+    assert _reached(inside) == slice(5, 20)
+    inside[29] = True
+    assert _reached(inside) == slice(5, 20)
+    with pytest.raises(ValueError, match="could not be laid"):
+        _reached(np.zeros((3, 4, 4), bool))
+
+
+def test_the_vena_cava_ends_at_the_heart() -> None:
+    cava, liver = LABEL_OF["inferior_vena_cava"], 1
+    tissues = np.zeros((20, 20, 20), np.uint8)
+    tissues[:12, :, 12:] = liver
+    tissues[:, 8:12, 6:10] = cava
+    tissues[9:, :6] = Tissue.HEART  # beside the liver's dome already, and not touching yet
+    tissues[15:, :8, :] = Tissue.HEART
+    ended = end_at_heart(tissues)
+    assert np.array_equal(ended == cava, (tissues == cava) & (np.arange(20) < 15)[:, None, None])
+    changed = ended != tissues
+    assert (tissues[changed] == cava).all() and (ended[changed] == Tissue.HEART).all()
+    without = np.where(tissues == Tissue.HEART, 0, tissues).astype(np.uint8)
+    assert np.array_equal(end_at_heart(without), without)
 
 
 @pytest.mark.parametrize("voxels", [(61, 78, 90), (64, 80, 88)])

@@ -34,11 +34,13 @@ SPACING = 2.0
 _COARSE = 8.0  # mm, spacing at which bodies are registered
 _CONTROL = 30.0  # mm, spacing of the control grid
 _STEPS = 80  # of gradient descent
+_COVERED = 0.75  # of the most that is covered of any slice
+_IN_HEART = 0.25  # of the ring around a vena cava
 _LEAST_ENTIRE = 4  # organs not cut off, that an affine fit is told by them alone
 _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
 
 _GLANDS = (LABEL_OF["right_adrenal_gland"], LABEL_OF["left_adrenal_gland"])
-_RESIZED = 1.25  # at most so many times as large as the atlas's, or as small
+_RESIZED = 1.1  # at most so many times as large as the atlas's, or as small
 _MOVED = 16.0  # mm along an axis, at most, out of the way of what is there
 
 
@@ -264,11 +266,34 @@ def _cut(labels: NDArray[np.uint8], value: int) -> tuple[bool, bool]:
 
 
 def _reached(inside: NDArray[np.bool_]) -> slice:
-    """The slices of which the registered map covers a good part."""
-    slices = np.flatnonzero(inside.mean(axis=(1, 2)) > 0.2)
-    if not len(slices):
+    """The slices of which the registered map covers nearly as much as anywhere, in one run.
+
+    A map that is laid obliquely ends in a wedge, of which no slice shows a whole body.
+    """
+    covered = inside.mean(axis=(1, 2))
+    runs, _ = ndimage.label(covered > _COVERED * covered.max())
+    if not runs.any():
         raise ValueError("the whole-body map could not be laid over it")
+    longest = int(np.bincount(runs)[1:].argmax()) + 1
+    slices = np.flatnonzero(runs == longest)
     return slice(int(slices[0]), int(slices[-1]) + 1)
+
+
+def end_at_heart(tissues: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A whole-body map (z, y, x) whose vena cava ends where it enters the heart.
+
+    TotalSegmentator's goes on into the right atrium: what lies above the liver, and is a quarter
+    surrounded by heart or more, is heart.
+    """
+    tissues = tissues.copy()
+    cava = tissues == LABEL_OF["inferior_vena_cava"]
+    liver = np.flatnonzero((tissues == LABEL_OF["liver"]).any(axis=(1, 2)))
+    for z in range(int(liver[-1]) + 1 if len(liver) else 0, len(tissues)):
+        ring = ndimage.binary_dilation(cava[z], iterations=2) & ~cava[z]
+        if ring.any() and (tissues[z][ring] == Tissue.HEART).mean() >= _IN_HEART:
+            tissues[z:][cava[z:]] = Tissue.HEART
+            break
+    return tissues
 
 
 def _register(

@@ -46,7 +46,15 @@ from inference.reading import ending
 from inference.resample import resize_labels
 from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from inference.writing import appearing, write_text
-from training.bodies import SPACING, anchored, complete, finish, isotropic, transfer
+from training.bodies import (
+    SPACING,
+    anchored,
+    complete,
+    end_at_heart,
+    finish,
+    isotropic,
+    transfer,
+)
 from training.cases import Case, read_json
 from training.config import Config
 from training.prepared_file import opened
@@ -350,7 +358,7 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
     _check_sides(tissues)
     if atlas is not None:
         tissues = complete(tissues, case.annotated, isotropic(*atlas.tissues()))
-    body = finish(tissues)
+    body = finish(end_at_heart(tissues))
     return {"tissues": body.tissues, "hull": body.hull}
 
 

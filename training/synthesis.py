@@ -73,7 +73,7 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     """Mean Hounsfield units of every tissue for one patient in one phase."""
     liver = chance.uniform(-5, 45) if chance.happens(0.15) else chance.normal(56, 7)
     bile = chance.uniform(20, 70) if chance.happens(0.12) else chance.normal(8, 6)
-    aorta = chance.normal(40, 5) + chance.uniform(240, 360) * a
+    aorta = chance.normal(40, 5) + chance.uniform(240, 480) * a
     blood = chance.normal(40, 5)
     bowel = chance.normal(35, 7) + 30 * a + 35 * v
     fatty = chance.uniform(5, 30) if chance.happens(0.35) else 0.0
@@ -84,7 +84,7 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
         "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
         "pancreas": chance.normal(36, 9) + 60 * a + 38 * v - fatty,
         "aorta": aorta + 20 * v,
-        "inferior_vena_cava": blood + 45 * a + chance.uniform(70, 125) * v,
+        "inferior_vena_cava": blood + 45 * a + chance.uniform(25, 125) * v,  # often below the liver
         "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,
         "left_adrenal_gland": 0.0,
         "gallbladder": bile,
@@ -104,7 +104,7 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     table[Tissue.BONE] = chance.uniform(90, 280)
     table[Tissue.LUNG] = chance.uniform(-920, -720)
     table[Tissue.AIRWAY] = -980
-    table[Tissue.HEART] = blood + chance.uniform(100, 240) * a + 90 * v
+    table[Tissue.HEART] = blood + chance.uniform(100, 350) * a + 90 * v
     table[Tissue.VEIN] = blood + 25 * a + chance.uniform(90, 150) * v
     table[Tissue.ARTERY] = aorta + 20 * v
     table[Tissue.SMALL_BOWEL] = bowel
