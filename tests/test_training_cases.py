@@ -537,6 +537,20 @@ def test_changed_labels_are_prepared_anew(prepared_once: tuple[Path, Path, Confi
         assert set(np.unique(content["labels"])) == {0, 1}
 
 
+def test_what_an_older_version_prepared_is_prepared_anew(
+    prepared_once: tuple[Path, Path, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out, config = prepared_once
+    path = out / "images" / "P1.npz"
+    first = path.stat().st_mtime_ns
+    monkeypatch.setattr("training.prepare._FORM", 99)
+    prepare(find_cases(data), out, config, 1)
+    later = path.stat().st_mtime_ns
+    assert later > first
+    prepare(find_cases(data), out, config, 1)
+    assert path.stat().st_mtime_ns == later
+
+
 def stored(path: Path, name: str) -> list[int]:
     """The values of an array of a prepared file."""
     with np.load(path) as content:

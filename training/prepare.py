@@ -67,6 +67,8 @@ SETTINGS = "settings.json"
 
 _MADE_OF = "made_of"
 
+_FORM = 2  # of what is made of the same data: files of another one are made anew
+
 ABSENT = tuple(v for v in ORGANS if v not in (LABEL_OF["esophagus"], LABEL_OF["aorta"]))
 """What a CT without abdomen is known not to show: esophagus and aorta run through the chest."""
 
@@ -147,7 +149,7 @@ def _is_done(job: _Job) -> bool:
 
 def _made_of(job: _Job) -> str:
     """All that an output depends on beside the settings: files, and what their labels mean."""
-    parts = []
+    parts: list[Any] = [_FORM]
     for case in _cases_of(job):
         files = []
         for path in _files_of(case):
@@ -163,9 +165,9 @@ def _is_still_made_of(job: _Job, before: list[Any]) -> bool:
     Copied data has other times, and the same content.
     """
     cases = _cases_of(job)
-    if len(before) != len(cases):
+    if len(before) != 1 + len(cases) or before[0] != _FORM:
         return False
-    for (files, meaning), case in zip(before, cases, strict=True):
+    for (files, meaning), case in zip(before[1:], cases, strict=True):
         paths = _files_of(case)
         if meaning != _meaning(case, _is_empty(job)):
             return False
