@@ -84,7 +84,7 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
         "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
         "pancreas": chance.normal(36, 9) + 60 * a + 38 * v - fatty,
         "aorta": aorta + 20 * v,
-        "inferior_vena_cava": blood + 45 * a + chance.uniform(25, 125) * v,  # often below the liver
+        "inferior_vena_cava": blood + 45 * a + chance.uniform(25, 125) * v,  # liver's or less
         "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,
         "left_adrenal_gland": 0.0,
         "gallbladder": bile,
