@@ -11,6 +11,7 @@ that it is absent there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -300,7 +301,7 @@ def _register(
     target: NDArray[np.uint8],
     atlas: NDArray[np.uint8],
     labels: list[int],
-    told: dict[int, NDArray[np.bool_]],
+    told: Mapping[int, NDArray[np.bool_]],
 ) -> Tensor:
     """Atlas coordinates in mm (z, y, x, 3) for every target voxel, on a coarse grid.
 
