@@ -171,6 +171,10 @@ def _organs(tissues: np.ndarray) -> np.ndarray:
     return organs_only(torch.from_numpy(tissues)).numpy()
 
 
+def test_shares_may_be_whole_numbers() -> None:
+    assert {Chance(seed).pick([0, 3, 0]) for seed in range(5)} == {1}
+
+
 def test_thick_slices_are_smoothed_without_losing_volume() -> None:
     zz, yy, xx = np.indices((16, 60, 60))
     ball = ((zz - 7.5) * 5) ** 2 + (yy - 30) ** 2 * 4 + (xx - 30) ** 2 * 4 < 34**2

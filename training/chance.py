@@ -44,7 +44,9 @@ class Chance:
 
     def pick(self, weights: Sequence[float]) -> int:
         """An index, drawn in proportion to weights."""
-        return int(torch.multinomial(torch.tensor(weights), 1, generator=self._few))
+        return int(
+            torch.multinomial(torch.tensor(weights, dtype=torch.float32), 1, generator=self._few)
+        )
 
     def normals(self, *shape: int) -> Tensor:
         """A few normally distributed numbers, on the CPU."""
