@@ -26,7 +26,6 @@ from training.augment import vary_hu
 from training.bodies import (
     _lay,
     _reached,
-    _register,
     anchored,
     complete,
     end_at_heart,
@@ -42,6 +41,7 @@ from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
 from training.prepare import prepare
 from training.pseudolabel import judge
+from training.registration import register
 from training.samples import Samples
 from training.separable import blur, upsample
 from training.synthesis import _hounsfield, _loose_colon, synthesise
@@ -255,18 +255,21 @@ def _laid(mask: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.pad(mask, ((0, 0), (side, side), (side, side)))
 
 
-def test_a_cut_organ_does_not_stretch_the_body(tissues: np.ndarray) -> None:
-    """A patient of whom much more aorta is seen than of the atlas is no taller for it."""
-    aorta = LABEL_OF["aorta"]
-    shown = (1, 2, 3, 4, 11, 13, aorta)
-    organs = np.where(np.isin(tissues, shown), tissues, 0).astype(np.uint8)
-    others = np.flatnonzero(np.isin(organs, shown[:-1]).any(axis=(1, 2)))
-    atlas = tissues[: others[-1] + 3]
-    told = {value: np.ones(len(organs), bool) for value in shown}
-    places = _register(organs, atlas, list(shown), told)
-    middle = slice(int(others[0]), int(others[-1]))
-    distance = (places - regular_places(organs.shape, 2.0)).norm(dim=-1)[middle]
-    assert distance.median() < 4.0  # mm
+def test_a_cut_organ_does_not_stretch_the_body() -> None:
+    """A patient of whom the whole chest's aorta is seen, and of the atlas none, is no taller."""
+    aorta, box = 5, {1: (30, 10, 40), 2: (12, 40, 44), 3: (36, 40, 8), 11: (38, 8, 14)}
+    box |= {13: (14, 40, 8), 4: (24, 24, 22)}
+    atlas = np.zeros((56, 60, 60), np.uint8)
+    for organ, (z, y, x) in box.items():
+        atlas[z : z + 12, y : y + 10, x : x + 10] = organ
+    atlas[:, 36:41, 28:33] = aorta
+    patient = np.pad(atlas, ((0, 100), (0, 0), (0, 0)))
+    patient[:, 36:41, 28:33] = aorta
+    told = {value: np.ones(len(patient), bool) for value in (*box, aorta)}
+    places = register(patient, atlas, [*box, aorta], told)
+    distance = (places - regular_places(patient.shape, 2.0)).norm(dim=-1)
+    organs = torch.from_numpy(np.isin(patient, [*box]))
+    assert distance[organs].max() < 3.0  # mm
 
 
 def test_glands_keep_their_shape_where_the_body_is_stretched(tissues: np.ndarray) -> None:
@@ -336,7 +339,7 @@ def test_a_body_laid_over_itself_is_where_it_was(voxels: tuple[int, ...]) -> Non
     atlas[25:40, 25:45, 60:80] = 3
     atlas[22:30, 50:62, 40:50] = 5
     told = {value: np.ones(len(atlas), bool) for value in (1, 3, 5)}
-    places = _register(atlas, atlas, [1, 3, 5], told)
+    places = register(atlas, atlas, [1, 3, 5], told)
     distance = (places - regular_places(atlas.shape, 2.0)).norm(dim=-1)
     assert distance[4:-4, 4:-4, 4:-4].max() < 1.0  # mm
 

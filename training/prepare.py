@@ -46,19 +46,11 @@ from inference.reading import ending
 from inference.resample import resize_labels
 from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from inference.writing import appearing, write_text
-from training.bodies import (
-    SPACING,
-    anchored,
-    complete,
-    end_at_heart,
-    finish,
-    isotropic,
-    transfer,
-)
+from training.bodies import anchored, complete, end_at_heart, finish, isotropic, transfer
 from training.cases import Case, read_json
 from training.config import Config
 from training.prepared_file import opened
-from training.tissues import UNKNOWN
+from training.tissues import SPACING, UNKNOWN
 
 KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
 

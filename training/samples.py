@@ -31,7 +31,6 @@ from torch import Tensor
 from inference.grid import Shape, Spacing
 from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
-from training.bodies import SPACING as BODY_SPACING
 from training.chance import Chance
 from training.colon import add_colon
 from training.config import Config
@@ -40,6 +39,7 @@ from training.pancreas import age_pancreas
 from training.prepared_file import complete_files, opened
 from training.synthesis import synthesise
 from training.tissues import AIR, organs_only
+from training.tissues import SPACING as BODY_SPACING
 from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest, turned_places
 
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some

@@ -18,6 +18,9 @@ from inference.organs import LABEL_OF, ORGANS
 AIR = -1024
 """HU of air, and of what lies beside a scan."""
 
+SPACING = 2.0
+"""Isotropic spacing in mm of tissue maps."""
+
 UNKNOWN = 255
 """Label of voxels that nothing is learnt from."""
 
