@@ -20,6 +20,7 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
 from training.registration import lay_over
 from training.tissues import AIR, SPACING, Tissue
+from training.tubes import tube
 from training.warp import NearestVoxels, sample_linear, sample_nearest
 
 _COVERED = 0.75  # of the most that is covered of any slice
@@ -29,6 +30,11 @@ _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
 _GLANDS = (LABEL_OF["right_adrenal_gland"], LABEL_OF["left_adrenal_gland"])
 _RESIZED = 1.1  # at most so many times as large as the atlas's, or as small
 _MOVED = 16.0  # mm along an axis, at most, out of the way of what is there
+
+_TOUCHING = 1.8 * SPACING  # mm between two voxels of organs with nothing between them
+_LONGEST_JOINT = 50.0  # mm
+_OUTLET = 10.0  # mm of the esophagus's lower end
+_GIVES_WAY = (Tissue.NONE, Tissue.MUSCLE, Tissue.SMALL_BOWEL)
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,9 @@ def complete(
     merged[own] = laid.organs[own]
     for value in glands:
         _lay(merged, warped_glands[value], atlas, value)
+    for name in ("esophagus", "duodenum"):
+        if LABEL_OF[name] not in annotated:
+            _join_to_stomach(merged, LABEL_OF[name])
     return merged[part]
 
 
@@ -186,6 +195,29 @@ def _lay(
         if score > best:
             best, found = score, free
     tissues[tuple(found.T)] = value
+
+
+def _join_to_stomach(tissues: NDArray[np.uint8], value: int) -> None:
+    """Let the atlas's esophagus or duodenum reach the stomach, which is the patient's own."""
+    organ, stomach = tissues == value, tissues == LABEL_OF["stomach"]
+    if not (organ.any() and stomach.any()):
+        return
+    away, nearest = ndimage.distance_transform_edt(~stomach, SPACING, return_indices=True)
+    ends = np.argwhere(organ)
+    if value == LABEL_OF["esophagus"]:  # the stomach's fundus lies beside it, further up
+        ends = ends[ends[:, 0] <= ends[0, 0] + _OUTLET / SPACING]
+    end = ends[away[tuple(ends.T)].argmin()]
+    if not _TOUCHING < away[tuple(end)] <= _LONGEST_JOINT:
+        return
+    other = nearest[:, end[0], end[1], end[2]]
+    # As thick as the organ is near its end, and from its middle on.
+    depth = ndimage.distance_transform_edt(organ)
+    near = np.argwhere(organ)
+    near = near[np.linalg.norm(near - end, axis=1) <= _OUTLET / SPACING]
+    middle = near[depth[tuple(near.T)].argmax()]
+    course = [(float(z), float(y), float(x)) for z, y, x in (middle, other)]
+    joint = tube(torch.from_numpy(organ), course, float(depth[tuple(middle)])).numpy()
+    tissues[joint & np.isin(tissues, _GIVES_WAY)] = value
 
 
 def transfer(

@@ -7,8 +7,9 @@ Output, all in LPS orientation with arrays (z, y, x):
   labels), ``spacing`` in mm;
 - ``empty/NAME.npz``: the same, of CTs that the configuration says hold no organ;
 - ``pseudo/NAME.npz``: the same, labels made by a network;
-- ``bodies/NAME.npz``: tissue maps of whole bodies (`training.bodies.Body`), for synthesis; a
-  patient with organ labels alone appears once per atlas, as ``NAME__ATLAS.npz``;
+- ``bodies/NAME.npz``: tissue maps of whole bodies (`training.bodies.Body`), for synthesis, and
+  which organs are the patient's own (``annotated``); a patient with organ labels alone appears
+  once per atlas, as ``NAME__ATLAS.npz``;
 - ``transferred/NAME__ATLAS.npz``: an atlas's real CT and labels, bent to a patient's anatomy
   (as ``images``, at the bodies' spacing);
 - ``refused.txt``: which cases were refused, and why.
@@ -59,7 +60,7 @@ SETTINGS = "settings.json"
 
 _MADE_OF = "made_of"
 
-_FORM = 2  # of what is made of the same data: files of another one are made anew
+_FORM = 3  # of what is made of the same data: files of another one are made anew
 
 ABSENT = tuple(v for v in ORGANS if v not in (LABEL_OF["esophagus"], LABEL_OF["aorta"]))
 """What a CT without abdomen is known not to show: esophagus and aorta run through the chest."""
@@ -353,7 +354,11 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
     if atlas is not None:
         tissues = complete(tissues, case.annotated, isotropic(*atlas.tissues()))
     body = finish(end_at_heart(tissues))
-    return {"tissues": body.tissues, "hull": body.hull}
+    return {
+        "tissues": body.tissues,
+        "hull": body.hull,
+        "annotated": np.array(case.annotated, np.uint8),
+    }
 
 
 def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:

@@ -44,6 +44,7 @@ from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest
 
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
 _VOLUMES = ("hu", "labels", "tissues", "hull")
+_OFTEN = 4.0  # as often is a body drawn whose organs are all of one patient
 _REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
 
@@ -123,6 +124,10 @@ class Samples:
         self.sources = drawn_from(folder, config, holdout)
         if not self.sources:
             raise FileNotFoundError(f"{folder}: nothing to train on (run the preparation first)")
+        self._frequency = {
+            kind: [_frequency(path) if kind == "synthetic" else 1.0 for path in paths]
+            for kind, paths in self.sources.items()
+        }
         self._loaded: dict[Path, _Source] = {}
 
     def __getitem__(self, index: int) -> Patch:
@@ -139,8 +144,7 @@ class Samples:
         chance = Chance(self.config.seed * 1_000_003 + number, self.device)
         kinds = list(self.sources)
         kind = kinds[chance.pick([self.config.shares[kind] for kind in kinds])]
-        paths = self.sources[kind]
-        source = self._load(paths[chance.integer(len(paths))])
+        source = self._load(self.sources[kind][chance.pick(self._frequency[kind])])
         make = self._synthetic if kind == "synthetic" else self._real
         hu, labels = make(source, *self._grid(source, number, chance), chance)
         hu, labels = vary_hu(hu, labels, kind != "synthetic", self.config.augmentation, chance)
@@ -327,6 +331,17 @@ def _extent(marked: np.ndarray) -> tuple[int, int]:
     return (int(there[0]), int(there[-1])) if len(there) else (0, len(marked) - 1)
 
 
-def _is_labelled(path: Path) -> bool:
+def _frequency(body: Path) -> float:
+    """How often a body is drawn, beside the others: the more, the more of it is true."""
+    return _OFTEN if len(_annotated(body)) == len(ORGANS) else 1.0
+
+
+def _is_labelled(image: Path) -> bool:
+    return len(_annotated(image)) > 0
+
+
+def _annotated(path: Path) -> list[int]:
+    """Which organs of a prepared file are true to the patient."""
     with opened(path) as content:
-        return bool(content["annotated"].size)
+        annotated: list[int] = content["annotated"].tolist()
+    return annotated
