@@ -101,11 +101,10 @@ def vary_hu(
 def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
     """Another phase and scanner for a real CT: organ shifts, contrast, sharpness, noise.
 
-    The shifts show where a label ends, even where it is wrong: they are small, not in most
-    patches, and leave alone what no contrast agent changes.
+    What no contrast agent changes keeps its HU: else its fat and gas show where a label ends.
     """
-    if chance.happens(0.4):
-        table = chance.normals(256) * chance.uniform(0, 20)
+    if chance.happens(0.6):
+        table = chance.normals(256) * chance.uniform(0, 30)
         table[0] = table[UNKNOWN] = 0
         shift = table.to(hu.device)[labels.long()]
         shift[(hu < _FATTY) | (hu > _BRIGHT)] = 0

@@ -40,7 +40,7 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     if chance.happens(0.85):
         tissues[_crura(tissues, spacing, chance) & free] = Tissue.MUSCLE
     for veins in (_portal_veins, _renal_veins):
-        if chance.happens(0.75):
+        if chance.happens(0.85):
             tissues[veins(tissues, spacing, chance) & free] = Tissue.VEIN
     if chance.happens(0.6):
         urine = _renal_pelves(tissues, spacing, chance)
@@ -133,10 +133,13 @@ def _portal_veins(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
         return height, float(y[(z - height).abs() <= reach].max()), float(column)
 
     mask = torch.zeros_like(pancreas)
-    radius = chance.uniform(3.5, 6.5) / spacing
+    radius = chance.uniform(3.5, 7.5) / spacing
     per_mm = 1 / spacing
     z0, y0, x0 = behind(neck, 0.7)
     confluence = (z0, y0 + 0.5 * radius, x0)
+    # Where they meet they are wider than each: seen without contrast, as thick as a pancreas.
+    reach_left = (z0, confluence[1] + chance.uniform(0, 3) * per_mm, x0 + radius)
+    mask |= tube(mask, [confluence, reach_left], chance.uniform(0.9, 1.4) * radius)
     # Splenic vein, to the tail and a little beyond.
     above = chance.uniform(-6, 6) * per_mm
     course = [confluence]
