@@ -46,7 +46,8 @@ def postprocess(
     - ``{"step": "foreign_gas", "labels": [...], "hu": h, "share": s}``: gas fills one organ, so a
       pocket of it (voxels below h that are connected through faces) of which less than the share
       s is labelled as an organ is not that organ's: its label goes from there, from the pocket's
-      blurred edge and from one voxel around them. Meant for colon beside the stomach. With an h
+      blurred edge and from one voxel around them. Meant for colon beside the stomach, and for
+      the airways beside the esophagus (an h below the lung's). With an h
       as low as -800 a wall of 2 mm keeps pockets apart, and from the lung, in slices of up to
       8 mm. What lies further than 40 mm from the organ is not looked at. Unlike the other steps
       it cuts through parts, so the surface of what touches them may move.

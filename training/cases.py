@@ -11,8 +11,11 @@ Two layouts, which one data folder may also mix:
   is left alone.
 - One folder a case: ``cases/NAME`` (``ct.nii.gz`` and ``labels.nii.gz``), ``labelmaps/NAME``
   (``labels.nii.gz`` alone), ``unlabelled/NAME`` (``ct.nii.gz`` alone) and ``pseudo/NAME``
-  (both, labels made by a network). ``full_labels.nii.gz`` with ``full_labels_names.json`` may
-  add all tissues; ``meta.json`` says which organs were annotated.
+  (both, labels made by a network). Labels have our numbers. ``full_labels.nii.gz`` may add all
+  tissues, with ``full_labels_names.json``, ``{"1": "spleen", "2": "kidney_right", ...}``:
+  TotalSegmentator's names. ``meta.json``, all of it optional, ``{"annotated_labels": [1, 3],
+  "original_dataset": "...", "licence": "..."}``: organs that were annotated, and the model
+  card's source.
 
 An organ that was not annotated is unknown there, not absent.
 """

@@ -47,7 +47,8 @@ class Config:
         ema: decay of the moving average of the weights, which is what is exported.
         seed: of everything random.
         placement: where patches lie, see `training.samples`.
-        augmentation: name to arguments, applied in this order, see `training.augment`.
+        augmentation: name to arguments; those of intensities act in this order, see
+            `training.augment`.
         shares: how often a patch is drawn from ``synthetic`` bodies, ``labelled`` images, these
             ``transferred`` to other anatomies, ``empty`` images without any organ, and
             ``pseudo`` labelled ones; shares of kinds that are missing go to the others.

@@ -125,7 +125,7 @@ def _constants(ir: Path) -> list[np.ndarray]:
     Raises:
         ModelError: the file, or that of its weights, is missing or damaged.
     """
-    import openvino as ov  # not beside training: the two have crashed each other (see `__main__`)
+    import openvino as ov  # only to read: what is compiled beside torch may crash (`__main__`)
 
     try:
         operations = ov.Core().read_model(ir).get_ordered_ops()

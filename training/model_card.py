@@ -1,7 +1,9 @@
 """The model card: what a model is, on what it was trained and how well it does, as Markdown.
 
 Numbers of steps, hours, losses and scores come from the training's own records, those of the recipe
-from its configuration; only the known failures are written by a person.
+from its configuration; only the known failures are written by a person. The card of weights that
+several trainings made, each begun with the one before, is completed by hand: the records know only
+the last.
 """
 
 from __future__ import annotations

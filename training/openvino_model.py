@@ -35,7 +35,7 @@ _WITHOUT_OUTLIERS = StatisticsCollectorParameters(
 )
 _QUANTISATION: dict[str, Any] = {
     "preset": nncf.QuantizationPreset.MIXED,
-    "fast_bias_correction": False,  # a third of the disagreement with fp32, seconds more
+    "fast_bias_correction": False,  # a third of the disagreement with fp32; slow for large ones
 }
 _RANGES = nncf.AdvancedQuantizationParameters(
     activations_range_estimator_params=RangeEstimatorParameters(

@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--out", type=Path, help="the model folder (default: weights/NAME)")
     add("--work", type=Path, help="working folder (default: runs/NAME)")
     # torchrun takes "--run" for an abbreviation of an option of its own.
-    name = "name of this training within the working folder"
+    name = "name of this training within the working folder (default: run)"
     add("--run", "--name", dest="run", default="run", help=name)
     add("--round", type=int, help="with a single step: its round of self-training (1, 2, ...)")
     add("--fold", type=int, help="cross-validation: the fold to hold out (0, 1, ...)")
@@ -89,7 +89,12 @@ def parse(arguments: list[str] | None = None) -> Options:
         metavar=("CONFIG", "CHECKPOINT"),
         help="learn from this larger network too (a checkpoint or a model folder)",
     )
-    add("--teacher-weight", type=float, default=0.5, help="its share of the loss")
+    add(
+        "--teacher-weight",
+        type=float,
+        default=0.5,
+        help="its share of the loss (default: %(default)s)",
+    )
     add(
         "--pseudolabels",
         type=Path,
@@ -105,7 +110,12 @@ def parse(arguments: list[str] | None = None) -> Options:
         "folder (default: this training's)",
     )
     add("--corrections", type=Path, help="for 'pseudolabel': YAML file of what an eye saw")
-    add("--agreement", type=_share, default=0.85, help="DSC that pseudo-labels of an organ need")
+    add(
+        "--agreement",
+        type=_share,
+        default=0.85,
+        help="DSC between looks that an organ of a pseudo-label needs (default: %(default)s)",
+    )
     add(
         "--accuracy-aware",
         action="store_true",

@@ -76,6 +76,11 @@ class PseudoLabels:
     kept: tuple[int, ...]
     agreement: dict[int, float]
 
+    def described(self, organ: int) -> str:
+        """The organ's name, with the agreement on it if it was seen: "liver (0.97)"."""
+        seen = organ in self.agreement
+        return f"{ORGANS[organ]} ({self.agreement[organ]:.2f})" if seen else ORGANS[organ]
+
 
 def pseudolabel(
     cases: Sequence[Case],

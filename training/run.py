@@ -212,7 +212,6 @@ class Run:
 
     def pseudolabel(self) -> None:
         """Label the CTs without labels, and print which organs were kept."""
-        from inference.organs import ORGANS
         from training.cases import find_cases
         from training.corrections import load_corrections
         from training.pseudolabel import pseudolabel
@@ -232,7 +231,7 @@ class Run:
         if not judged and not refused:
             print(f"nothing to do; to begin anew, remove {self.pseudolabels}", file=sys.stderr)
         for name, found in judged.items():
-            kept = ", ".join(ORGANS[organ] for organ in found.kept) or "nothing"
+            kept = ", ".join(map(found.described, found.kept)) or "nothing"
             print(f"{name}: kept {kept}")
 
 

@@ -93,7 +93,7 @@ class Samples:
     """Patches from a prepared folder (`training.prepare`).
 
     Args:
-        folder: holds ``bodies/``, ``images/`` and perhaps ``pseudo/``.
+        folder: holds ``bodies/``, ``images/``, ``transferred/``, ``empty/`` or ``pseudo/``.
         config: what to draw.
         holdout: cases that no patch may come from, besides the configuration's.
         device: where patches are made, and volumes are kept.

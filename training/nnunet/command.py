@@ -86,14 +86,24 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="which model, where there are several: its configuration or its folder's whole name",
     )
-    add("--checkpoint-name", default="checkpoint_final.pth", metavar="FILE")
+    add(
+        "--checkpoint-name",
+        default="checkpoint_final.pth",
+        metavar="FILE",
+        help="of each fold (default: %(default)s)",
+    )
     add(
         "--tiling",
         choices=("nnunet", "whole"),
         default="nnunet",
         help="nnU-Net's patches, or one pass over everything where memory allows",
     )
-    add("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    add(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of the weights (default: %(default)s)",
+    )
     add(
         "--calibrate",
         type=Path,
