@@ -104,6 +104,18 @@ def test_doubt_of_a_box_is_of_that_box(tmp_path: Path) -> None:
     assert (labels[:, 5:8] == AORTA).all()
 
 
+def test_gas_is_not_doubted_where_hu_say_so(tmp_path: Path) -> None:
+    labels = np.zeros((2, 2, 4), np.uint8)
+    labels[:, 1] = AORTA
+    hu = np.broadcast_to(np.array([-1000, -501, -500, 40], np.int16), labels.shape)
+    text = "  - {doubt: all, z: [0, 1], hu: [-500, 3000]}\n  - {doubt: [aorta], hu: [0, 100]}\n"
+    edits = _corrections(tmp_path, text)
+    assert of_kind(edits, "doubt") == ()  # neither is of all that is the aorta's
+    correct(labels, hu, SPACING, edits)
+    assert labels[0, 0].tolist() == [0, 0, UNKNOWN, UNKNOWN] and not labels[1, 0].any()
+    assert (labels[:, 1] == [AORTA, AORTA, AORTA, UNKNOWN]).all()
+
+
 def test_trust_and_doubt_outdo_the_looks(tmp_path: Path) -> None:
     first = np.zeros((20, 40, 40), np.uint8)
     first[2:18, 5:25, 5:25] = LIVER

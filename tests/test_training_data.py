@@ -41,7 +41,7 @@ from training.config import Config
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
 from training.prepare import prepare
-from training.pseudolabel import judge
+from training.pseudolabel import judge, look_at
 from training.registration import register
 from training.samples import Samples
 from training.separable import blur, upsample
@@ -963,6 +963,31 @@ def test_agreeing_looks_are_kept() -> None:
     found = judge(_looks(), (5.0, 5.0, 5.0), 0.85)
     assert found.kept == (LABEL_OF["liver"], LABEL_OF["spleen"])
     assert (found.labels == _looks()[0]).all()
+
+
+def test_the_airways_gas_is_not_the_esophagus_in_any_look(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network takes a fifth of a wide pocket of gas with it, and all of a small one."""
+    esophagus = LABEL_OF["esophagus"]
+    hu = np.full((40, 40, 40), 40, np.int16)
+    hu[:, 4:20, 10:26] = -1000  # the trachea
+    hu[10:14, 26:29, 16:19] = -1000  # swallowed
+    seen = np.zeros((1 + len(ORGANS), *hu.shape), np.float32)
+    seen[esophagus, :, 17:32, 12:24] = 1.0
+
+    def as_seen(network: Any, values: np.ndarray, config: Config) -> np.ndarray:
+        grown = [ndimage.zoom(part, np.divide(values.shape, hu.shape), order=0) for part in seen]
+        return np.stack(grown)
+
+    monkeypatch.setattr("training.pseudolabel.logits_of", as_seen)
+    looks = look_at([torch.nn.Identity()], hu, (2.0, 2.0, 2.0), config)
+    assert len(looks) == 3
+    for look in looks:
+        assert set(np.unique(look)) == {0, esophagus}
+        assert not (look[:, 4:20, 10:26] == esophagus).any()
+        assert (look[10:14, 26:29, 16:19] == esophagus).all()
+        assert (look[2:-2, 23:30, 14:22] == esophagus).all()
 
 
 def test_looks_that_differ_leave_the_organ_unknown() -> None:

@@ -5,8 +5,9 @@ A YAML file holds a list per case. Its entries, done in their order, are of six 
     cort_liver:
       - trust: [pancreas, duodenum]    # as the first look drew them, whatever the others say
       - doubt: [stomach]               # unknown, whatever the looks say; with a range: there
-      - doubt: all                     # what has no label here is unknown, not background
-        z: [50, 72]
+      - doubt: all                     # what has no label here is unknown, not background; with
+        z: [50, 72]                    # HU only what lies between them: not gas, say
+        hu: [-500, 3000]
       - erase: [inferior_vena_cava]    # is not in this box
         z: [104, 168]
       - clear: all                     # no organ is in this box, or none but ...
@@ -29,6 +30,7 @@ pseudo-labels shows what there is to correct.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,20 +60,21 @@ class Edit:
         kind: one of `KINDS`.
         organs: label values; 0 where all that has no label is doubted.
         box: part of the array (z, y, x).
-        hu: lowest and highest Hounsfield units of what grows or is drawn.
+        hu: lowest and highest Hounsfield units of what grows, is drawn or is doubted.
         outline: corners (x, y) of what is drawn.
     """
 
     kind: str
     organs: tuple[int, ...]
     box: Box = (slice(None), slice(None), slice(None))
-    hu: tuple[float, float] = (0.0, 0.0)
+    hu: tuple[float, float] = (-math.inf, math.inf)
     outline: tuple[tuple[float, float], ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether it is said of the whole CT."""
-        return all(part == slice(None) for part in self.box)
+        everywhere = all(part == slice(None) for part in self.box)
+        return everywhere and self.hu == (-math.inf, math.inf)
 
 
 def load_corrections(path: Path) -> dict[str, list[Edit]]:
@@ -102,6 +105,7 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     kinds = [kind for kind in KINDS if kind in entry]
     more = {
         "trust": set(),  # of the whole CT alone
+        "doubt": {"hu", *_AXES},
         "clear": {"but", *_AXES},
         "grow": {"hu", *_AXES},
         "draw": {"hu", "outline", *_AXES},
@@ -120,7 +124,8 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     else:
         organs = _organs(entry[kind])
     z, y, x = (_range(entry[axis]) if axis in entry else slice(None) for axis in _AXES)
-    low, high = map(float, entry["hu"]) if kind in ("grow", "draw") else (0.0, 1.0)
+    needs_hu = kind in ("grow", "draw")
+    low, high = map(float, entry["hu"] if needs_hu else entry.get("hu", (-math.inf, math.inf)))
     if not low < high:
         raise ValueError(f"{dict(entry)}: hu is not a range")
     outline = tuple((float(a), float(b)) for a, b in entry.get("outline", ()))
@@ -167,7 +172,9 @@ def correct(
             raise ValueError(f"{edit.kind}: its box lies outside the CT's {labels.shape} voxels")
         part = labels[edit.box]
         if edit.kind == "doubt":
-            part[np.isin(part, edit.organs)] = UNKNOWN
+            low, high = edit.hu
+            between = (hu[edit.box] >= low) & (hu[edit.box] <= high)
+            part[np.isin(part, edit.organs) & between] = UNKNOWN
         elif edit.kind == "erase":
             part[np.isin(part, edit.organs)] = 0
         elif edit.kind == "clear":

@@ -25,6 +25,7 @@ from inference.errors import AbdosegError
 from inference.grid import Spacing, voxel_millilitres
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
+from inference.postprocess import postprocess
 from inference.preprocess import preprocess
 from inference.preview import write_preview
 from inference.reading import Scan
@@ -142,7 +143,7 @@ def pseudolabel(
         edits = corrections.get(case.name, ())
         if annotated.pop(case.name, None) is not None:  # labels to be replaced teach nothing
             write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
-        looks = look_at(networks, prepared.values, config)
+        looks = look_at(networks, prepared.values, prepared.spacing, config)
         trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
         found = judge(looks, prepared.spacing, least, trusted, doubted)
         found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
@@ -177,14 +178,27 @@ def _mark(edits: Sequence[Edit]) -> str:
     return f"{zlib.crc32(repr(tuple(edits)).encode()):08x}" if edits else ""
 
 
-def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> list[np.ndarray]:
+def look_at(
+    networks: Sequence[nn.Module], hu: np.ndarray, spacing: Spacing, config: Config
+) -> list[np.ndarray]:
     """Label maps (z, y, x) of all looks at a prepared CT, the plain one of the first network first.
+
+    Gas that is not an organ's is taken from it as the configuration's post-processing says: else
+    what the network takes the airways or the colon for would be taught to the next one.
 
     Args:
         networks: trained networks.
         hu: (z, y, x).
-        config: theirs.
+        spacing: mm per axis.
+        config: the networks'.
     """
+    steps = tuple(step for step in config.postprocessing if step["step"] == "foreign_gas")
+    plan = replace(config.plan_in_hu, postprocessing=steps)
+
+    def labels(logits: np.ndarray) -> np.ndarray:
+        cleaned = postprocess(logits, spacing, plan, ct=hu)
+        return winners(logits) if cleaned is None else cleaned
+
     result = []
     mirrored = config.augmentation.get("mirror", {}).get("axes", ())
     for network in networks:
@@ -198,10 +212,10 @@ def look_at(networks: Sequence[nn.Module], hu: np.ndarray, config: Config) -> li
             logits = logits_of(network, seen + shift, config)
             if size != 1:
                 logits = np.stack([resize(logits[i], hu.shape) for i in range(len(logits))])
-            result.append(winners(logits))
+            result.append(labels(logits))
         for axis in mirrored:
             logits = logits_of(network, np.flip(hu, axis), config)
-            result.append(winners(np.flip(logits, axis + 1)))
+            result.append(labels(np.ascontiguousarray(np.flip(logits, axis + 1))))
     return result
 
 
