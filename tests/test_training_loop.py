@@ -861,8 +861,8 @@ def test_every_mistake_in_a_configuration_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "--round", "4"], "'abdoseg' has 3 rounds, not 4"),
-        (["pseudolabel", "--round", "-1"], "'abdoseg' has 3 rounds, not -1"),
+        (["train", "--round", "3"], "'abdoseg' has 2 rounds, not 3"),
+        (["pseudolabel", "--round", "-1"], "'abdoseg' has 2 rounds, not -1"),
         (["--round", "0"], "--round is for one step alone"),
         (["--checkpoint", "it.pt"], "--checkpoint is for the steps"),
         (["train", "--round", "1"], "no pseudo-labels for this round (no fold, run_round1); run"),
