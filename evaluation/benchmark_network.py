@@ -31,7 +31,6 @@ from inference.resample import resize_labels
 from inference.windows import box_at, pad
 
 NAME = "plain_unet_30m"
-PARAMETERS = 30_713_158
 SEED = 2024
 STEPS = 80
 """Of training."""

@@ -24,8 +24,6 @@ from inference.phantom import make_phantom
 from training import synthesis
 from training.augment import vary_hu
 from training.bodies import (
-    _join_to_stomach,
-    _lay,
     _reached,
     anchored,
     complete,
@@ -38,6 +36,7 @@ from training.cases import find_cases
 from training.chance import Chance
 from training.colon import add_colon
 from training.config import Config
+from training.lent_organs import join_to_stomach, lay
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
 from training.prepare import prepare
@@ -296,7 +295,7 @@ def test_a_gland_gives_way_to_the_patients_organs() -> None:
     tissues[:, :, :20] = liver
     warped = np.zeros(tissues.shape, bool)
     warped[15:25, 20, 17:23] = warped[15:19, 20:26, 17:19] = True
-    _lay(tissues, warped, atlas, gland)
+    lay(tissues, warped, atlas, gland)
     assert np.array_equal(tissues[:, :, :20], np.full((40, 40, 20), liver))
     laid, own = np.argwhere(tissues == gland), np.argwhere(atlas == gland)
     assert len(laid) == len(own)
@@ -312,7 +311,7 @@ def test_what_belongs_to_the_stomach_reaches_it_through_fat_alone(name: str) -> 
     apart[4:14, 14:28, 8:30] = stomach
     apart[14:17, 14:28, 12:30] = spleen  # of what lies between, this stays
     joined = apart.copy()
-    _join_to_stomach(joined, organ)
+    join_to_stomach(joined, organ)
     _, count = ndimage.label(np.isin(joined, (organ, stomach)))
     assert count == 1
     changed = joined != apart
@@ -320,7 +319,7 @@ def test_what_belongs_to_the_stomach_reaches_it_through_fat_alone(name: str) -> 
     assert np.argwhere(changed)[:, 0].max() < 25 and 20 < changed.sum() < 400
 
     again = joined.copy()
-    _join_to_stomach(again, organ)  # they touch
+    join_to_stomach(again, organ)  # they touch
     assert np.array_equal(again, joined)
     for other in (np.where(apart == stomach, 0, apart), np.roll(apart, 25, axis=2) * 1):
         if stomach in other:
@@ -328,7 +327,7 @@ def test_what_belongs_to_the_stomach_reaches_it_through_fat_alone(name: str) -> 
             other[20:40, :, :] = 0
             other[39, 18:23, 0:5] = organ  # further than any joint
         before = other.copy()
-        _join_to_stomach(other, organ)
+        join_to_stomach(other, organ)
         assert np.array_equal(other, before)
 
 
@@ -338,7 +337,7 @@ def test_the_esophagus_is_joined_at_its_end_where_the_fundus_lies_beside_it() ->
     tissues[20:40, 12:17, 10:15] = esophagus
     tissues[10:36, 10:20, 20:36] = stomach
     tissues[33:36, 10:20, 15:20] = stomach  # touches it far above its end
-    _join_to_stomach(tissues, esophagus)
+    join_to_stomach(tissues, esophagus)
     assert (tissues[18:25, 12:17, 15:20] == esophagus).any(axis=(0, 1)).all()
 
 

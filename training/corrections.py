@@ -50,6 +50,7 @@ KINDS = ("trust", "doubt", "erase", "clear", "grow", "draw")
 _AXES = ("z", "y", "x")
 _BACKGROUND = 0
 _RIM = 10.0  # mm
+_EVERY_HU = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ class Edit:
     kind: str
     organs: tuple[int, ...]
     box: Box = (slice(None), slice(None), slice(None))
-    hu: tuple[float, float] = (-math.inf, math.inf)
+    hu: tuple[float, float] = _EVERY_HU
     outline: tuple[tuple[float, float], ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether it is said of the whole CT."""
         everywhere = all(part == slice(None) for part in self.box)
-        return everywhere and self.hu == (-math.inf, math.inf)
+        return everywhere and self.hu == _EVERY_HU
 
 
 def load_corrections(path: Path) -> dict[str, list[Edit]]:
@@ -124,8 +125,9 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     else:
         organs = _organs(entry[kind])
     z, y, x = (_range(entry[axis]) if axis in entry else slice(None) for axis in _AXES)
-    needs_hu = kind in ("grow", "draw")
-    low, high = map(float, entry["hu"] if needs_hu else entry.get("hu", (-math.inf, math.inf)))
+    if kind in ("grow", "draw") and "hu" not in entry:
+        raise ValueError(f"{dict(entry)} has no hu")
+    low, high = map(float, entry.get("hu", _EVERY_HU))
     if not low < high:
         raise ValueError(f"{dict(entry)}: hu is not a range")
     outline = tuple((float(a), float(b)) for a, b in entry.get("outline", ()))
