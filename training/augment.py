@@ -34,8 +34,9 @@ from training.warp import AnySpacing, random_places, rotation, turned_places
 Range = tuple[float, float]
 """The lowest and the highest amount."""
 
-# HU below which fat and gas, above which bone, clips and contrast drunk, keep theirs.
-_FATTY, _BRIGHT = -60.0, 250.0
+# HU between which a change of phase sets in, and between which it fades: fat and gas keep their HU,
+# and so do bone, clips and contrast drunk. By steps, noise would decide for each voxel.
+_FATTY, _BRIGHT = (-90.0, -30.0), (250.0, 450.0)
 
 
 def places(
@@ -107,7 +108,8 @@ def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
         table = chance.normals(256) * chance.uniform(0, 30)
         table[0] = table[UNKNOWN] = 0
         shift = table.to(hu.device)[labels.long()]
-        shift[(hu < _FATTY) | (hu > _BRIGHT)] = 0
+        shift *= ((hu - _FATTY[0]) / (_FATTY[1] - _FATTY[0])).clamp(0, 1)
+        shift *= ((_BRIGHT[1] - hu) / (_BRIGHT[1] - _BRIGHT[0])).clamp(0, 1)
         hu = hu + _mean_nearby(shift, (3, 3, 3))
     hu = (hu - 40) * chance.uniform(0.8, 1.2) + 40 + chance.uniform(-15, 15)
     if chance.happens(0.3):
