@@ -9,7 +9,7 @@ import pytest
 
 from inference.organs import LABEL_OF
 from training.corrections import correct, load_corrections, of_kind
-from training.pseudolabel import judge
+from training.pseudolabel import drop_fat, judge
 from training.tissues import UNKNOWN
 from training.yaml_file import load_yaml
 
@@ -102,6 +102,25 @@ def test_doubt_of_a_box_is_of_that_box(tmp_path: Path) -> None:
     correct(labels, np.zeros(labels.shape, np.int16), SPACING, edits)
     assert (labels[:2, 8:] == UNKNOWN).all() and (labels[2:, 8:] == 0).all()
     assert (labels[:, 5:8] == AORTA).all()
+
+
+def test_fat_leaves_small_solid_organs_and_the_others_keep_theirs() -> None:
+    organ, fat = _ball((15, 30, 30), 10), _ball((15, 30, 30), 14)
+    hu = np.where(organ, 20, -105) + np.random.default_rng(0).normal(0, 15, organ.shape)
+    hu[fat & (np.arange(60) < 18)] = -800  # lung beside it is no fat
+    for name, loses in (("gallbladder", True), ("left_adrenal_gland", True), ("pancreas", False)):
+        labels = np.where(fat, LABEL_OF[name], 0).astype(np.uint8)
+        labels[0, 0] = UNKNOWN
+        drop_fat(labels, hu.astype(np.int16), SPACING)
+        found = labels == LABEL_OF[name]
+        if loses:
+            beside = found & (np.arange(60) >= 22)
+            true = organ & (np.arange(60) >= 22)
+            assert 2 * (beside & true).sum() / (beside.sum() + true.sum()) > 0.97
+            assert found[fat & (np.arange(60) < 17)].all()
+        else:
+            assert (found == fat).all()
+        assert (labels[0, 0] == UNKNOWN).all()
 
 
 def test_gas_is_not_doubted_where_hu_say_so(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def correct(
                 labels[labels == organ] = 0
                 part[_largest_piece(hu[edit.box], _free(part), spacing, *edit.hu)] = organ
         elif edit.kind == "draw":
-            within = _tissue(hu[edit.box], spacing, *edit.hu) & _drawn(labels, edit)
+            within = tissue(hu[edit.box], spacing, *edit.hu) & _drawn(labels, edit)
             part[_free(part) & within] = edit.organs[0]
 
 
@@ -216,7 +216,7 @@ def _largest_piece(
     """The largest piece of a tissue where no other organ is, without bridges to its neighbours."""
     steps = np.indices((7, 7, 7)) - 3
     ball = sum((steps[i] * spacing[i] / 3.0) ** 2 for i in range(3)) <= 1.0
-    inside = free & _tissue(hu, spacing, low, high)
+    inside = free & tissue(hu, spacing, low, high)
     largest = largest_part(ndimage.binary_opening(inside, ball))
     if not largest.any():
         raise ValueError(f"nothing between {low:g} and {high:g} HU grows in its box")
@@ -232,8 +232,18 @@ def _free(labels: np.ndarray) -> np.ndarray:
     return free
 
 
-def _tissue(hu: np.ndarray, spacing: Sequence[float], low: float, high: float) -> np.ndarray:
-    """Where a CT, smoothed by 1.5 mm against noise, lies between two Hounsfield units."""
+def tissue(hu: np.ndarray, spacing: Sequence[float], low: float, high: float) -> np.ndarray:
+    """Where a CT, smoothed by 1.5 mm against noise, lies between two Hounsfield units.
+
+    Args:
+        hu: (z, y, x).
+        spacing: mm per axis.
+        low: lowest HU.
+        high: highest HU.
+
+    Returns:
+        bool (z, y, x).
+    """
     smooth = ndimage.gaussian_filter(hu.astype(np.float32), [1.5 / step for step in spacing])
     between: np.ndarray = (smooth >= low) & (smooth <= high)
     return between

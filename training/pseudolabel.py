@@ -37,7 +37,7 @@ from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated, read_json
 from training.checkpoint import load_average
 from training.config import Config
-from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown
+from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown, tissue
 from training.tissues import UNKNOWN
 from training.torch_runner import logits_of
 
@@ -61,6 +61,11 @@ _PLAUSIBLE_ML: dict[str, tuple[float, float]] = {
     "duodenum": (15, 250),
     "left_kidney": (40, 600),
 }
+
+
+_SMALL_SOLID = ("right_adrenal_gland", "left_adrenal_gland", "gallbladder")
+_FAT = (-250.0, -50.0)
+"""HU of fat, and of voxels of which it fills more than half; below there may be lung."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ def pseudolabel(
             labels = np.zeros(ct.hu.shape, np.uint8)
             part = labels[prepared.box]
             part[...] = resize_labels(found.labels, part.shape)
+            drop_fat(labels, ct.hu, ct.spacing)
             try:
                 correct(labels, ct.hu, ct.spacing, edits)
             except ValueError as error:
@@ -217,6 +223,21 @@ def look_at(
             logits = logits_of(network, np.flip(hu, axis), config)
             result.append(labels(np.ascontiguousarray(np.flip(logits, axis + 1))))
     return result
+
+
+def drop_fat(labels: np.ndarray, hu: np.ndarray, spacing: Spacing) -> None:
+    """Take the fat around adrenal glands and gallbladder from them, in place.
+
+    A network calls a little of it theirs, and would teach the next one to call it more. The
+    larger organs lose nothing by it; pancreas, kidneys and bowel hold fat of their own.
+
+    Args:
+        labels: uint8 (z, y, x).
+        hu: of the same shape.
+        spacing: mm per axis.
+    """
+    organs = [LABEL_OF[name] for name in _SMALL_SOLID]
+    labels[np.isin(labels, organs) & tissue(hu, spacing, *_FAT)] = 0
 
 
 def judge(
