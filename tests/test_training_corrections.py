@@ -70,6 +70,18 @@ def test_erasing_and_clearing_stay_in_their_box(tmp_path: Path) -> None:
     assert (labels[3, 1, 1:11] == UNKNOWN).all() and (labels[3, 1, 11:] == 0).all()
 
 
+def test_a_bright_vein_is_erased_and_the_organ_around_it_stays(tmp_path: Path) -> None:
+    organ, vein = _ball((15, 30, 30), 14), _ball((15, 30, 30), 6)
+    hu = np.where(vein, 160, 80) + np.random.default_rng(0).normal(0, 20, organ.shape)
+    labels = np.where(organ, LIVER, 0).astype(np.uint8)
+    edits = _corrections(tmp_path, "  - {erase: [liver], z: [0, 15], hu: [118, 400]}\n")
+    correct(labels, hu.astype(np.int16), SPACING, edits)
+    erased = organ & (labels != LIVER)
+    assert not erased[15:].any() and (labels[erased] == 0).all()
+    wanted = vein[:14]
+    assert 2 * (erased[:14] & wanted).sum() / (erased[:14].sum() + wanted.sum()) > 0.9
+
+
 def test_what_is_drawn_keeps_to_outline_tissue_and_slices(tmp_path: Path) -> None:
     tissue, liver = _ball((12, 30, 30), 20), _ball((12, 30, 12), 10)
     hu = np.where(tissue | liver, 40, -100).astype(np.int16)

@@ -8,8 +8,8 @@ A YAML file holds a list per case. Its entries, done in their order, are of six 
       - doubt: all                     # what has no label here is unknown, not background; with
         z: [50, 72]                    # HU only what lies between them: not gas, say
         hu: [-500, 3000]
-      - erase: [inferior_vena_cava]    # is not in this box
-        z: [104, 168]
+      - erase: [inferior_vena_cava]    # is not in this box; with HU what lies between them is
+        z: [104, 168]                  # not: a bright vein, say
       - clear: all                     # no organ is in this box, or none but ...
         but: [aorta, esophagus]
         z: [136, 168]
@@ -61,7 +61,7 @@ class Edit:
         kind: one of `KINDS`.
         organs: label values; 0 where all that has no label is doubted.
         box: part of the array (z, y, x).
-        hu: lowest and highest Hounsfield units of what grows, is drawn or is doubted.
+        hu: lowest and highest Hounsfield units of what grows, or is drawn, doubted or erased.
         outline: corners (x, y) of what is drawn.
     """
 
@@ -107,11 +107,12 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
     more = {
         "trust": set(),  # of the whole CT alone
         "doubt": {"hu", *_AXES},
+        "erase": {"hu", *_AXES},
         "clear": {"but", *_AXES},
         "grow": {"hu", *_AXES},
         "draw": {"hu", "outline", *_AXES},
     }
-    if len(kinds) != 1 or set(entry) - {*kinds, *more.get(kinds[0], _AXES)}:
+    if len(kinds) != 1 or set(entry) - {*kinds, *more[kinds[0]]}:
         raise ValueError(f"{dict(entry)} is not one of {', '.join(KINDS)}")
     kind = kinds[0]
     organs: tuple[int, ...]
@@ -178,7 +179,9 @@ def correct(
             between = (hu[edit.box] >= low) & (hu[edit.box] <= high)
             part[np.isin(part, edit.organs) & between] = UNKNOWN
         elif edit.kind == "erase":
-            part[np.isin(part, edit.organs)] = 0
+            everywhere = edit.hu == _EVERY_HU
+            within = everywhere or tissue(hu[edit.box], spacing, *edit.hu)
+            part[np.isin(part, edit.organs) & within] = 0
         elif edit.kind == "clear":
             part[np.isin(part, edit.organs) | _unknown_beyond_rims(part, edit.organs, spacing)] = 0
         elif edit.kind == "grow":
