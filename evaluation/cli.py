@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_timing_cases(
         commands.add_parser("make-timing-cases", help="synthetic CTs of eight usual sizes")
     )
+    _add_variants(commands.add_parser("make-variants", help="labelled CTs made harder in 17 ways"))
     _add_benchmark(commands.add_parser("benchmark", help="our engine beside nnU-Net and others"))
     _add_package(commands.add_parser("package", help="the image as an archive to submit, tried"))
     return parser
@@ -293,6 +294,27 @@ def _make_timing_cases(options: argparse.Namespace) -> int:
     for path in make_timing_cases(options.out, slices, options.plane, options.quiet):
         say(str(path))
     return 0
+
+
+def _add_variants(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=Path, required=True, help="folder of CTs")
+    parser.add_argument("--labels", type=Path, required=True, help="folder of their labels")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the variants, images/ and labels/"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(command=_make_variants)
+
+
+def _make_variants(options: argparse.Namespace) -> int:
+    from evaluation.variants import make_variants
+
+    written, refused = make_variants(options.images, options.labels, options.out, options.quiet)
+    for path in written:
+        say(str(path))
+    for line in refused:
+        say(f"error: {line}", error=True)
+    return 1 if refused else 0
 
 
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
