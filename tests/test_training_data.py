@@ -459,6 +459,23 @@ def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray
     assert livers.max() - livers.min() > 20
 
 
+def test_fat_lies_in_many_a_pancreas_and_in_no_vein_beside_it() -> None:
+    tissues = torch.full((20, 36, 30), int(Tissue.MUSCLE), dtype=torch.uint8)
+    pancreas, vein = (slice(2, 18), slice(3, 18), slice(2, 28)), (slice(2, 18), slice(20, 34))
+    tissues[pancreas], tissues[vein] = LABEL_OF["pancreas"], int(Tissue.VEIN)
+    hull = torch.full(tissues.shape, -60, dtype=torch.int8)
+    inner = (slice(4, 16), slice(5, 16), slice(4, 26)), (slice(4, 16), slice(22, 32))
+    fatty = 0
+    for seed in range(40):
+        hu, seen = synthesise(tissues, hull, 2.0, Chance(seed))
+        organ, blood = (hu[part][seen[part]] for part in inner)
+        spread, noise = organ - organ.median(), blood - blood.median()
+        below, noisy = (spread < -50).float().mean(), (noise < -50).float().mean()
+        fatty += bool(below > noisy + 0.01)
+        assert noisy < 0.3 and below < 0.5
+    assert 10 <= fatty <= 30  # 20 are expected
+
+
 def test_a_scan_is_blank_beyond_its_field_of_view_and_nowhere_else(tissues: np.ndarray) -> None:
     body = finish(tissues)
     arrays = torch.from_numpy(body.tissues), torch.from_numpy(body.hull)

@@ -46,6 +46,7 @@ def synthesise(
     texture += chance.field(shape, 30 / spacing) * chance.uniform(1, 7)
     hu += texture * soft
     _vessels_and_lesions(hu, tissues, table, chance, spacing)
+    _pancreas(hu, tissues, table, chance, spacing)
     _kidneys(hu, tissues, chance, arterial, venous)
     _hollow_organs(hu, tissues, table, chance, spacing)
     _bones(hu, tissues, chance)
@@ -82,7 +83,7 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
         "right_kidney": 0.0,
         "left_kidney": 0.0,
         "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
-        "pancreas": chance.normal(36, 9) + 60 * a + 38 * v - fatty,
+        "pancreas": chance.normal(34, 9) + 60 * a + 38 * v - fatty,
         "aorta": aorta + 20 * v,
         "inferior_vena_cava": blood + 45 * a + chance.uniform(25, 125) * v,  # liver's or less
         "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,
@@ -141,8 +142,7 @@ def _fill_body(
     # Mesentery, unlabelled bowel and vessels: little in an obese belly, nearly all of a lean one.
     share = min(0.85, 0.05 + 0.75 * lean * chance.uniform(0.4, 1.0))
     lumps = chance.field(shape, chance.uniform(12, 35) / spacing)
-    threshold = float(torch.erfinv(torch.tensor(1 - 2 * share))) * 2**0.5
-    packed = loose & (lumps > threshold)
+    packed = loose & (lumps > _exceeded_by(share))
     hu[packed] = chance.normal(30, 12)
     # Loops of bowel enhance as the pancreas does, and lie beside it: they must be told apart by
     # their shape and their folds.
@@ -212,6 +212,20 @@ def _vessels_and_lesions(
     for name, amount in (("spleen", 12.0), ("inferior_vena_cava", 15.0)):
         place = tissues == LABEL_OF[name]
         hu[place] += (chance.field(shape, 15 / spacing) * chance.uniform(0, amount))[place]
+
+
+def _pancreas(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
+    """Fat between the lobules of many; annotators leave it in. Veins beside it hold none."""
+    if not chance.happens(0.5):
+        return
+    lobules = chance.field(tissues.shape, chance.uniform(4, 8) / spacing)
+    fat = lobules > _exceeded_by(chance.uniform(0.03, 0.3))
+    hu[(tissues == LABEL_OF["pancreas"]) & fat] = float(table[Tissue.NONE])
+
+
+def _exceeded_by(share: float) -> float:
+    """What a share of a normal distribution lies above."""
+    return float(torch.erfinv(torch.tensor(1 - 2 * share))) * 2**0.5
 
 
 def _kidneys(hu: Tensor, tissues: Tensor, chance: Chance, a: float, v: float) -> None:
