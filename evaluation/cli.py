@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_timing_cases(
         commands.add_parser("make-timing-cases", help="synthetic CTs of eight usual sizes")
     )
-    _add_variants(commands.add_parser("make-variants", help="labelled CTs made harder in 17 ways"))
+    _add_variants(commands.add_parser("make-variants", help="labelled CTs made harder"))
     _add_benchmark(commands.add_parser("benchmark", help="our engine beside nnU-Net and others"))
     _add_package(commands.add_parser("package", help="the image as an archive to submit, tried"))
     return parser

@@ -229,7 +229,7 @@ def drop_fat(labels: np.ndarray, hu: np.ndarray, spacing: Spacing) -> None:
     """Take the fat around adrenal glands and gallbladder from them, in place.
 
     A network calls a little of it theirs, and would teach the next one to call it more. The
-    larger organs lose nothing by it; pancreas, kidneys and bowel hold fat of their own.
+    large organs gain nothing by it; pancreas, kidneys and bowel hold fat of their own.
 
     Args:
         labels: uint8 (z, y, x).
