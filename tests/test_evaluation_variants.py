@@ -45,8 +45,9 @@ def _made(folder: Path, **kind: object) -> dict[str, tuple[sitk.Image, sitk.Imag
     result = {}
     for path in paths:
         name = path.name.removesuffix("_0000.nii.gz")
-        labels = sitk.ReadImage(str(folder / "out" / "labels" / f"{name}.nii.gz"))
-        result[name.removeprefix("a__")] = (sitk.ReadImage(str(path)), labels)
+        of_it = folder / "out" / "labels" / f"{name}.nii.gz"
+        both = sitk.ReadImage(str(path)), sitk.ReadImage(str(of_it))
+        result[name.removeprefix("a__")] = both
     return result
 
 
@@ -118,8 +119,8 @@ def test_slices_get_thick_patients_small_and_views_narrow(
     heights = np.flatnonzero(_arrays(made["as_it_is"])[1].any(axis=(1, 2)))
     assert lower[0].GetSize()[2] == int(0.45 * len(heights))
     assert made["thin_slab"][0].GetSize()[2] == pytest.approx(0.2 * len(heights), abs=1)
-    hu, labels = _arrays(made["round_view"])
-    assert (hu[:, 40, [4, 95]] == -1024).all() and (labels[hu == -1024] == 0).all()
+    hu, organs = _arrays(made["round_view"])
+    assert (hu[:, 40, [4, 95]] == -1024).all() and (organs[hu == -1024] == 0).all()
 
 
 def test_the_same_again_is_the_same(
@@ -127,8 +128,8 @@ def test_the_same_again_is_the_same(
 ) -> None:
     again = _made(tmp_path)
     for name, pair in made.items():
-        for one, other in zip(_arrays(pair), _arrays(again[name]), strict=True):
-            assert np.array_equal(one, other)
+        for before, after in zip(_arrays(pair), _arrays(again[name]), strict=True):
+            assert np.array_equal(before, after)
 
 
 def test_enhanced_cts_get_no_contrast_and_turned_ones_lie_as_others(tmp_path: Path) -> None:
