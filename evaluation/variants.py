@@ -22,12 +22,12 @@ from evaluation.volumes import list_volumes
 from inference.errors import CaseError, UsageError
 from inference.organs import LABEL_OF, ORGANS
 from inference.reading import read
+from inference.same_grid import grid_difference
 from inference.writing import appearing, make_folder, write_image
 
 _AIR = -1024
 _PLAIN_AORTA = 90.0  # HU; blood is brighter only with contrast
 _NO_FAT = -30.0  # HU; what is less takes up no contrast
-_SAME_PLACE = 0.1  # voxels between the corners of a CT and of its labels
 
 _PORTAL: dict[str, float] = {
     "liver": 50, "right_kidney": 110, "spleen": 70, "pancreas": 55, "aorta": 110,
@@ -71,14 +71,8 @@ class Labelled:
             except CaseError as error:
                 raise CaseError(f"{path.name}: {error}") from None
         image, marked = images
-        size = image.GetSize()
-        corners = [[0, 0, 0], [n - 1 for n in size]]
-        shift = max(
-            math.dist(*(one.TransformIndexToPhysicalPoint(corner) for one in images))
-            for corner in corners
-        )
-        if marked.GetSize() != size or shift > _SAME_PLACE * min(image.GetSpacing()):
-            raise CaseError(f"{labels.name}: not on the grid of {ct.name}")
+        if difference := grid_difference(marked, image):
+            raise CaseError(f"{labels.name}: not on the grid of {ct.name}: {difference}")
         values = sitk.GetArrayFromImage(marked)
         if not np.isin(values, [0, *ORGANS]).all():
             raise CaseError(f"{labels.name}: values other than 0 to {max(ORGANS)}")

@@ -37,6 +37,7 @@ from inference.grid import Spacing
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.reading import check_intensities, ending, read
+from inference.same_grid import grid_difference
 from training.tissues import UNKNOWN, tissues_from_names
 
 ANNOTATED = "annotated.json"
@@ -357,11 +358,8 @@ def _check_same_grid(image: sitk.Image, other: Path, problem: str) -> None:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(other))
     reader.ReadImageInformation()
-    for what, tolerance in (("Size", 0), ("Spacing", 1e-3), ("Origin", 0.1), ("Direction", 1e-3)):
-        a, b = (getattr(one, f"Get{what}")()[:9] for one in (reader, image))
-        if len(a) != len(b) or not np.allclose(a, b, rtol=0, atol=tolerance):
-            own, its = (", ".join(f"{v:.5g}" for v in values) for values in (b, a))
-            raise ValueError(f"{problem}: {what.lower()} ({own}), not ({its})")
+    if difference := grid_difference(image, reader):
+        raise ValueError(f"{problem}: {difference}")
 
 
 def _turned(image: sitk.Image) -> tuple[NDArray[Any], Spacing]:
