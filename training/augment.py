@@ -115,7 +115,7 @@ def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
     if chance.happens(0.3):
         hu = _mean_nearby(hu, (3, 1, 1) if chance.happens(0.5) else (1, 3, 3))
     if chance.happens(0.5):
-        hu = hu + chance.noise(hu.shape) * chance.uniform(0, 20)
+        hu = hu + chance.noise(hu.shape) * 45 * chance.uniform(0, 1) ** 2
     return hu
 
 

@@ -52,7 +52,7 @@ def random_places(
         Places in the source volume, (z, y, x, 3) in mm, on the source of chance's device.
     """
     angles = chance.normals(3) * torch.tensor([8.0, 4.0, 4.0]) * strength
-    scale = torch.exp(chance.normals(1) * 0.14 * strength) * torch.exp(
+    scale = torch.exp(chance.normals(1) * 0.2 * strength) * torch.exp(
         chance.normals(3) * 0.06 * strength
     )
     places = turned_places(shape, spacing, rotation(angles.tolist()) * scale, centre, chance.device)
