@@ -142,9 +142,26 @@ def test_gas_is_not_doubted_where_hu_say_so(tmp_path: Path) -> None:
     text = "  - {doubt: all, z: [0, 1], hu: [-500, 3000]}\n  - {doubt: [aorta], hu: [0, 100]}\n"
     edits = _corrections(tmp_path, text)
     assert of_kind(edits, "doubt") == ()  # neither is of all that is the aorta's
-    correct(labels, hu, SPACING, edits)
+    correct(labels, hu, (50.0, 50.0, 50.0), edits)  # too coarse to be smoothed
     assert labels[0, 0].tolist() == [0, 0, UNKNOWN, UNKNOWN] and not labels[1, 0].any()
     assert (labels[:, 1] == [AORTA, AORTA, AORTA, UNKNOWN]).all()
+
+
+@pytest.mark.parametrize(("kind", "becomes"), [("doubt", UNKNOWN), ("erase", 0)])
+def test_noise_decides_nothing_where_hu_are_asked_for(
+    tmp_path: Path, kind: str, becomes: int
+) -> None:
+    labels = np.full((20, 20, 40), AORTA, np.uint8)
+    hu = np.random.default_rng(0).normal(0, 30, labels.shape)
+    hu[..., 20:] += 200
+    correct(
+        labels,
+        hu,
+        (1.0, 1.0, 1.0),
+        _corrections(tmp_path, f"  - {{{kind}: [aorta], hu: [-100, 100]}}\n"),
+    )
+    assert (hu[..., :20] < -100).any() or (hu[..., 20:] < 100).any()
+    assert (labels[..., :19] == becomes).all() and (labels[..., 21:] == AORTA).all()
 
 
 def test_trust_and_doubt_outdo_the_looks(tmp_path: Path) -> None:

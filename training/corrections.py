@@ -174,14 +174,11 @@ def correct(
         if any((part.start or 0) >= n for part, n in zip(edit.box, labels.shape, strict=True)):
             raise ValueError(f"{edit.kind}: its box lies outside the CT's {labels.shape} voxels")
         part = labels[edit.box]
-        if edit.kind == "doubt":
-            low, high = edit.hu
-            between = (hu[edit.box] >= low) & (hu[edit.box] <= high)
-            part[np.isin(part, edit.organs) & between] = UNKNOWN
-        elif edit.kind == "erase":
+        if edit.kind in ("doubt", "erase"):
             everywhere = edit.hu == _EVERY_HU
             within = everywhere or tissue(hu[edit.box], spacing, *edit.hu)
-            part[np.isin(part, edit.organs) & within] = 0
+            meant = np.isin(part, edit.organs) & within
+            part[meant] = UNKNOWN if edit.kind == "doubt" else _BACKGROUND
         elif edit.kind == "clear":
             part[np.isin(part, edit.organs) | _unknown_beyond_rims(part, edit.organs, spacing)] = 0
         elif edit.kind == "grow":
