@@ -104,7 +104,7 @@ def _phase(hu: Tensor, labels: Tensor, chance: Chance) -> Tensor:
 
     What no contrast agent changes keeps its HU: else its fat and gas show where a label ends.
     """
-    if chance.happens(0.6):
+    if chance.happens(0.35):  # seldom, as it draws what is wrong with a label too
         table = chance.normals(256) * chance.uniform(0, 30)
         table[0] = table[UNKNOWN] = 0
         shift = table.to(hu.device)[labels.long()]

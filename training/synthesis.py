@@ -17,6 +17,9 @@ from training.separable import blur, share_nearby
 from training.tissues import TISSUES, Tissue
 
 
+_FULL = 120_000.0  # mm3 of a stomach that is not empty
+
+
 def synthesise(
     tissues: Tensor, hull: Tensor, spacing: float, chance: Chance
 ) -> tuple[Tensor, Tensor]:
@@ -41,12 +44,13 @@ def synthesise(
 
     hu = hounsfield[tissues]
     _fill_body(hu, tissues, hull, table, chance, spacing)
-    soft = (hu > -300) & (hull < 200)
+    soft = hu > -300
     texture = chance.field(shape, 8 / spacing) * chance.uniform(1, 8)
     texture += chance.field(shape, 30 / spacing) * chance.uniform(1, 7)
     hu += texture * soft
     _vessels_and_lesions(hu, tissues, table, chance, spacing)
     _pancreas(hu, tissues, table, chance, spacing)
+    _gallbladder(hu, tissues, chance, spacing, venous)
     _kidneys(hu, tissues, chance, arterial, venous)
     _hollow_organs(hu, tissues, table, chance, spacing)
     _bones(hu, tissues, chance)
@@ -76,7 +80,6 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     bile = chance.uniform(20, 70) if chance.happens(0.12) else chance.normal(8, 6)
     aorta = chance.normal(40, 5) + chance.uniform(240, 480) * a
     blood = chance.normal(40, 5)
-    bowel = chance.normal(35, 7) + 30 * a + 35 * v
     fatty = chance.uniform(5, 30) if chance.happens(0.35) else 0.0
     organ = {
         "liver": liver + 12 * a + chance.uniform(40, 65) * v,
@@ -90,8 +93,8 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
         "left_adrenal_gland": 0.0,
         "gallbladder": bile,
         "esophagus": chance.normal(36, 6) + 18 * a + 25 * v,
-        "stomach": bowel + chance.normal(0, 5),
-        "duodenum": bowel + chance.normal(0, 5),
+        "stomach": _bowel_wall(chance, a, v),
+        "duodenum": _bowel_wall(chance, a, v),
     }
     organ["right_kidney"] = chance.normal(32, 4) + 100 * a + 110 * v
     organ["left_kidney"] = organ["right_kidney"] + chance.normal(0, 4)
@@ -108,14 +111,19 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     table[Tissue.HEART] = blood + chance.uniform(100, 350) * a + 90 * v
     table[Tissue.VEIN] = blood + 25 * a + chance.uniform(90, 150) * v
     table[Tissue.ARTERY] = aorta + 20 * v
-    table[Tissue.SMALL_BOWEL] = bowel
-    table[Tissue.COLON] = bowel
+    table[Tissue.SMALL_BOWEL] = _bowel_wall(chance, a, v)
+    table[Tissue.COLON] = _bowel_wall(chance, a, v)
     excreted = chance.happens(0.08)
     table[Tissue.BLADDER] = chance.uniform(100, 500) if excreted else chance.normal(6, 5)
     table[Tissue.NERVE] = chance.normal(34, 6)
     table[Tissue.CARTILAGE] = chance.normal(95, 35)
     table[Tissue.SOFT] = chance.normal(42, 8) + 20 * v
     return table
+
+
+def _bowel_wall(chance: Chance, a: float, v: float) -> float:
+    """As bright as the pancreas in either phase, or darker: thin walls are half their content."""
+    return chance.normal(35, 7) + chance.uniform(20, 90) * a + chance.uniform(25, 80) * v
 
 
 def _fill_body(
@@ -137,7 +145,11 @@ def _fill_body(
     outside = unlabelled & (hull > surface)
     skin = unlabelled & ~outside & (hull > surface - chance.uniform(1.5, 4))
     muscle = unlabelled & (hull < outer) & (hull > -wall)
-    loose = unlabelled & (hull <= -wall)
+    deep = unlabelled & (hull <= -wall)
+    # Kidneys and adrenal glands lie in fat of their own, the esophagus in the mediastinum's.
+    loose = deep
+    if chance.happens(0.8):
+        loose = deep & (share_nearby(_in_own_fat(tissues), 13) <= chance.uniform(0, 0.05))
 
     # Mesentery, unlabelled bowel and vessels: little in an obese belly, nearly all of a lean one.
     share = min(0.85, 0.05 + 0.75 * lean * chance.uniform(0.4, 1.0))
@@ -151,7 +163,7 @@ def _fill_body(
     hu[loops] = float(table[Tissue.SMALL_BOWEL]) + chance.normal(0, 8) + folds[loops]
     if chance.happens(0.06):  # ascites
         hu[loose & ~packed] = chance.normal(8, 5)
-    strands = loose & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
+    strands = deep & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
     hu[strands] = float(table[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
     if chance.happens(0.6):
         _loose_colon(hu, loose, table, chance, spacing)
@@ -161,6 +173,12 @@ def _fill_body(
     hu[marbling] = fat
     hu[skin] = chance.uniform(-60, 40)
     hu[outside] = -1000
+
+
+def _in_own_fat(tissues: Tensor) -> Tensor:
+    names = "right_kidney", "left_kidney", "right_adrenal_gland", "left_adrenal_gland", "esophagus"
+    values = torch.tensor([LABEL_OF[name] for name in names], device=tissues.device)
+    return torch.isin(tissues, values)
 
 
 def _loose_colon(hu: Tensor, loose: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
@@ -215,15 +233,45 @@ def _vessels_and_lesions(
 
 
 def _pancreas(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
-    """Fat between the lobules of some; annotators leave it in. Veins beside it hold none.
+    """What lies within many and annotators leave in: cysts, masses, a wide duct, some fat.
 
-    Little of it: where a third of the organ was fat, the fat around real ones became pancreas.
+    Little fat: where a third of the organ was, the fat around real ones became pancreas.
     """
-    if not chance.happens(0.3):
+    shape = tissues.shape
+    pancreas = tissues == LABEL_OF["pancreas"]
+    if not pancreas.any():
         return
-    lobules = chance.field(tissues.shape, chance.uniform(4, 8) / spacing)
-    fat = lobules > _exceeded_by(chance.uniform(0.03, 0.15))
-    hu[(tissues == LABEL_OF["pancreas"]) & fat] = float(table[Tissue.NONE])
+    if chance.happens(0.25):
+        lumps = chance.field(shape, chance.uniform(10, 30) / spacing)
+        lesions = pancreas & (lumps > chance.uniform(1.2, 2.2))
+        cystic = chance.happens(0.4)
+        darker = float(table[LABEL_OF["pancreas"]]) - chance.uniform(10, 50)
+        hu[lesions] = chance.uniform(0, 25) if cystic else darker
+    if chance.happens(0.2):
+        core = pancreas & (share_nearby(pancreas, 5) > chance.uniform(0.85, 0.99))
+        hu[core & (chance.field(shape, 30 / spacing).abs() < 0.3)] = chance.uniform(0, 25)
+    if chance.happens(0.3):
+        lobules = chance.field(shape, chance.uniform(4, 8) / spacing)
+        fat = lobules > _exceeded_by(chance.uniform(0.03, 0.15))
+        hu[pancreas & fat] = float(table[Tissue.NONE])
+
+
+def _gallbladder(hu: Tensor, tissues: Tensor, chance: Chance, spacing: float, v: float) -> None:
+    """Its wall, which annotators leave in; stones, sludge or contrast, which lie at the back."""
+    gallbladder = tissues == LABEL_OF["gallbladder"]
+    if not gallbladder.any():
+        return
+    if chance.happens(0.15):
+        rows = torch.nonzero(gallbladder.any(dim=2).any(dim=0)).flatten()
+        first = int(rows[0]) + chance.uniform(0.4, 0.9) * float(rows[-1] - rows[0])
+        behind = torch.arange(tissues.shape[1], device=hu.device)[None, :, None] >= first
+        settled = gallbladder & behind
+        if chance.happens(0.5):
+            settled &= chance.field(tissues.shape, chance.uniform(6, 14) / spacing) > 0
+        hu[settled] = chance.uniform(50, 400)
+    if chance.happens(0.4):
+        wall = gallbladder & (share_nearby(gallbladder, 3) < chance.uniform(0.6, 0.85))
+        hu[wall] = chance.normal(35, 8) + chance.uniform(10, 60) * v
 
 
 def _exceeded_by(share: float) -> float:
@@ -259,7 +307,9 @@ def _hollow_organs(
     )
     for value, collapsed, gas in gut:
         mask = tissues == value
-        if chance.happens(collapsed) or not mask.any():
+        # A large stomach is full of something.
+        large = value == LABEL_OF["stomach"] and int(mask.sum()) * spacing**3 > _FULL
+        if not mask.any() or (chance.happens(collapsed) and not large):
             continue
         # The stomach's wall is often thicker than the bowel's.
         reach = 5 if value == LABEL_OF["stomach"] and chance.happens(0.5) else 3
