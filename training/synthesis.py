@@ -16,7 +16,6 @@ from training.chance import Chance
 from training.separable import blur, share_nearby
 from training.tissues import TISSUES, Tissue
 
-
 _FULL = 120_000.0  # mm3 of a stomach that is not empty
 
 
