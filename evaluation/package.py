@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import subprocess
 import tarfile
 import uuid
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import SimpleITK as sitk
 from tqdm import tqdm
 
 from evaluation.challenge import MEMORY
@@ -31,7 +31,7 @@ from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.paths import is_file
 from inference.phantom import make_phantom
-from inference.reading import ENDINGS, ending
+from inference.reading import ENDINGS, ending, read
 from inference.writing import appearing, make_folder, write_image
 
 _SUFFIX = ".tar.gz"
@@ -78,13 +78,17 @@ def package(
     Raises:
         UsageError: no such image, no Docker, ``case`` is no CT's file, or the archive's name
             cannot be an image's.
-        CaseError: the loaded image is another one, or fails on the case.
+        CaseError: ``case`` cannot be read; the loaded image is another one, or fails on it.
     """
     tag = tag_for(out)
     if case is not None and not is_file(case):
         raise UsageError(f"{case}: no such file")
     if case is not None and ending(case) is None:
         raise UsageError(f"{case}: not a CT by its ending ({', '.join(ENDINGS)})")
+    try:
+        ct = read(case).image if case else make_phantom((60, 128, 128), (5.0, 3.0, 3.0))[0]
+    except CaseError as error:
+        raise CaseError(f"{case}: {error}") from None
     if out.is_dir():
         raise UsageError(f"{out}: is a folder")
     source = image_of(image)
@@ -98,7 +102,7 @@ def package(
         # It appears under its name when it has been tried.
         with appearing(out) as archive:
             digest = _save(tag, archive, int(source["Size"]), quiet)
-            usage = _check(archive, out.name, source["Id"], case, memory, arguments)
+            usage = _check(archive, out.name, source["Id"], ct, memory, arguments)
         if before not in (None, source["Id"]):
             say(f"note: {tag} was another image, {before}; it is {image} now", error=True)
         return Package(out, tag, out.stat().st_size, digest, usage)
@@ -162,7 +166,7 @@ def _check(
     archive: Path,
     name: str,
     wanted: str,
-    case: Path | None,
+    ct: sitk.Image,
     memory: str,
     arguments: Sequence[str],
 ) -> Usage:
@@ -178,12 +182,8 @@ def _check(
             raise CaseError(f"{name}: holds the image {loaded}, not {wanted}")
         with run_folders(archive.parent) as (inputs, outputs):
             log = outputs.with_name("log.txt")
-            given = inputs / (case.name if case else "phantom_0000.nii.gz")
-            if case:
-                shutil.copyfile(case, given)
-            else:
-                ct, _ = make_phantom((60, 128, 128), (5.0, 3.0, 3.0))
-                write_image(ct, given)
+            given = inputs / "case_0000.nii.gz"
+            write_image(ct, given)
             usage = Container(tag, memory, arguments=arguments)(inputs, outputs, log)
             if usage.exit_code or not (outputs / label_name(given.name)).is_file():
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

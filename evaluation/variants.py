@@ -21,13 +21,14 @@ from tqdm import tqdm
 from evaluation.volumes import list_volumes
 from inference.errors import CaseError, UsageError
 from inference.organs import LABEL_OF, ORGANS
-from inference.reading import read
+from inference.reading import check_intensities, read
 from inference.same_grid import grid_difference
 from inference.writing import appearing, make_folder, write_image
 
 _AIR = -1024
 _PLAIN_AORTA = 90.0  # HU; blood is brighter only with contrast
 _NO_FAT = -30.0  # HU; what is less takes up no contrast
+_SMOOTHABLE = 4  # voxels per axis that ITK's recursive filter needs
 
 _PORTAL: dict[str, float] = {
     "liver": 50, "right_kidney": 110, "spleen": 70, "pancreas": 55, "aorta": 110,
@@ -61,8 +62,8 @@ class Labelled:
         """Read both.
 
         Raises:
-            CaseError: one cannot be read, they do not lie on the same grid, the labels are no
-                numbers of organs, or there is none.
+            CaseError: one cannot be read, the CT's voxels are no numbers or all the same, they do
+                not lie on the same grid, the labels are no numbers of organs, or there is none.
         """
         images = []
         for path in (ct, labels):
@@ -71,6 +72,10 @@ class Labelled:
             except CaseError as error:
                 raise CaseError(f"{path.name}: {error}") from None
         image, marked = images
+        try:
+            offset = check_intensities(sitk.GetArrayViewFromImage(image)).offset
+        except CaseError as error:
+            raise CaseError(f"{ct.name}: {error}") from None
         if difference := grid_difference(marked, image):
             raise CaseError(f"{labels.name}: not on the grid of {ct.name}: {difference}")
         values = sitk.GetArrayFromImage(marked)
@@ -80,7 +85,7 @@ class Labelled:
             raise CaseError(f"{labels.name}: no organ is labelled")
         marked = sitk.GetImageFromArray(values.astype(np.uint8))
         marked.CopyInformation(image)
-        return cls(sitk.Cast(image, sitk.sitkFloat32), marked)
+        return cls(sitk.Cast(image, sitk.sitkFloat32) + offset, marked)
 
     def with_hu(self, hu: NDArray[np.floating]) -> Labelled:
         """The same with other HU (z, y, x)."""
@@ -100,7 +105,7 @@ class Labelled:
 
 
 Variant = Callable[[Labelled, np.random.Generator], Labelled | None]
-"""Makes one of a labelled CT; none where it would be nothing else than the CT."""
+"""Makes one of a labelled CT; none where it would be nothing else than the CT, or cannot be."""
 
 
 def _unchanged(case: Labelled, rng: np.random.Generator) -> Labelled:
@@ -201,7 +206,7 @@ def _contrast(added: dict[str, float]) -> Variant:
     def variant(case: Labelled, rng: np.random.Generator) -> Labelled | None:
         hu, organs = case.hu, case.organs
         aorta = hu[organs == LABEL_OF["aorta"]]
-        if not len(aorta) or np.median(aorta) > _PLAIN_AORTA:
+        if not len(aorta) or np.median(aorta) > _PLAIN_AORTA or min(hu.shape) < _SMOOTHABLE:
             return None
         more = np.zeros(hu.shape, np.float32)
         for name, amount in added.items():
@@ -278,8 +283,13 @@ def make_variants(
         The CTs written, and a line per case that cannot be used.
 
     Raises:
-        UsageError: no CT has labels, or ``out`` cannot be written.
+        UsageError: no CT has labels, or ``out`` cannot be written, or holds the CTs or labels.
     """
+    if {(out / "images").resolve(), (out / "labels").resolve()} & {
+        images.resolve(),
+        labels.resolve(),
+    }:
+        raise UsageError(f"{out}: variants would lie among what they are made of")
     cts = {name.removesuffix("_0000"): path for name, path in list_volumes(images).items()}
     pairs = {name: path for name, path in list_volumes(labels).items() if name in cts}
     if not pairs:

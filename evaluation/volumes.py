@@ -6,6 +6,7 @@ third axis and of the header's zooms.
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from inference.errors import CaseError, UsageError
 SUFFIXES = (".nii.gz", ".nii")
 
 _ROUNDING = 1e-3
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
         if not isinstance(image, nibabel.spatialimages.SpatialImage):
             raise CaseError(f"{path}: not a volume")
         values = np.asanyarray(image.dataobj)
+        if not strict and path.name.lower().endswith(".gz"):
+            _check_whole(path)
         affine = np.asarray(image.affine, np.float64)
         zooms = tuple(image.header.get_zooms())
     except FileNotFoundError:
@@ -133,6 +137,13 @@ def read_labels(path: Path, strict: bool = False) -> LabelVolume:
         with np.errstate(invalid="ignore"):
             values = values.astype(np.uint8)
     return LabelVolume(path, values, zooms, affine)
+
+
+def _check_whole(path: Path) -> None:
+    """Inflate a file to its end: nibabel stops at the last voxel, before gzip's checksum."""
+    with gzip.open(path) as content:
+        while content.read(_CHUNK):
+            pass
 
 
 def _refuse_other_than_labels(path: Path, values: NDArray[np.generic]) -> None:

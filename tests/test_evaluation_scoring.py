@@ -618,6 +618,19 @@ def test_spoilt_predictions(
     assert bool(strict.values) == scored_in_strict
 
 
+def test_a_prediction_that_fails_its_checksum_is_not_scored(tmp_path: Path) -> None:
+    truth = np.random.default_rng(0).integers(0, 3, (40, 40, 40)).astype(np.uint8)
+    path = tmp_path / "p" / "a.nii.gz"
+    for target in (tmp_path / "r" / "a.nii.gz", path):
+        save(truth, (1, 1, 2), target)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # gzip's checksum, which lies behind all that nibabel asks for
+    path.write_bytes(content)
+    (spoilt,) = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
+    assert spoilt.status == "error" and "cannot be read" in spoilt.notes[0]
+    assert set(spoilt.values.values()) == {0.0}
+
+
 def _dies(name: str, *arguments: Any) -> CaseScore:
     """Score a case; the process dies of the case that is too large for it."""
     if name.startswith("large"):

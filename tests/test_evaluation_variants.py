@@ -168,3 +168,43 @@ def test_what_cannot_be_used_is_named_and_the_others_are_made(
     for line, (name, reason) in zip(said, sorted(bad.items()), strict=True):
         assert line.startswith(f"error: {name}.nii.gz: {reason}")
     assert len(printed.out.splitlines()) == len(VARIANTS) == len(list((out / "images").iterdir()))
+
+
+def _rewritten(path: Path, change: object) -> None:
+    image = sitk.ReadImage(str(path))
+    array = change(sitk.GetArrayFromImage(image))  # type: ignore[operator]
+    other = sitk.GetImageFromArray(array)
+    other.SetSpacing(image.GetSpacing())
+    sitk.WriteImage(other, str(path))
+
+
+def test_a_scan_of_three_slices_has_no_contrast_and_stops_nothing(tmp_path: Path) -> None:
+    _case(tmp_path)
+    for path in (tmp_path / "images" / "a_0000.nii.gz", tmp_path / "labels" / "a.nii.gz"):
+        _rewritten(path, lambda array: array[29:32])
+    paths, refused = make_variants(tmp_path / "images", tmp_path / "labels", tmp_path / "o", True)
+    names = {path.name for path in paths}
+    assert not refused and "a__as_it_is_0000.nii.gz" in names
+    assert not names & {"a__portal_0000.nii.gz", "a__arterial_0000.nii.gz"}
+
+
+def test_hu_are_what_the_program_takes_them_for(tmp_path: Path) -> None:
+    _case(tmp_path)
+    folders = tmp_path / "images", tmp_path / "labels"
+    before, _ = make_variants(*folders, tmp_path / "before", True)
+    path = folders[0] / "a_0000.nii.gz"
+    _rewritten(path, lambda array: array + 1024)
+    after, refused = make_variants(*folders, tmp_path / "after", True)
+    assert not refused and [p.name for p in after] == [p.name for p in before]
+    first, second = (sitk.GetArrayFromImage(sitk.ReadImage(str(p[0]))) for p in (before, after))
+    assert (first == second).all()
+    _rewritten(path, lambda array: np.where(array > 1000, np.nan, array).astype(np.float32))
+    written, (line,) = make_variants(*folders, tmp_path / "none", True)
+    assert not written and line == "a_0000.nii.gz: has voxels that are NaN or infinite"
+
+
+def test_variants_are_not_made_among_their_sources(tmp_path: Path) -> None:
+    _case(tmp_path)
+    with pytest.raises(UsageError, match="would lie among"):
+        make_variants(tmp_path / "images", tmp_path / "labels", tmp_path, True)
+    assert len(list((tmp_path / "images").iterdir())) == 1
