@@ -15,6 +15,7 @@ _AIR_BELOW = -500.0  # HU
 _LOOK_AT = 4.0  # mm: the volume is looked at in steps of about this size
 _MARGIN = 8.0  # mm around what was found
 _SMALLEST = 50.0  # ml: less than that is no body
+_PIECE = 0.1  # of the largest part: less is no part of the trunk
 
 
 def body_box(volume: NDArray[Any], spacing: Spacing, offset: float = 0.0) -> Box:
@@ -22,10 +23,10 @@ def body_box(volume: NDArray[Any], spacing: Spacing, offset: float = 0.0) -> Box
 
     Every few millimetres a voxel is looked at. What is denser than lung is opened, so that the
     table and its cover come off the back, and the largest connected part is the body; arms are
-    part of it only where they touch it.
+    part of it only where they touch it. It goes on beyond slices that are blank.
 
     Args:
-        volume: CT, shape (z, y, x) in any orientation, any real type.
+        volume: CT, shape (z, y, x), slice by slice, in any orientation, any real type.
         spacing: millimetres per axis (z, y, x).
         offset: what has to be added to the volume's values to make them HU.
 
@@ -45,16 +46,26 @@ def body_box(volume: NDArray[Any], spacing: Spacing, offset: float = 0.0) -> Box
     if not len(counts) or counts.max() * voxel < _SMALLEST:
         return whole_box(volume.shape)
 
+    largest = found["bounding_boxes"][1 + int(counts.argmax())]
+    pieces = [
+        there
+        for there, count in zip(found["bounding_boxes"][1:], counts, strict=True)
+        if there is largest or (count >= _PIECE * counts.max() and _goes_on(largest, there))
+    ]
     box = []
-    for there, step, size, n in zip(
-        found["bounding_boxes"][1 + int(counts.argmax())],
-        steps,
-        spacing,
-        volume.shape,
-        strict=True,
+    for ends, step, size, n in zip(
+        zip(*pieces, strict=True), steps, spacing, volume.shape, strict=True
     ):
         margin = round(_MARGIN / size) + step
-        first = (there.start - 2) * step - margin
-        last = (there.stop - 2) * step + margin
+        first = (min(there.start for there in ends) - 2) * step - margin
+        last = (max(there.stop for there in ends) - 2) * step + margin
         box.append(slice(max(0, first), min(n, last)))
     return box[0], box[1], box[2]
+
+
+def _goes_on(body: Box, other: Box) -> bool:
+    """Whether a part lies before or behind the body along z, and not beside it."""
+    apart, *beside = (
+        min(a.stop, b.stop) <= max(a.start, b.start) for a, b in zip(body, other, strict=True)
+    )
+    return apart and not any(beside)

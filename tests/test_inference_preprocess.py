@@ -98,6 +98,12 @@ def test_body_box_leaves_table_and_arm_out() -> None:
     assert 125 <= x.stop <= 135
 
 
+def test_the_body_goes_on_beyond_blank_slices() -> None:
+    whole, holed = patient(), patient()
+    holed[25:27] = -1024
+    assert body_box(holed, (3.0, 3.0, 3.0)) == body_box(whole, (3.0, 3.0, 3.0))
+
+
 def test_body_box_with_a_touching_table_still_holds_the_body() -> None:
     volume = patient()
     volume[:, 88:92, 60:100] = 100  # a cushion between back and table
