@@ -24,6 +24,7 @@ die() {
 complete() {
     "$1" -c '
 import sys
+sys.path[:] = filter(None, sys.path)
 from importlib.util import find_spec
 needed = ("cc3d", "isal", "numpy", "openvino", "pydicom", "SimpleITK", "tqdm")
 sys.exit(not ((3, 10) <= sys.version_info < (3, 14) and all(map(find_spec, needed))))
@@ -87,13 +88,16 @@ first_of() { # the first folder that exists, else the last name
     echo "$folder"
 }
 
+program='import sys; sys.path[:] = filter(None, sys.path); from inference.cli import main; sys.exit(main())'
+
 run() {
     find_python
     # Users without a home (docker run --user) get one that can be written.
     [ -w "${HOME:-/nonexistent}" ] || export HOME="${TMPDIR:-/tmp}"
-    # The packages beside this file, never those of the folder in which it is called.
-    export PYTHONSAFEPATH=1 PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
-    exec "$python" -m inference "$@"
+    # The packages beside this file, never those of the folder in which it is called (which "-m"
+    # puts first, and Python 3.10 knows no PYTHONSAFEPATH).
+    export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+    exec "$python" -c "$program" "$@"
 }
 
 case ${1:-} in

@@ -106,7 +106,8 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
         the others.
 
     Raises:
-        UsageError: there is nothing to segment, or labels would replace a CT.
+        UsageError: there is nothing to segment, or labels would replace a CT or lie among those
+            of a folder.
     """
     images, beside = _images(source)
     cases = (
@@ -133,6 +134,12 @@ def _name_problem(case: Case, claims: dict[Path, list[Case]]) -> str | None:
     return None
 
 
+def _refuse_among(folder: Path, sources: set[Path]) -> None:
+    """Raise UsageError where labels would lie in a folder that is read for CTs."""
+    if os.path.realpath(folder) in map(os.path.realpath, sources):
+        raise UsageError(f"{folder}: labels would lie among CTs; choose another output folder")
+
+
 def _cases_of_files(
     source: Path, images: list[Path], beside: list[Path], folder: Path, channels: int
 ) -> list[Case]:
@@ -146,7 +153,7 @@ def _cases_of_files(
         channels: how many files a case has.
 
     Raises:
-        UsageError: labels would replace a CT.
+        UsageError: labels would replace a CT, or lie among those of a folder.
     """
     lacks: dict[Path, str | None] = {}
     if channels > 1:
@@ -154,6 +161,8 @@ def _cases_of_files(
         images = list(lacks)
     numbered = _numbered(beside) if channels == 1 else set()
     targets = [folder / label_name(path.name, keep_number=path.name in numbered) for path in images]
+    if source.is_dir():
+        _refuse_among(folder, {source})
     kept = {os.path.realpath(path) for path in beside}
     for image, target in zip(images, targets, strict=True):
         if os.path.realpath(target) in kept:
@@ -206,9 +215,7 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
         )
     if channels > 1:
         raise UsageError(f"{source}: the model wants {channels} channels, not DICOM series")
-    taken = {os.path.realpath(one.path.parent) for series in found for one in series.slices}
-    if os.path.realpath(folder) in {*taken, os.path.realpath(source)}:
-        raise UsageError(f"{folder}: labels would lie among CTs; choose another output folder")
+    _refuse_among(folder, {source, *(one.path.parent for series in found for one in series.slices)})
     beside: dict[Path, list[Series]] = {}
     for series in found:
         beside.setdefault(series.folder, []).append(series)

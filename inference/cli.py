@@ -125,7 +125,7 @@ def _check_file(path: Path, option: str) -> None:
 
 
 def _write_demo(folder: Path) -> Path:
-    """Write a synthetic CT into ``folder/inputs``; return that folder."""
+    """Write a synthetic CT into ``folder/inputs``; return its path."""
     from inference.phantom import make_phantom
     from inference.writing import appearing, make_folder, write_image
 
@@ -138,7 +138,7 @@ def _write_demo(folder: Path) -> Path:
             write_image(image, temporary)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-    return inputs
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:

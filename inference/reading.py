@@ -24,6 +24,7 @@ from inference.text_header import TextHeader
 Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""
 
+_NO_SPACING = "its header does not say how large its voxels are; taken as 1 mm along every axis"
 _READERS = {
     ".nii.gz": "NiftiImageIO",
     ".nii": "NiftiImageIO",
@@ -83,7 +84,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         CaseError: it cannot be read, is damaged or truncated, is not one scalar volume, or has
             a spacing that is not positive. The message does not name the file.
     """
-    header, oriented = None, True
+    header, text = None, None
     if not is_unicode(path):
         raise CaseError("has a name that is not UTF-8; rename it")
     if path.is_symlink() and not is_there(path):
@@ -96,7 +97,6 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         else:
             text = TextHeader.read(path)
             _check_text(path.parent, text)
-            oriented = text.has_directions
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     noise: list[str] = []
@@ -140,7 +140,9 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         warnings.append("its axes are not perpendicular; taken as if they were")
     elif header is not None and (doubt := header.doubt(affine_of(image))):
         warnings.append(doubt)
-    if not oriented:
+    if text is not None and not text.has_spacing:
+        warnings.append(_NO_SPACING)
+    if text is not None and not text.has_directions:
         warnings.append(NO_ORIENTATION)
     return Scan(image, header, tuple(warnings))
 

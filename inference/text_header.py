@@ -27,11 +27,13 @@ class TextHeader:
         spacing: mm per axis (x, y, z), as it is written; empty if there is none or it cannot be
             read.
         has_directions: whether it says where right and left are.
+        has_spacing: whether it says how large voxels are; else 1 mm is taken.
     """
 
     voxel_file: str
     spacing: tuple[float, ...]
     has_directions: bool
+    has_spacing: bool
 
     @classmethod
     def read(cls, path: Path) -> TextHeader:
@@ -48,11 +50,13 @@ class TextHeader:
             voxels = fields.get("data file") or fields.get("datafile", "")
             spacing = fields.get("spacings", "")
             directed = "space" in fields and "(" in fields.get("space directions", "")
+            spaced = bool(spacing) or "(" in fields.get("space directions", "")
         else:
             voxels = fields.get("ElementDataFile", "")
             spacing = fields.get("ElementSpacing", "")
             directed = any(key in fields for key in ("TransformMatrix", "Rotation", "Orientation"))
-        return cls(_one_file(voxels), _numbers(spacing), directed)
+            spaced = "ElementSpacing" in fields or "ElementSize" in fields
+        return cls(_one_file(voxels), _numbers(spacing), directed, spaced)
 
 
 def _meta_fields(file: BinaryIO) -> dict[str, str]:

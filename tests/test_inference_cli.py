@@ -245,6 +245,16 @@ def test_labels_never_replace_a_ct(desk: Desk) -> None:
         find_cases(desk.inputs, desk.outputs)
 
 
+def test_labels_never_lie_among_the_cts_of_a_folder(desk: Desk) -> None:
+    desk.put("a_0000.nii.gz")
+    desk.outputs = desk.inputs
+    assert desk.run() == 2
+    assert desk.there() == ["a_0000.nii.gz"]
+    desk.inputs /= "a_0000.nii.gz"  # beside a single CT they may lie
+    assert desk.run() == 0
+    assert desk.there() == ["a.nii.gz", "a_0000.nii.gz"]
+
+
 @pytest.mark.parametrize(("given", "other"), [("X_0000.nii.gz", "X.nii.gz"), ("Y.mhd", "Y.mha")])
 def test_labels_of_one_file_do_not_replace_the_ct_beside_it(
     desk: Desk, given: str, other: str
@@ -756,6 +766,19 @@ def test_demo(tmp_path: Path, tiny_folder: Path) -> None:
     (source,) = (tmp_path / "demo/inputs").iterdir()
     (target,) = (tmp_path / "demo/outputs").iterdir()
     assert sitk.ReadImage(source).GetSize() == sitk.ReadImage(target).GetSize()
+
+
+def test_demo_leaves_what_else_lies_there_alone(tmp_path: Path, tiny_folder: Path) -> None:
+    mine, earlier = tmp_path / "inputs" / "mine.nii.gz", tmp_path / "outputs" / "mine.nii.gz"
+    for path in (mine, earlier):
+        path.parent.mkdir()
+        path.write_text("not to be touched")
+    assert main(["--demo", str(tmp_path), "--model", str(tiny_folder), "--quiet"]) == 0
+    assert mine.read_text() == earlier.read_text() == "not to be touched"
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {
+        "mine.nii.gz",
+        "phantom.nii.gz",
+    }
 
 
 def test_demo_without_a_model_writes_nothing(

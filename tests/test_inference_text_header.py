@@ -47,7 +47,7 @@ def test_voxels_beside_a_meta_image(tmp_path: Path, line: str, name: str) -> Non
 def test_voxels_within_a_meta_image(tmp_path: Path, word: str) -> None:
     header = META + f"TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementDataFile = {word}\n"
     path = written(tmp_path / "ct.mha", header, within=True)
-    assert TextHeader.read(path) == TextHeader("", (), True)
+    assert TextHeader.read(path) == TextHeader("", (), True, False)
     assert read(path).image.GetSize() == (2, 3, 4)
 
 
@@ -82,10 +82,10 @@ def test_fields_end_where_the_header_does(tmp_path: Path) -> None:
     """What stands among the voxels is no field."""
     path = tmp_path / "ct.nrrd"
     path.write_bytes(NRRD.encode() + b"\n" + b"spacings: -1 1 1\ndata file: y\n")
-    assert TextHeader.read(path) == TextHeader("", (), False)
+    assert TextHeader.read(path) == TextHeader("", (), False, False)
     path = tmp_path / "ct.mha"
     path.write_bytes(META.encode() + b"ElementDataFile = LOCAL\nElementSpacing = -1 1 1\n")
-    assert TextHeader.read(path) == TextHeader("", (), False)
+    assert TextHeader.read(path) == TextHeader("", (), False, False)
 
 
 @pytest.mark.parametrize("between", [" = ", "=", "\t= "])
@@ -105,11 +105,32 @@ def test_directions(tmp_path: Path) -> None:
     assert not TextHeader.read(written(tmp_path / "b.nrrd", undirected + "\n")).has_directions
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("a.mha", "ElementSpacing = 1 1 2\n"),
+        ("a.mha", "ElementSize = 1 1 2\n"),
+        ("a.mha", ""),
+        ("a.nrrd", "spacings: 1 1 2\n"),
+        ("a.nrrd", "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,2)\n"),
+        ("a.nrrd", ""),
+    ],
+)
+def test_that_no_spacing_is_written_is_said(tmp_path: Path, name: str, line: str) -> None:
+    meta = name.endswith(".mha")
+    header = META + line + "ElementDataFile = LOCAL\n" if meta else NRRD + line + "\n"
+    path = written(tmp_path / name, header, within=True)
+    scan = read(path)
+    assert scan.image.GetSpacing() == ((1, 1, 2) if line else (1, 1, 1))
+    said = any("how large its voxels are" in warning for warning in scan.warnings)
+    assert said == (not line) == (not TextHeader.read(path).has_spacing)
+
+
 def test_what_is_no_header(tmp_path: Path) -> None:
     (tmp_path / "empty.mha").touch()
-    assert TextHeader.read(tmp_path / "empty.mha") == TextHeader("", (), False)
+    assert TextHeader.read(tmp_path / "empty.mha") == TextHeader("", (), False, False)
     (tmp_path / "zeros.mhd").write_bytes(bytes(3 << 20))
-    assert TextHeader.read(tmp_path / "zeros.mhd") == TextHeader("", (), False)
+    assert TextHeader.read(tmp_path / "zeros.mhd") == TextHeader("", (), False, False)
     odd = written(tmp_path / "odd.mhd", META + "ElementDataFile = x\0.raw\n")
     with pytest.raises(CaseError, match="lacks its voxels"):
         read(odd)
