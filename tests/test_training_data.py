@@ -39,7 +39,7 @@ from training.config import Config
 from training.lent_organs import join_to_stomach, lay
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
-from training.prepare import prepare
+from training.prepare import prepare, what_is_not_drawn
 from training.pseudolabel import judge, look_at
 from training.registration import register
 from training.samples import Samples
@@ -877,10 +877,27 @@ def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config
 
 def test_held_out_cases_never_become_patches(data: Path, tmp_path: Path, config: Config) -> None:
     prepare(find_cases(data), tmp_path, _config(holdout=("whole",)))
-    # The only atlas is held out: the other patient's organs stay alone.
-    assert [p.name for p in (tmp_path / "bodies").glob("*.npz")] == ["good.npz"]
+    # The only atlas is held out, and of organs without a body nothing is drawn.
+    assert not list((tmp_path / "bodies").glob("*.npz"))
     samples = Samples(tmp_path, replace(config, holdout=("whole",)))
     assert [p.stem for p in samples.sources["labelled"]] == ["good"]
+
+
+def test_organs_are_drawn_without_a_body_only_where_there_is_no_ct(
+    data: Path, tmp_path: Path
+) -> None:
+    cases = [case for case in find_cases(data) if not case.tissue_file]
+    said = what_is_not_drawn(cases, _config())
+    assert said is not None and "no CT is drawn" in said
+    prepare(cases, tmp_path / "cts", _config())
+    assert not list((tmp_path / "cts" / "bodies").glob("*.npz"))
+    maps = [replace(case, kind="labelmap", image=None) for case in cases if case.name == "good"]
+    said = what_is_not_drawn(maps, _config())
+    assert said is not None and "organs are drawn alone" in said
+    prepare(maps, tmp_path / "maps", _config())
+    assert [p.name for p in (tmp_path / "maps" / "bodies").glob("*.npz")] == ["good.npz"]
+    assert what_is_not_drawn(find_cases(data), _config()) is None
+    assert what_is_not_drawn(cases, _config(shares={"labelled": 1.0})) is None
 
 
 def test_patches_depend_on_their_index_alone(prepared: Path, config: Config) -> None:

@@ -921,6 +921,9 @@ def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path)
     assert steps("--pseudolabels", str(tmp_path)) == "prepare0 train0 export0"
     with pytest.raises(ValueError, match="no pseudo-labels here"):
         steps("--pseudolabels", str(tmp_path / "mistyped"))
+    for option in (["--initial"], ["--teacher", str(CONFIG)], ["--known-failures"]):
+        with pytest.raises(ValueError, match="mistyped: no such file or folder"):
+            steps(*option, str(tmp_path / "mistyped"))
     with pytest.raises(UsageError, match="exists and is no model folder"):
         steps("--out", str(data))
     (tmp_path / "work" / "run" / "checkpoint.pt").unlink()

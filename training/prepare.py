@@ -246,22 +246,22 @@ def _images(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_J
 
 
 def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
-    """Every trusted label map with every atlas; alone where there is no atlas.
+    """Every trusted label map with every atlas.
+
+    Where no case's tissues are labelled, organs have no body around them: they are drawn alone
+    if there is no labelled CT to learn from instead.
 
     Bodies are made where the configuration draws synthetic patches from them, CTs bent to them
     where it draws transferred ones.
     """
     synthetic, bent = (config.shares.get(kind, 0) > 0 for kind in ("synthetic", "transferred"))
-    trusted = [
-        case
-        for case in cases
-        if case.kind in ("labelled", "labelmap") and case.name not in config.holdout
-    ]
+    trusted = _trusted(cases, config)
     atlases = [case for case in trusted if case.tissue_file]
     bodies, transferred = out / "bodies", out / "transferred"
+    alone = atlases or ([] if any(case.image for case in trusted) else trusted)
     jobs = []
     if synthetic:
-        jobs += [_Job(c, None, bodies / f"{c.name}.npz", plan) for c in atlases or trusted]
+        jobs += [_Job(case, None, bodies / f"{case.name}.npz", plan) for case in alone]
     for atlas in atlases:
         patients = [case for case in trusted if not case.tissue_file]
         if synthetic:
@@ -272,6 +272,20 @@ def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_J
                 _Job(p, atlas, transferred / f"{p.name}__{atlas.name}.npz", plan) for p in others
             ]
     return jobs
+
+
+def what_is_not_drawn(cases: list[Case], config: Config) -> str | None:
+    """A line about synthetic patches that a configuration wants and the data cannot give."""
+    trusted = _trusted(cases, config)
+    if not config.shares.get("synthetic", 0) or any(case.tissue_file for case in trusted):
+        return None
+    drawn = "no CT is drawn" if any(case.image for case in trusted) else "organs are drawn alone"
+    return f"synthetic: no case has all tissues labelled (full_labels.nii.gz): {drawn}"
+
+
+def _trusted(cases: list[Case], config: Config) -> list[Case]:
+    kinds = "labelled", "labelmap"
+    return [case for case in cases if case.kind in kinds and case.name not in config.holdout]
 
 
 def _settings(config: Config) -> dict[str, Any]:

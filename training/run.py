@@ -91,7 +91,7 @@ class Run:
     def prepare(self) -> None:
         """Check and resample the data."""
         from training.cases import what_is_not_taught
-        from training.prepare import prepare
+        from training.prepare import prepare, what_is_not_drawn
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
@@ -99,6 +99,8 @@ class Run:
             names = ", ".join(self.config.empty)
             print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
         if line := what_is_not_taught(self.options.data, self.cases):
+            print(line, file=sys.stderr)
+        if line := what_is_not_drawn(self.cases, self.config):
             print(line, file=sys.stderr)
         ours = [
             case.name
@@ -261,13 +263,16 @@ def steps_left(config: Config, options: Options) -> list[list[str]]:
 
     Raises:
         UsageError: the model folder's place is taken.
-        ValueError: options that only a single step takes, corrections of cases or pseudo-labels
-            that there are not, or a round without the training before it: better said now than
-            after the first training.
+        ValueError: files, corrections of cases or pseudo-labels that there are not, options that
+            only a single step takes, or a round without the training before it: better said now
+            than after the first training.
     """
     from training.model_folder import check_place
 
     check_place(options.out or Path("weights") / config.name)
+    for path in (*options.initial, *(options.teacher or ()), options.known_failures):
+        if path and not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
     _check_pseudolabels(options)
     if options.round is not None:
         raise ValueError("--round is for one step alone; without one all rounds are made")
