@@ -85,7 +85,10 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
         "right_kidney": 0.0,
         "left_kidney": 0.0,
         "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
-        "pancreas": chance.normal(34, 9) + 60 * a + 38 * v - fatty,
+        "pancreas": chance.normal(34, 9)
+        + chance.uniform(45, 95) * a
+        + chance.uniform(35, 85) * v
+        - fatty,
         "aorta": aorta + 20 * v,
         "inferior_vena_cava": blood + 45 * a + chance.uniform(25, 125) * v,  # liver's or less
         "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,
