@@ -98,9 +98,8 @@ class Run:
         if self.config.empty and not {*self.config.empty} & {case.name for case in self.cases}:
             names = ", ".join(self.config.empty)
             print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
-        if line := what_is_not_taught(self.options.data, self.cases):
-            print(line, file=sys.stderr)
-        if line := what_is_not_drawn(self.cases, self.config):
+        untaught = what_is_not_taught(self.options.data, self.cases)
+        for line in filter(None, (untaught, what_is_not_drawn(self.cases, self.config))):
             print(line, file=sys.stderr)
         ours = [
             case.name
