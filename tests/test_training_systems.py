@@ -220,8 +220,9 @@ def test_two_processes_train_as_one(name: str, data: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     a, b = (read_rows(tmp_path / "work" / run / "log.csv") for run in ("alone", "together"))
     assert [row["iteration"] for row in a] == [row["iteration"] for row in b] == ["1", "2", "3"]
-    for alone, together in zip(a, b, strict=True):
-        assert float(together["loss"]) == pytest.approx(float(alone["loss"]), rel=0.02)
+    # Each process has its own batch norm's statistics; what that changes grows step by step.
+    for alone, together, apart in zip(a, b, (0.01, 0.02, 0.05), strict=True):
+        assert float(together["loss"]) == pytest.approx(float(alone["loss"]), rel=apart)
     assert len(read_rows(tmp_path / "work" / "together" / "scores.csv")) == 1
 
 
