@@ -88,14 +88,14 @@ first_of() { # the first folder that exists, else the last name
     echo "$folder"
 }
 
+# The packages beside this file, never those of the folder in which it is called, which "-m" puts
+# first (and Python 3.10 knows no PYTHONSAFEPATH).
 program='import sys; sys.path[:] = filter(None, sys.path); from inference.cli import main; sys.exit(main())'
 
 run() {
     find_python
     # Users without a home (docker run --user) get one that can be written.
     [ -w "${HOME:-/nonexistent}" ] || export HOME="${TMPDIR:-/tmp}"
-    # The packages beside this file, never those of the folder in which it is called (which "-m"
-    # puts first, and Python 3.10 knows no PYTHONSAFEPATH).
     export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
     exec "$python" -c "$program" "$@"
 }

@@ -285,10 +285,8 @@ def make_variants(
     Raises:
         UsageError: no CT has labels, or ``out`` cannot be written, or holds the CTs or labels.
     """
-    if {(out / "images").resolve(), (out / "labels").resolve()} & {
-        images.resolve(),
-        labels.resolve(),
-    }:
+    targets = {(out / part).resolve() for part in ("images", "labels")}
+    if targets & {images.resolve(), labels.resolve()}:
         raise UsageError(f"{out}: variants would lie among what they are made of")
     cts = {name.removesuffix("_0000"): path for name, path in list_volumes(images).items()}
     pairs = {name: path for name, path in list_volumes(labels).items() if name in cts}
