@@ -200,13 +200,18 @@ def train(
                     records.add_losses(done, losses, time.monotonic() - began, waited)
                 losses, waited, began = [], 0.0, time.monotonic()
             if stopping:
-                raise KeyboardInterrupt
+                break
             before = time.monotonic()
             score(done)
             began += time.monotonic() - before
         if records:
             records.close()
-        if team.any(stop["requested"]):  # during the last evaluation: what follows must not begin
+        # Asked again: it may have come during the last evaluation, and what follows must not begin.
+        stopping = team.any(stop["requested"])
+        # The model goes before its process group: freed after it, as it would be on the way out,
+        # it hung in one of three runs (gloo, torch 2.13).
+        del model
+        if stopping:
             raise KeyboardInterrupt
     return checkpoint
 
