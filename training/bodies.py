@@ -18,6 +18,7 @@ from scipy.spatial import ConvexHull
 from inference.grid import Spacing
 from inference.organs import LABEL_OF, ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
+from training.chance import Chance
 from training.lent_organs import join_to_stomach, lay
 from training.registration import lay_over
 from training.tissues import AIR, SPACING, Tissue
@@ -119,7 +120,10 @@ def finish(tissues: NDArray[np.uint8]) -> Body:
 
 
 def complete(
-    organs: NDArray[np.uint8], annotated: tuple[int, ...], atlas: NDArray[np.uint8]
+    organs: NDArray[np.uint8],
+    annotated: tuple[int, ...],
+    atlas: NDArray[np.uint8],
+    chance: Chance,
 ) -> NDArray[np.uint8]:
     """Give a patient of whom only organs are labelled the other tissues of an atlas.
 
@@ -127,6 +131,7 @@ def complete(
         organs: the patient's organ labels (z, y, x) at `SPACING`.
         annotated: which organs were annotated; the others come from the atlas.
         atlas: tissue map (z, y, x) of another patient's whole body at `SPACING`.
+        chance: how the atlas's adrenal glands are varied.
 
     Returns:
         Tissue map (z, y, x) at `SPACING`: the patient's annotated organs, exactly, in a body that
@@ -143,19 +148,21 @@ def complete(
     warped[warped == 255] = Tissue.NONE
 
     # What the patient's map tells, absence included, is not the atlas's to tell: its copies give
-    # way to what surrounds them.
+    # way to what surrounds them, though not to an organ, which would grow into them.
     foreign = np.zeros(warped.shape, bool)
     for value in annotated:
         foreign |= (warped == value) & laid.told[value][:, None, None]
-    nearest = ndimage.distance_transform_edt(foreign, return_distances=False, return_indices=True)
-    merged = warped[tuple(nearest)]
+    nearest = ndimage.distance_transform_edt(
+        foreign | np.isin(warped, [*ORGANS]), return_distances=False, return_indices=True
+    )
+    merged = np.where(foreign, warped[tuple(nearest)], warped)
     glands = [value for value in _GLANDS if value not in annotated and value in merged]
     warped_glands = {value: merged == value for value in glands}
     merged[np.isin(merged, glands)] = Tissue.NONE
     own = np.isin(laid.organs, annotated)
     merged[own] = laid.organs[own]
     for value in glands:
-        lay(merged, warped_glands[value], atlas, value)
+        lay(merged, warped_glands[value], atlas, value, chance)
     for name in ("esophagus", "duodenum"):
         if LABEL_OF[name] not in annotated:
             join_to_stomach(merged, LABEL_OF[name])

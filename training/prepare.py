@@ -26,6 +26,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -49,6 +50,7 @@ from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from inference.writing import appearing, write_text
 from training.bodies import anchored, complete, end_at_heart, finish, isotropic, transfer
 from training.cases import Case, read_json
+from training.chance import Chance
 from training.config import Config
 from training.prepared_file import opened
 from training.tissues import SPACING, UNKNOWN
@@ -60,7 +62,7 @@ SETTINGS = "settings.json"
 
 _MADE_OF = "made_of"
 
-_FORM = 3  # of what is made of the same data: files of another one are made anew
+_FORM = 4  # of what is made of the same data: files of another one are made anew
 
 ABSENT = tuple(v for v in ORGANS if v not in (LABEL_OF["esophagus"], LABEL_OF["aorta"]))
 """What a CT without abdomen is known not to show: esophagus and aorta run through the chest."""
@@ -366,7 +368,8 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
     tissues = isotropic(*case.tissues())
     _check_sides(tissues)
     if atlas is not None:
-        tissues = complete(tissues, case.annotated, isotropic(*atlas.tissues()))
+        chance = Chance(zlib.crc32(f"{case.name}__{atlas.name}".encode()))
+        tissues = complete(tissues, case.annotated, isotropic(*atlas.tissues()), chance)
     body = finish(end_at_heart(tissues))
     return {
         "tissues": body.tissues,

@@ -48,6 +48,7 @@ def synthesise(
     texture += chance.field(shape, 30 / spacing) * chance.uniform(1, 7)
     hu += texture * soft
     _vessels_and_lesions(hu, tissues, table, chance, spacing)
+    _unmixed_blood(hu, tissues, chance, spacing, arterial, venous)
     _pancreas(hu, tissues, table, chance, spacing)
     _gallbladder(hu, tissues, chance, spacing, venous)
     _kidneys(hu, tissues, chance, arterial, venous)
@@ -228,10 +229,26 @@ def _vessels_and_lesions(
             hu[blobs] = chance.normal(8, 6)
         else:
             hu[blobs] += chance.normal(-15, 30)
-    # Enhancement of the spleen and of blood before it has mixed is uneven.
-    for name, amount in (("spleen", 12.0), ("inferior_vena_cava", 15.0)):
-        place = tissues == LABEL_OF[name]
-        hu[place] += (chance.field(shape, 15 / spacing) * chance.uniform(0, amount))[place]
+    spleen = tissues == LABEL_OF["spleen"]
+    hu[spleen] += (chance.field(shape, 15 / spacing) * chance.uniform(0, 12))[spleen]
+
+
+def _unmixed_blood(
+    hu: Tensor, tissues: Tensor, chance: Chance, spacing: float, a: float, v: float
+) -> None:
+    """Contrast comes to each vein in its own time: first to the kidneys', last to the legs'."""
+    shape = tissues.shape
+    vein, cava = tissues == Tissue.VEIN, tissues == LABEL_OF["inferior_vena_cava"]
+    hu[vein] += (chance.field(shape, 70 / spacing) * chance.uniform(0, 60) * a)[vein]
+    unevenness = chance.uniform(0, 15 + 25 * a)
+    hu[cava] += (chance.field(shape, 15 / spacing) * unevenness)[cava]
+    kidney = (tissues == LABEL_OF["right_kidney"]) | (tissues == LABEL_OF["left_kidney"])
+    if kidney.any() and chance.happens(0.5):
+        slices = torch.nonzero(kidney.any(dim=2).any(dim=1)).flatten()
+        inflow = float(slices.float().mean()) + chance.uniform(-15, 25) / spacing
+        height = torch.arange(shape[0], device=hu.device)[:, None, None]
+        below = ((inflow - height) * spacing / 20).clamp(0, 1)  # it takes 20 mm to mix
+        hu -= below * cava * (hu - 40).clamp(min=0) * chance.uniform(0, 1) * max(a, v)
 
 
 def _pancreas(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
@@ -389,7 +406,7 @@ def _scanner(hu: Tensor, chance: Chance, spacing: float) -> Tensor:
     in_plane = chance.uniform(0.25, 0.7) if chance.happens(0.8) else chance.uniform(0.7, 1.3)
     thick = chance.uniform(0.2, 0.6) if chance.happens(0.55) else chance.uniform(0.6, 1.4)
     hu = blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
-    sigma = min(60.0, 2.718 ** chance.normal(1.9, 0.7))
+    sigma = min(60.0, 2.718 ** chance.normal(2.0, 0.8))
     noise = chance.noise(hu.shape)
     if chance.happens(0.5):
         noise = blur(noise, (thick, 0.6, 0.6))
