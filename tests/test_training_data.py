@@ -36,7 +36,7 @@ from training.cases import find_cases
 from training.chance import Chance
 from training.colon import add_colon
 from training.config import Config
-from training.lent_organs import join_to_stomach, lay
+from training.lent_organs import join_to_stomach, lay, lead_past
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
 from training.prepare import prepare, what_is_not_drawn
@@ -315,6 +315,28 @@ def test_a_gland_gives_way_to_the_patients_organs() -> None:
         assert (np.abs(np.ptp(places, axis=0) - np.ptp(own, axis=0)) <= 4).all()
         assert np.linalg.norm(places.mean(0) - np.argwhere(warped).mean(0)) * 2 < 18  # mm
     assert len({mask.tobytes() for mask in laid}) == len(laid)
+
+
+def test_a_vessel_that_an_organ_cuts_is_led_past_it() -> None:
+    liver, cava = 1, LABEL_OF["inferior_vena_cava"]
+    y, x = np.ogrid[:40, :40]
+    tissues = np.zeros((60, 40, 40), np.uint8)
+    tissues[:, np.hypot(y - 20, x - 20) <= 4] = cava
+    cut = tissues.copy()
+    cut[20:34, 6:34, 6:22] = liver  # all but a rim of it
+    led = cut.copy()
+    lead_past(led, cava)
+    assert np.array_equal(led == liver, cut == liver)
+    assert np.array_equal(led[:18], tissues[:18]) and np.array_equal(led[36:], tissues[36:])
+    areas = (led == cava).sum(axis=(1, 2))
+    assert areas.min() > 0.6 * areas[0]  # where it bends
+    assert areas[20:34].mean() > 0.85 * areas[0]
+    assert ndimage.label(led == cava)[1] == 1
+
+    untouched = tissues.copy()
+    lead_past(untouched, cava)
+    lead_past(untouched, LABEL_OF["aorta"])  # of which there is none
+    assert np.array_equal(untouched, tissues)
 
 
 @pytest.mark.parametrize("name", ["esophagus", "duodenum"])

@@ -19,7 +19,7 @@ from inference.grid import Spacing
 from inference.organs import LABEL_OF, ORGANS
 from inference.resample import resize, resize_labels, shape_at_spacing
 from training.chance import Chance
-from training.lent_organs import join_to_stomach, lay
+from training.lent_organs import join_to_stomach, lay, lead_past
 from training.registration import lay_over
 from training.tissues import AIR, SPACING, Tissue
 from training.warp import NearestVoxels, sample_linear, sample_nearest
@@ -163,6 +163,8 @@ def complete(
     merged[own] = laid.organs[own]
     for value in glands:
         lay(merged, warped_glands[value], atlas, value, chance)
+    if LABEL_OF["inferior_vena_cava"] not in annotated:
+        lead_past(merged, LABEL_OF["inferior_vena_cava"])
     for name in ("esophagus", "duodenum"):
         if LABEL_OF[name] not in annotated:
             join_to_stomach(merged, LABEL_OF[name])

@@ -19,6 +19,11 @@ _TURNED = 15.0  # degrees around an axis, at most
 _STRETCHED = 0.12  # along an axis, standard deviation of the logarithm
 _SHIFTED = 3.0  # mm along an axis, standard deviation
 
+_SQUEEZED = 0.5  # of a vessel's usual cross-section thereabouts, below which it is
+_THEREABOUTS = 120.0  # mm
+_ASIDE = 24.0  # mm from its course, at most, to where there is room for it
+_PER_MM = 0.01  # of its cross-section that must be free more, to be worth a mm
+
 _TOUCHING = 1.8 * SPACING  # mm between two voxels of organs with nothing between them
 _LONGEST_JOINT = 50.0  # mm
 _OUTLET = 10.0  # mm of the esophagus's lower end
@@ -60,7 +65,7 @@ def lay(
         moved = places + step
         moved = moved[((moved >= 0) & (moved < tissues.shape)).all(axis=1)]
         free = moved[tissues[tuple(moved.T)] == Tissue.NONE]
-        score = len(free) / len(places) - 0.01 * SPACING * float(np.linalg.norm(step))
+        score = len(free) / len(places) - _PER_MM * SPACING * float(np.linalg.norm(step))
         if score > best:
             best, found = score, free
     tissues[tuple(found.T)] = value
@@ -88,6 +93,42 @@ def _varied(mask: NDArray[np.uint8], size: float, chance: Chance) -> NDArray[np.
     # Of a thin organ few voxels stay more than half full: the fullest are taken, as many as it has.
     voxels = round(int(mask.sum()) * float(stretch.prod()))
     return np.asarray((varied > 0) & (varied >= np.sort(varied, axis=None)[-voxels]))
+
+
+def lead_past(tissues: NDArray[np.uint8], value: int) -> None:
+    """Let a vessel of the atlas's go on where the patient's organs have squeezed or cut it.
+
+    It is led past them, round and as wide as it is thereabouts, where there is room for it.
+
+    Args:
+        tissues: the body (z, y, x) at `SPACING`, edited in place.
+        value: the vessel's label.
+    """
+    areas = (tissues == value).sum(axis=(1, 2))
+    if not areas.any():
+        return
+    usual = ndimage.percentile_filter(areas, 70, round(_THEREABOUTS / SPACING))
+    wide = np.flatnonzero((areas > 0) & (areas >= _SQUEEZED * usual))
+    course = np.arange(wide[0], wide[-1] + 1)
+    middles = np.array([ndimage.center_of_mass(tissues[z] == value) for z in wide])
+    centres = np.stack([np.interp(course, wide, middles[:, axis]) for axis in (0, 1)], axis=1)
+    radius, reach = np.sqrt(usual / np.pi), round(_ASIDE / SPACING)
+    steps = np.indices((2 * reach + 1,) * 2) - reach
+    toll = _PER_MM * SPACING * np.hypot(*steps)
+    squeezed = np.setdiff1d(course, wide)
+    for z in squeezed:
+        disc = (np.hypot(*steps) <= radius[z]).astype(np.float32)
+        y, x = np.round(centres[z - course[0]]).astype(int)
+        free = np.isin(tissues[z], (Tissue.NONE, value)).astype(np.float32)
+        room = ndimage.correlate(np.pad(free, reach), disc / disc.sum(), mode="constant")
+        best = int((room[y : y + 2 * reach + 1, x : x + 2 * reach + 1] - toll).argmax())
+        centres[z - course[0]] += steps.reshape(2, -1)[:, best]
+    centres = ndimage.gaussian_filter1d(centres, 2.0, axis=0)
+    y, x = np.ogrid[: tissues.shape[1], : tissues.shape[2]]
+    for z in squeezed:
+        middle_y, middle_x = centres[z - course[0]]
+        inside = np.hypot(y - middle_y, x - middle_x) <= radius[z]
+        tissues[z][inside & (tissues[z] == Tissue.NONE)] = value
 
 
 def join_to_stomach(tissues: NDArray[np.uint8], value: int) -> None:
