@@ -13,13 +13,19 @@ from typing import Any
 import nibabel
 import numpy as np
 from matplotlib.figure import Figure
-from nibabel.orientations import aff2axcodes, apply_orientation, io_orientation
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from evaluation.challenge import COLUMN_OF
 from evaluation.figures import save
 from evaluation.scoring import CaseScore
-from evaluation.volumes import LabelVolume, check_header, check_same_grid, read_labels
+from evaluation.volumes import (
+    LabelVolume,
+    check_header,
+    check_same_grid,
+    corner_shift,
+    read_labels,
+)
 from inference.errors import CaseError
 from inference.grid import bounding_box, whole_box
 from inference.organs import COLOURS
@@ -41,24 +47,29 @@ def draw(
         path: the PNG's name.
 
     Raises:
-        CaseError: a file cannot be read or the label volumes differ in size.
+        CaseError: a file cannot be read, the label volumes differ in size, or the CT lies
+            elsewhere.
+        MemoryError: there is not enough memory for it.
     """
     truth = read_labels(reference)
     check_header(truth)
     if prediction is None:
         guess = LabelVolume(reference, np.zeros_like(truth.labels), truth.zooms, truth.affine)
     else:
-        guess = read_labels(prediction, strict=True)
+        guess = _as_scored(prediction)
         check_same_grid(truth, guess, strict=True)
-    volumes: list[NDArray[Any]] = [truth.labels, guess.labels]
+    turned: list[NDArray[Any]] = []
+    for volume in (truth, guess):
+        labels, affine = _canonical(volume.labels, truth.affine)
+        turned.append(labels)
+    zooms = [float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)]
     if image is not None:
-        volumes.append(_read_ct(image, truth.labels.shape))
-    orientation = io_orientation(truth.affine)  # type: ignore[no-untyped-call]
-    turned = [
-        apply_orientation(volume, orientation)  # type: ignore[no-untyped-call]
-        for volume in volumes
-    ]
-    zooms = [truth.zooms[int(np.flatnonzero(orientation[:, 0] == axis)[0])] for axis in range(3)]
+        ct, its_affine = _read_ct(image)
+        if ct.shape != labels.shape:
+            raise CaseError(f"{image}: the CT's size {ct.shape} is not the labels' {labels.shape}")
+        if (shift := corner_shift(affine, its_affine, ct.shape)) > max(zooms):
+            raise CaseError(f"{image}: the CT lies up to {shift:.4g} mm away from the labels")
+        turned.append(ct)
 
     around = _around(turned[0] | turned[1], zooms)
     turned = [volume[around] for volume in turned]
@@ -91,16 +102,40 @@ def draw(
     save(figure, path)
 
 
-def _read_ct(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _as_scored(prediction: Path) -> LabelVolume:
+    """A prediction's labels; what are none are drawn as the organisers' script takes them."""
+    try:
+        return read_labels(prediction)
+    except CaseError:
+        return read_labels(prediction, strict=True)
+
+
+def _canonical(
+    volume: NDArray[Any], affine: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """A volume in the closest canonical orientation, and its affine there."""
+    orientation = io_orientation(affine)  # type: ignore[no-untyped-call]
+    turned = apply_orientation(volume, orientation)  # type: ignore[no-untyped-call]
+    back = inv_ornt_aff(orientation, volume.shape)  # type: ignore[no-untyped-call]
+    return turned, affine @ back
+
+
+def _read_ct(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A CT's voxels and affine in the closest canonical orientation."""
     try:
         with nibabel.imageglobals.LoggingOutputSuppressor():
             image = nibabel.load(path)
-        values: NDArray[np.float32] = np.asanyarray(image.dataobj).astype(np.float32)  # type: ignore[attr-defined]
+        values = np.asanyarray(image.dataobj).astype(np.float32)  # type: ignore[attr-defined]
+        while values.ndim > 3 and values.shape[-1] == 1:
+            values = values[..., 0]
+        if values.ndim != 3:
+            raise CaseError(f"{path}: not a 3D volume, its shape is {values.shape}")
+        return _canonical(values, np.asarray(image.affine, np.float64))  # type: ignore[attr-defined]
+    except CaseError:
+        raise
     except Exception as error:  # gzip, zlib, nibabel and numpy each raise their own
-        raise CaseError(f"{path}: cannot be read ({error})") from None
-    if values.shape != shape:
-        raise CaseError(f"{path}: the CT's size {values.shape} is not the labels' {shape}")
-    return values
+        reason = str(error) or type(error).__name__
+        raise CaseError(f"{path}: cannot be read ({reason})") from None
 
 
 def _around(labels: NDArray[np.uint8], zooms: list[float]) -> tuple[slice, ...]:

@@ -11,7 +11,7 @@ from evaluation import figures, overlay, summary
 from evaluation.challenge import COLUMN_OF, METRICS, columns
 from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
 from evaluation.tables import csv_text, markdown_text, number
-from evaluation.volumes import list_volumes, stem, volumes_by_case
+from evaluation.volumes import list_volumes, shown, stem, volumes_by_case
 from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.writing import make_folder, write_text
@@ -60,10 +60,7 @@ def run(
         else:
             (out / "boxplots.png").unlink(missing_ok=True)  # of a run before this one
         worst_cases = summary.worst(scores, worst)
-        truths, guesses = (
-            {name: paths[0] for name, paths in volumes_by_case(folder).items()}
-            for folder in (reference, prediction)
-        )
+        truths, guesses = (volumes_by_case(folder) for folder in (reference, prediction))
         _write_worst(worst_cases, truths, guesses, cts, out)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
@@ -161,10 +158,15 @@ def _write_summary(
     write_text(out / "summary.md", "".join(text))
 
 
+def _named(paths: Sequence[Path], name: str) -> Path | None:
+    """The file of a name (as `shown`), which is the one that counts, else the first."""
+    return next((path for path in paths if shown(path) == name), paths[0] if paths else None)
+
+
 def _write_worst(
     cases: Sequence[CaseScore],
-    truths: dict[str, Path],
-    guesses: dict[str, Path],
+    truths: dict[str, list[Path]],
+    guesses: dict[str, list[Path]],
     cts: dict[str, Path],
     out: Path,
 ) -> None:
@@ -181,12 +183,15 @@ def _write_worst(
         picture = pictures / f"{name}.png"
         pictures.mkdir(exist_ok=True)
         link = "-"
+        truth, guess = _named(truths[name], case.name), _named(guesses.get(name, []), case.name)
+        assert truth is not None
         ct = cts.get(name, cts.get(f"{name}_0000"))
         for under in (ct, None) if ct else (None,):
             try:
-                overlay.draw(case, truths[name], guesses.get(name), under, picture)
-            except CaseError as error:
-                trouble.append(f"{'no CT in the picture' if under else 'no picture'}: {error}")
+                overlay.draw(case, truth, guess, under, picture)
+            except (CaseError, MemoryError) as error:
+                reason = str(error) if isinstance(error, CaseError) else "too little memory"
+                trouble.append(f"{'no CT in the picture' if under else 'no picture'}: {reason}")
                 if under:  # what is wrong with the labels is among the case's own notes
                     say(f"note: {trouble[-1]}", error=True)
             else:

@@ -165,7 +165,7 @@ def score_case(
     if prediction is None:
         return CaseScore(name, "missing", zeros, notes=(f"{name}: prediction is missing",))
     try:
-        guess = read_labels(prediction, strict)
+        guess = read_labels(prediction, strict, truth.labels.shape)
         if not strict:  # the organisers never look at it
             check_header(guess)
         difference = check_same_grid(truth, guess, strict)

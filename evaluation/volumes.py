@@ -94,37 +94,45 @@ def volumes_by_case(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_labels(path: Path, strict: bool = False) -> LabelVolume:
+def read_labels(
+    path: Path, strict: bool = False, size: tuple[int, ...] | None = None
+) -> LabelVolume:
     """Read a label file.
 
     Args:
         path: a ``.nii.gz`` or ``.nii`` file.
         strict: cast whatever is there to uint8, as the organisers' script does, instead of
             refusing values that are not labels.
+        size: voxels (i, j, k) that it must have, if that is known: of any other its header alone
+            is read, which may speak of more voxels than there is memory.
 
     Raises:
         CaseError: it cannot be read, is not 3D, has no numbers for voxels (but colours, say), or
             holds values that no label has.
+        MemoryError: there is not enough memory for it.
     """
     try:
         with nibabel.imageglobals.LoggingOutputSuppressor():  # it does not name the file
             image = nibabel.load(path)
         if not isinstance(image, nibabel.spatialimages.SpatialImage):
             raise CaseError(f"{path}: not a volume")
-        values = np.asanyarray(image.dataobj)
+        shape = tuple(image.shape)
+        while not strict and len(shape) > 3 and shape[-1] == 1:  # a time axis, say
+            shape = shape[:-1]
+        if len(shape) == 3 and size is not None:
+            _refuse_other_size(path, shape, size)
+        values = np.asanyarray(image.dataobj).reshape(shape)
         if not strict and path.name.lower().endswith(".gz"):
             _check_whole(path)
         affine = np.asarray(image.affine, np.float64)
-        zooms = tuple(image.header.get_zooms())
+        zooms = tuple(image.header.get_zooms())[: len(shape)]
     except FileNotFoundError:
         raise CaseError(f"{path}: no such file") from None
-    except CaseError:
+    except (CaseError, MemoryError):
         raise
     except Exception as error:  # gzip, zlib, nibabel and numpy each raise their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CaseError(f"{path}: cannot be read ({reason})") from None
-    while not strict and values.ndim > 3 and values.shape[-1] == 1:  # a time axis, say
-        values, zooms = values[..., 0], zooms[: values.ndim - 1]
     if values.ndim != 3:
         raise CaseError(f"{path}: not a 3D volume, its shape is {_text(values.shape)}")
     if not values.size:
@@ -186,18 +194,16 @@ def check_same_grid(
     Raises:
         CaseError: they differ; the message has the numbers.
     """
-    if reference.labels.shape != prediction.labels.shape:
-        raise CaseError(
-            f"{prediction.path}: size {_text(prediction.labels.shape)} voxels, but the reference "
-            f"has {_text(reference.labels.shape)}"
-        )
+    _refuse_other_size(prediction.path, prediction.labels.shape, reference.labels.shape)
     problem = None
     if not np.allclose(reference.zooms, prediction.zooms, rtol=1e-4, atol=1e-4):
         problem = (
             f"{prediction.path}: spacing {_text(prediction.zooms)} mm, but the reference has "
             f"{_text(reference.zooms)} mm"
         )
-    elif (shift := _corner_shift(reference, prediction)) > 0.05 * min(reference.zooms):
+    elif (
+        shift := corner_shift(reference.affine, prediction.affine, reference.labels.shape)
+    ) > 0.05 * min(reference.zooms):
         problem = (
             f"{prediction.path}: lies up to {shift:.4g} mm away from the reference (origin "
             f"{_text(prediction.affine[:3, 3])} mm against {_text(reference.affine[:3, 3])} mm, "
@@ -209,11 +215,26 @@ def check_same_grid(
     return problem
 
 
-def _corner_shift(first: LabelVolume, second: LabelVolume) -> float:
-    """The largest distance in mm between the same corner voxel of two grids."""
-    ends = [(0, n - 1) for n in first.labels.shape]
+def _refuse_other_size(path: Path, size: tuple[int, ...], reference: tuple[int, ...]) -> None:
+    if size != reference:
+        raise CaseError(
+            f"{path}: size {_text(size)} voxels, but the reference has {_text(reference)}"
+        )
+
+
+def corner_shift(
+    first: NDArray[np.float64], second: NDArray[np.float64], shape: tuple[int, ...]
+) -> float:
+    """The largest distance in mm between the same corner voxel of two grids.
+
+    Args:
+        first: affine (4, 4), voxel to millimetres.
+        second: the other grid's.
+        shape: voxels (i, j, k) of both.
+    """
+    ends = [(0, n - 1) for n in shape]
     corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], float)
-    offset = corners @ (first.affine - second.affine).T
+    offset = corners @ (first - second).T
     return float(np.sqrt((offset[:, :3] ** 2).sum(axis=1)).max())
 
 

@@ -27,14 +27,18 @@ class Budget:
     def __init__(self) -> None:
         self._size: tuple[int, ...] = ()
         self._available = 0
+        self._held = 0
 
-    def grant(self, shape: Sequence[int], plan: Plan, network: Network, reserved: int) -> int:
+    def grant(
+        self, shape: Sequence[int], plan: Plan, network: Network, held: int, reserved: int
+    ) -> int:
         """Bytes that the passes over a volume may use.
 
         Args:
             shape: voxels (z, y, x) on the network's grid.
             plan: its tiling and multiple.
             network: what will run; it may be let go.
+            held: bytes that the CT takes, which is in memory by now.
             reserved: bytes that are needed beside the passes, while their logits are there.
         """
         size = rounded_up(shape, plan)
@@ -43,4 +47,5 @@ class Budget:
                 network.release()
             self._size = size
             self._available = int(free_memory() * _SHARE)
-        return max(0, self._available - reserved)
+            self._held = held
+        return max(0, self._available - (held - self._held) - reserved)

@@ -124,9 +124,12 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
 def _name_problem(case: Case, claims: dict[Path, list[Case]]) -> str | None:
     """What is wrong with the name that a case's labels would have."""
     name = case.target.name
-    rivals = ", ".join(other.source.name for other in claims[case.target] if other is not case)
+    rivals = [other.source for other in claims[case.target] if other is not case]
+    if case.source in rivals:
+        return "another series in this folder has the same number and UID (another patient's?)"
     if rivals:
-        return f"its labels would have the same name ({name}) as those of {rivals}"
+        names = ", ".join(source.name for source in rivals)
+        return f"its labels would have the same name ({name}) as those of {names}"
     if case.slices and not is_unicode(case.target):
         return "has a name that is not UTF-8; rename it"
     if len(os.fsencode(name)) > _LONGEST:
@@ -311,11 +314,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _numbered(images: Sequence[Path]) -> set[str]:
     """Names of ``X_0000`` beside which ``X_0001`` or another lies: 0000 is a number like theirs."""
-    groups: dict[str, set[str]] = {}
+    groups: dict[str, dict[str, str]] = {}  # of X: names of files to their numbers
     for image in images:
-        if match := re.fullmatch(r"(.+)_\d{4}", _stem(image)):
-            groups.setdefault(match[1], set()).add(image.name)
-    return {image for group in groups.values() if len(group) > 1 for image in group}
+        if match := re.fullmatch(r"(.+)_(\d{4})", _stem(image)):
+            groups.setdefault(match[1], {})[image.name] = match[2]
+    return {name for group in groups.values() if len({*group.values()}) > 1 for name in group}
 
 
 def _channel(first: Path, index: int) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from inference.console import ending_signals, open_standard_streams, say
-from inference.errors import ModelError, UsageError, os_error_line
+from inference.errors import ModelError, UsageError, last_line, os_error_line
 
 _INTERRUPTED = 130
 _MOST_THREADS = 4096
@@ -48,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         say(f"error: {os_error_line(error)}", error=True)
         return 2
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if (error.name or "").split(".")[0] == "inference":
             raise
-        say(f"error: {error.name} is not installed; this needs pip install .", error=True)
+        missing = isinstance(error, ModuleNotFoundError)
+        reason = f"{error.name} is not installed" if missing else last_line(error)
+        say(f"error: {reason}; this needs pip install .", error=True)
         return 2
     except KeyboardInterrupt:
         say("interrupted", error=True)

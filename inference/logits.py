@@ -12,10 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.errors import CaseError
 from inference.resample import Float32Array
 
 Logits = NDArray[Any]
 """float32, float16, or uint16: the bits of bfloat16."""
+
+
+def check_room_for_logits(needed: int, memory: int) -> None:
+    """Refuse a case whose logits need more bytes than may be used.
+
+    Raises:
+        CaseError: they do.
+    """
+    if needed > memory:
+        raise CaseError(
+            f"needs {needed / 2**30:.2g} GiB of memory for its logits, and {memory / 2**30:.2g} GiB"
+            " can be had; is its spacing right?"
+        )
 
 
 def floats(logits: Logits) -> Float32Array:

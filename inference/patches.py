@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from inference.decode import Progress
 from inference.errors import CaseError
-from inference.logits import Logits, floats
+from inference.logits import Logits, check_room_for_logits, floats
 from inference.plan import Plan
 from inference.resample import Float32Array
 from inference.windows import Runner, box_at, pad, window_starts
@@ -82,11 +82,7 @@ def predict_in_patches(
     grown = padded.shape[-3:]
     channels = len(plan.label_values)
     needed = (channels + 1) * math.prod(grown) * 2
-    if needed > memory:
-        raise CaseError(
-            f"needs {needed / 2**30:.1f} GiB of memory for its logits in nnU-Net's tiling, and"
-            f" {memory / 2**30:.1f} GiB can be had"
-        )
+    check_room_for_logits(needed, memory)
     total: Float16Array = np.zeros((channels, *grown), np.float16)
     weights: Float16Array = np.zeros(grown, np.float16)
     weight = patch_weights(plan.patch)

@@ -129,7 +129,8 @@ def segment_in_stages(
         def announce(shape: tuple[int, ...]) -> None:
             nonlocal memory
             labels = image.GetNumberOfPixels()  # a byte each
-            memory = model.budget.grant(shape, plan, model.network, labels)
+            held = sum(each.GetNumberOfPixels() * each.GetSizeOfPixelComponent() for each in images)
+            memory = model.budget.grant(shape, plan, model.network, held=held, reserved=labels)
             first = look_shape(shape, plan) if plan.look else shape
             model.network.expect(window_for(first, plan, memory))
 

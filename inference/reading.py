@@ -117,6 +117,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         whole = image is not None
         if image is None:
             check_room(reader.GetSize(), reader.GetPixelID())
+            _check_beside(path)
             with without_noise() as noise:
                 image = reader.Execute()
     except OSError as error:
@@ -307,6 +308,13 @@ def _check_header(path: Path, header: Header) -> None:
         raise CaseError(f"ends in {suffix}; rename it so that it ends in {suffix.lower()}")
     if header.compressed and not suffix.lower().endswith(".gz"):
         raise CaseError(f"is compressed; rename it so that it ends in {suffix}.gz")
+
+
+def _check_beside(path: Path) -> None:
+    """Raise CaseError for X.nii.gz where X.nii lies beside it, whose voxels ITK would take."""
+    other = path.with_name(path.name[: -len(".gz")])
+    if ending(path) == ".nii.gz" and is_there(other):
+        raise CaseError(f"cannot be read while {other.name} lies beside it; rename one of them")
 
 
 def _check_text(folder: Path, header: TextHeader) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from inference.decode import Progress
-from inference.logits import Logits, floats, stored
+from inference.logits import Logits, check_room_for_logits, floats, stored
 from inference.plan import Plan
 from inference.resample import Float32Array
 
@@ -54,6 +54,9 @@ def predict(
     Returns:
         Logits (C, z, y, x) on the volume's grid, float32, float16 or bits of bfloat16. They may be
         the network's own memory.
+
+    Raises:
+        CaseError: the logits of several windows do not fit into the memory.
     """
     window = window_for(volume.shape[-3:], plan, memory)
     padded, inside = pad(volume, window, outside)
@@ -79,6 +82,8 @@ def predict(
     if count == 1:
         return run(padded)[inside]
     short = _short(grown, plan, memory)
+    single = len(plan.label_values) * math.prod(grown) * (2 if short else 4)
+    check_room_for_logits(_gathered(grown, window, plan, memory) if whole else single, memory)
     if whole:
         return _faded(run, padded, window, starts, short)[inside]
     return _summed(run, padded, window, starts, short, len(plan.label_values))[inside]

@@ -201,6 +201,56 @@ def test_a_ct_that_cannot_lie_under_a_picture_is_named(
     assert all(line.removeprefix("note: ") in text for line in lines)
 
 
+def test_a_ct_lies_under_the_labels_as_it_does_in_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is stored: with an axis reversed here, and a fourth one. One elsewhere is none."""
+    drawn: list[np.ndarray] = []
+
+    def imshow(axes: Any, image: np.ndarray, **look: Any) -> None:
+        drawn.append(image)
+
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", imshow)
+    truth = np.zeros((9, 8, 7), np.uint8)
+    truth[1:4, 1:7, 2:5] = 1
+    save(truth, (1, 1, 2), tmp_path / "r" / "a.nii.gz")
+    save(truth[..., None], (1, 1, 2), tmp_path / "p" / "a.nii.gz")
+    ct = np.where(truth == 1, 100, -900).astype(np.int16)
+    reversed_ = np.diag([-1.0, 1, 2, 1])
+    reversed_[0, 3] = 8
+    (tmp_path / "i").mkdir()
+    folders = [f"--{name}={tmp_path / name[0]}" for name in ("reference", "prediction", "images")]
+    options = ["--out", str(tmp_path / "o"), "--workers", "1", "--quiet"]
+    image = nibabel.Nifti1Image(ct[::-1, ..., None], reversed_)
+    nibabel.save(image, tmp_path / "i" / "a.nii.gz")
+    assert main(["score", *folders, *options]) == 0
+    assert "no CT" not in (tmp_path / "o" / "worst.md").read_text()
+    for under, over in zip(drawn[::2], drawn[1::2], strict=True):
+        if over[..., 3].any():  # where there are labels, and there alone, the CT is bright
+            assert np.array_equal(under > 0, over[..., 3] > 0)
+    assert len(drawn) == 18 and sum(over[..., 3].any() for over in drawn[1::2]) == 6
+
+    reversed_[0, 3] += 30
+    nibabel.save(nibabel.Nifti1Image(ct[::-1], reversed_), tmp_path / "i" / "a.nii.gz")
+    assert main(["score", *folders, *options]) == 0
+    assert "mm away from the labels" in (tmp_path / "o" / "worst.md").read_text()
+
+
+def test_the_picture_is_of_the_file_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strict mode scores X.nii.gz for X.nii.gz, whatever else lies beside it."""
+    drawn = []
+    monkeypatch.setattr("evaluation.overlay.draw", lambda *given: drawn.append(given[2]))
+    truth, _ = random_pair(2)
+    for name in ("r/b.nii.gz", "p/b.nii.gz", "p/b.nii"):
+        save(truth, (1, 1, 1), tmp_path / name)
+    command = ["score", f"--reference={tmp_path / 'r'}", f"--prediction={tmp_path / 'p'}"]
+    command += [f"--out={tmp_path / 'o'}", "--strict-challenge", "--workers", "1", "--quiet"]
+    assert main(command) == 0
+    assert drawn == [tmp_path / "p" / "b.nii.gz"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -574,6 +624,28 @@ def test_too_little_memory_costs_its_own_case_alone(
     large, small = score_folders(tmp_path / "r", tmp_path / "p", quiet=True)
     assert (large.status, small.status) == ("error", "scored")
     assert "ran out of memory" in large.notes[0]
+
+
+def test_what_memory_cannot_hold_is_no_fault_of_the_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But its size is known before its voxels are read: a wrong one is a fault."""
+    truth, _ = random_pair(2)
+    for name in ("r/a.nii.gz", "p/a.nii.gz", "r/b.nii.gz"):
+        save(truth, (1, 1, 1), tmp_path / name)
+    save(truth[:-1], (1, 1, 1), tmp_path / "p/b.nii.gz")
+    read_voxels = nibabel.arrayproxy.ArrayProxy.__array__
+
+    def read(proxy: Any, *arguments: Any, **options: Any) -> np.ndarray:
+        if "/p/" in str(proxy.file_like):
+            raise MemoryError
+        voxels: np.ndarray = read_voxels(proxy, *arguments, **options)
+        return voxels
+
+    monkeypatch.setattr("nibabel.arrayproxy.ArrayProxy.__array__", read)
+    a, b = score_folders(tmp_path / "r", tmp_path / "p", workers=1, quiet=True)
+    assert not a.values and "ran out of memory" in a.notes[0]
+    assert set(b.values.values()) == {0.0} and "size" in b.notes[0]
 
 
 RGB = np.dtype([(colour, np.uint8) for colour in "RGB"])

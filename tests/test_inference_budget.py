@@ -29,31 +29,32 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_what_a_case_gets_does_not_depend_on_the_one_before(tiny: Model, network: Any) -> None:
     budget, plan = Budget(), replace(tiny.plan, multiple=(16, 16, 16))
-    first = budget.grant((60, 64, 64), plan, network, reserved=100)
+    first = budget.grant((60, 64, 64), plan, network, held=0, reserved=100)
     assert 0 < first <= 900
     for shape in ((64, 64, 64), (32, 32, 32), (64, 64, 64)):  # the same, smaller, larger
         network.held = 700
-        assert budget.grant(shape, plan, network, reserved=100) == first
+        assert budget.grant(shape, plan, network, held=0, reserved=100) == first
     network.held = 700
-    budget.grant((64, 64, 64), plan, network, reserved=100)
+    budget.grant((64, 64, 64), plan, network, held=0, reserved=100)
     assert network.held == 700  # it is used again
 
 
 def test_a_finer_ct_on_the_same_grid_leaves_less(tiny: Model, network: Any) -> None:
     """Its own voxels and labels take more, and the network stays compiled."""
     budget = Budget()
-    usual = budget.grant((64, 64, 64), tiny.plan, network, reserved=100)
+    usual = budget.grant((64, 64, 64), tiny.plan, network, held=0, reserved=100)
     network.held = 700
-    assert budget.grant((64, 64, 64), tiny.plan, network, reserved=350) == usual - 250
+    assert budget.grant((64, 64, 64), tiny.plan, network, held=40, reserved=350) == usual - 290
+    assert budget.grant((64, 64, 64), tiny.plan, network, held=0, reserved=100) == usual
     assert network.held == 700
 
 
 def test_windows_stay_compiled(tiny: Model, network: Any) -> None:
     budget, plan = Budget(), replace(tiny.plan, tiling="window")
     network.held = 300
-    assert 0 < budget.grant((60, 64, 64), plan, network, reserved=0) <= 700
+    assert 0 < budget.grant((60, 64, 64), plan, network, held=0, reserved=0) <= 700
     assert network.held == 300
 
 
 def test_nothing_is_granted_where_nothing_is_left(tiny: Model, network: Any) -> None:
-    assert Budget().grant((60, 64, 64), tiny.plan, network, reserved=2000) == 0
+    assert Budget().grant((60, 64, 64), tiny.plan, network, held=0, reserved=2000) == 0

@@ -107,6 +107,13 @@ def test_0000_beside_0001_is_a_number(desk: Desk) -> None:
     assert names == ["FLARE_0007.nii.gz", "FLARE_0008.nii.gz", "img_0000.nii.gz", "img_0001.nii.gz"]
 
 
+def test_0000_in_two_formats_is_a_channel(desk: Desk) -> None:
+    desk.put("a_0000.nii.gz")
+    (desk.inputs / "a_0000.nii").touch()
+    names = [case.target.name for case in find_cases(desk.inputs, desk.outputs)]
+    assert sorted(names) == ["a.nii", "a.nii.gz"]
+
+
 def test_a_link_that_leads_nowhere_is_not_passed_over(
     desk: Desk, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -820,6 +827,19 @@ def test_missing_package_is_one_line(desk: Desk, package: str) -> None:
     _, err = process.communicate()
     assert process.returncode == 2
     assert err == f"error: {package} is not installed; this needs pip install .\n"
+
+
+def test_a_package_that_is_too_old_is_one_line(desk: Desk) -> None:
+    desk.put("a.nii.gz")
+    code = (
+        "import sys, types; sys.modules['openvino'] = types.ModuleType('openvino')\n"
+        "from inference.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = start("-c", code, *desk.arguments())
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert re.fullmatch(r"error: .*openvino.*; this needs pip install \.\n", err)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

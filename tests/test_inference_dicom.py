@@ -348,6 +348,13 @@ def test_labels_are_named_after_folders_and_numbers(tmp_path: Path) -> None:
     (top / "again").symlink_to(top / "p1")
     (top / "p1" / "loop").symlink_to(top)
     assert names(top) == ["p1_CT.nii.gz", "p2_1.10.nii.gz", "p2_1.9.nii.gz"]
+    for path in put(tmp_path / "other", small, SeriesInstanceUID="1.9"):
+        edit(path, PatientID="somebody else", SeriesNumber=9)
+        path.rename(top / "p2" / f"other{path.name}")
+    problems = [case.problem for case in find_cases(top, tmp_path / "out") if case.problem]
+    assert len(problems) == 2 and all("same number and UID" in str(line) for line in problems)
+    for path in (top / "p2").glob("other*"):
+        path.unlink()
     put(top / "p1_CT", small)
     problems = [case.problem for case in find_cases(top, tmp_path / "out") if case.problem]
     assert len(problems) == 2 and all("the same name" in str(problem) for problem in problems)

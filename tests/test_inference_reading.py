@@ -380,6 +380,21 @@ def test_scaled_and_big_endian_nifti_is_read(tmp_path: Path) -> None:
     assert np.array_equal(sitk.GetArrayFromImage(scan.image).T, data)
 
 
+def test_voxels_of_a_file_beside_it_are_not_taken(tmp_path: Path) -> None:
+    """ITK looks for X.nii first, whatever it was given: plain files are not its to read."""
+    scaled, plain = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    nifti({112: struct.pack("<ff", 2.0, -24.0)})(scaled)
+    nifti({})(plain)
+    voxels = sitk.GetArrayFromImage(volume())
+    for other in ("a.nii", "b.nii"):
+        sitk.WriteImage(volume() + 500, tmp_path / other)
+    assert np.array_equal(sitk.GetArrayFromImage(read(plain).image), voxels)
+    with pytest.raises(CaseError, match=r"while a\.nii lies beside it"):
+        read(scaled)
+    (tmp_path / "a.nii").rename(tmp_path / "c.nii")
+    assert np.array_equal(sitk.GetArrayFromImage(read(scaled).image), voxels * 2.0 - 24)
+
+
 def test_one_volume_in_4d_is_a_volume(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.JoinSeries([volume()]), tmp_path / "a.nii.gz")
     assert read(tmp_path / "a.nii.gz").image.GetSize() == volume().GetSize()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_model import PLENTY, run, volume_of
 
+from inference.errors import CaseError
 from inference.logits import Logits, floats, stored
 from inference.model import Model
 from inference.windows import (
@@ -175,8 +176,11 @@ def test_large_windows_cover_an_axis(n: int, patch: int, overlap: float, parts: 
 def test_half_precision_where_memory_is_very_short(tiny: Model, tiling: str) -> None:
     volume = volume_of((16, 32, 48))
     whole = run(tiny, volume)
-    windows = run(tiny, volume, memory=1000, tiling=tiling)
+    least = 2 * whole.size
+    windows = run(tiny, volume, memory=least, tiling=tiling)
     assert windows.dtype == np.float16
+    with pytest.raises(CaseError, match="of memory for its logits"):
+        run(tiny, volume, memory=least - 1, tiling=tiling)
     assert np.abs(whole - windows).max() < 0.1
 
 

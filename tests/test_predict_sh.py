@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def without_dependencies(
     for tool in ("dirname", "cmp", "rm", "mkdir", "sed", "cp"):
         (bin_ / tool).symlink_to(str(shutil.which(tool)))
     stand_in = bin_ / "python3"
-    stand_in.write_text(f'#!/bin/sh\ncase "$2" in *find_spec*) exit 1;; {python} esac\nexit 0\n')
+    stand_in.write_text(f'#!/bin/sh\ncase "$2" in *metadata*) exit 1;; {python} esac\nexit 0\n')
     stand_in.chmod(0o755)
     environment = {**os.environ, "PATH": str(bin_)}
     environment.pop("ABDOSEG_PYTHON", None)
@@ -198,6 +199,34 @@ def test_an_environment_whose_python_has_gone_is_made_anew(tmp_path: Path, folde
     assert result.returncode == 0, result.stderr
     assert "installing the dependencies" in result.stderr
     assert result.stdout.splitlines()[-1].endswith(" -i in -o out")
+
+
+def test_what_is_asked_for_is_what_pyproject_asks_for() -> None:
+    project = (SCRIPT.parent / "pyproject.toml").read_text()
+    named = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)
+    asked_for = re.search(r'needed = """(.*?)"""', SCRIPT.read_text(), re.DOTALL)
+    assert named and asked_for
+    least = [word.split(",")[0] for word in re.findall(r'"(.*?)"', named[1])]
+    assert asked_for[1].split() == least
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"), [("2026.2.0", True), ("2026.10", True), ("2025.9.1", False)]
+)
+def test_packages_that_are_too_old_are_not_taken(tmp_path: Path, version: str, taken: bool) -> None:
+    program = re.search(r"""complete\(\) \{\n.*?-c '(.*?)' 2>""", SCRIPT.read_text(), re.DOTALL)
+    assert program
+    for name, has in {"openvino": version, "tqdm": "4.66"}.items():
+        metadata = tmp_path / f"{name}-{has}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {has}\n")
+    result = subprocess.run(
+        [sys.executable, "-c", program[1]],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (result.returncode == 0) == taken, result.stderr
 
 
 def test_incomplete_python_is_not_taken(tmp_path: Path, folder: Path) -> None:
