@@ -45,6 +45,7 @@ from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
 _VOLUMES = ("hu", "labels", "tissues", "hull")
 _OFTEN = 4.0  # as often is a body drawn whose organs are all of one patient
+_THE_SAME = 0.01  # of a spacing, by which another one may differ
 _REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
 
@@ -209,7 +210,9 @@ class Samples:
     def _grid(self, source: _Source, number: int, chance: Chance) -> tuple[Shape, Spacing]:
         """Voxels and spacing of what is drawn as one.
 
-        Along axes where no spacing is set, a real CT's own, or one that a scanner might have.
+        Along axes where no spacing is set, a real CT's own, or one that a scanner might have. A
+        prepared CT has a whole number of voxels, so its spacing is nearly the one that is set:
+        it is taken as it is, as at inference.
         """
         config = self.config
         patch, wanted = config.grid_at(number * config.drawn_at_once // config.batch)
@@ -218,7 +221,10 @@ class Samples:
             scan = config.augmentation["scan"]
             pixel = chance.uniform(*scan["pixel"])
             given = (chance.uniform(*scan["slice"]), pixel, pixel)
-        z, y, x = (a if a is not None else b for a, b in zip(wanted, given, strict=True))
+        z, y, x = (
+            b if a is None or abs(a - b) < _THE_SAME * a else a
+            for a, b in zip(wanted, given, strict=True)
+        )
         return (patch[0] * config.drawn_at_once, *patch[1:]), (z, y, x)
 
     def _places(
@@ -319,10 +325,13 @@ def shows(stem: str, name: str) -> bool:
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:
     """The middle, nearest to the wanted voxel, of a patch that does not reach beyond two ends.
 
-    Half-way between them where it is wider. ``half`` is half of its width; all in voxels.
+    Half-way between them where it is wider. ``half`` is half of its width; all in voxels. The
+    patch begins where a voxel does: on a grid of the same spacing its voxels are the volume's own,
+    neither blurred nor half a voxel away from their labels.
     """
     low, high = ends[0] - 0.5 + half, ends[1] + 0.5 - half
-    return min(max(wanted, low), high) if low < high else sum(ends) / 2
+    middle = min(max(wanted, low), high) if low < high else sum(ends) / 2
+    return round(middle + 0.5 - half) - 0.5 + half
 
 
 def _extent(marked: np.ndarray) -> tuple[int, int]:

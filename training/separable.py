@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -56,8 +55,14 @@ def _between(n: int, m: int, device: torch.device) -> Tensor:
 
 
 def share_nearby(mask: Tensor, size: int) -> Tensor:
-    """Share of a cube of ``size`` voxels around each voxel that is in the mask."""
-    count = F.pad(mask.to(torch.int16), [size // 2] * 6)
+    """Share of a cube of ``size`` voxels, an odd number, around each voxel that is in the mask.
+
+    The mask goes on beyond its borders: an organ that a patch cuts has no surface there.
+    """
+    count = mask.to(torch.int16)
+    for axis, n in enumerate(mask.shape):
+        beyond = torch.arange(-(size // 2), n + size // 2, device=mask.device)
+        count = count.index_select(axis, beyond.clamp_(0, n - 1))
     for axis in range(3):  # running sums along one axis at a time; small integers add fastest
         n = count.shape[axis] - size + 1
         total = count.narrow(axis, 0, n).clone()
