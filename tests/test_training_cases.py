@@ -478,6 +478,29 @@ def test_patches_around_an_organ_show_nothing_beside_the_body(tmp_path: Path) ->
     assert seen == {1, 2}
 
 
+@pytest.mark.parametrize("spacing", [12.0, 11.95])
+@pytest.mark.parametrize("placement", ["labelled_slices", "anywhere"])
+def test_a_patch_that_is_not_varied_is_a_part_of_the_ct(
+    tmp_path: Path, placement: str, spacing: float
+) -> None:
+    """Voxel by voxel, so the labels are still those of the image."""
+    hu = np.random.default_rng(5).integers(-250, 200, (25, 41, 40)).astype(np.int16)
+    labels = (hu > 50).astype(np.uint8)
+    path = tmp_path / "images" / "P1.npz"
+    path.parent.mkdir()
+    np.savez(path, hu=hu, labels=labels, annotated=np.array([1], np.uint8), spacing=[spacing] * 3)
+    rule = {"rule": placement, **({"foreground": 0.5} if placement == "anywhere" else {})}
+    options = {"shares": {"labelled": 1.0}, "placement": rule, "augmentation": {}}
+    config = Config.load(configuration(tmp_path, patch=[8, 16, 32], clip=[-1000, 200], **options))
+    samples = Samples(tmp_path, config)
+    parts = np.lib.stride_tricks.sliding_window_view(hu, (8, 16, 32))
+    for i in range(12):
+        image = samples[i].image[0].numpy() * config.divide + config.subtract
+        near = np.abs(parts[..., 0, 0, 0] - image[0, 0, 0]) < 0.5
+        assert any(np.abs(part - image).max() < 0.5 for part in parts[near])
+        assert np.array_equal(samples[i].labels.numpy() == 1, image > 50.5)
+
+
 def test_a_ct_without_organs_tells_that_all_but_those_of_the_chest_are_absent(kinds: Path) -> None:
     patches = [patch for hu, patch in drawn(kinds, shares={"empty": 1.0}) if hu == 70]
     assert len(patches) == 120

@@ -43,7 +43,7 @@ from training.prepare import prepare, what_is_not_drawn
 from training.pseudolabel import judge, look_at
 from training.registration import register
 from training.samples import Samples
-from training.separable import blur, upsample
+from training.separable import blur, share_nearby, upsample
 from training.synthesis import (
     _gallbladder,
     _hollow_organs,
@@ -156,6 +156,13 @@ def test_blur_is_a_gaussian_filter_with_continued_borders(sigmas: tuple[float, .
             expected, sigma, axis=axis, mode="nearest", radius=max(1, round(3 * sigma))
         )
     assert np.allclose(blur(torch.from_numpy(volume), sigmas).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 5, 13])
+def test_the_share_nearby_is_a_mean_filter_with_continued_borders(size: int) -> None:
+    mask = np.random.default_rng(4).random((9, 12, 7)) > 0.5
+    expected = ndimage.uniform_filter(mask.astype(float), size, mode="nearest")
+    assert np.allclose(share_nearby(torch.from_numpy(mask), size).numpy(), expected, atol=1e-6)
 
 
 def test_a_warp_of_strength_zero_is_a_shift_to_the_centre() -> None:

@@ -37,6 +37,7 @@ from training.config import Config
 from training.corrections import Edit
 from training.evaluate import Evaluated, evaluate
 from training.losses import partial_dice_cross_entropy
+from training.model_folder import check_place, model_folder
 from training.network import make_network
 from training.options import parse
 from training.pseudolabel import pseudolabel
@@ -797,6 +798,10 @@ def _network(**other: Any) -> dict[str, Any]:
         (_network(kernels=[[2, 3, 3]] * 3), "network: takes no patch"),
         ({"placement": {"rule": "anywhere"}}, "the rule 'anywhere' needs foreground"),
         ({"placement": {"rule": "anywhere", "foreground": 85}}, "foreground is 85, not a number"),
+        (
+            {"network": {**SMALL["network"], "strides": [[1, 1, 1], [0, 2, 2], [2, 2, 2]]}},
+            "strides and pooling are 1 or more",
+        ),
         ({"augmentation": {"slab": {}}}, "slab needs probability"),
         (_scanned(3, [1, 2]), "scan: slice is 3, not the lowest and the highest"),
         (_scanned([0, 5], [1, 2]), "scan: slice is [0, 5], not the lowest and the highest, each a"),
@@ -897,6 +902,88 @@ def _two_rounds(data: Path) -> tuple[Config, Path]:
     sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(data / "unlabelled/ct/ct.nii.gz"))
     settings = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
     return replace(Config.load(CONFIG), empty=(), holdout=(), self_training=settings), data
+
+
+@pytest.mark.parametrize("fails", ["aside", "in place"])
+def test_a_model_folder_is_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A folder that cannot be moved away, or the new one that cannot take its place."""
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "plan.json").write_text("before")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if (self == out) == (fails == "aside") and self.name != "before":
+            raise OSError("busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="busy"), model_folder(out) as folder:
+        (folder / "plan.json").write_text("after")
+    assert (out / "plan.json").read_text() == "before"
+    monkeypatch.undo()
+    with model_folder(out) as folder:
+        (folder / "plan.json").write_text("after")
+    assert (out / "plan.json").read_text() == "after" and [*tmp_path.iterdir()] == [out]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    with pytest.raises(UsageError, match="is a mount point"):
+        check_place(out)
+
+
+def test_a_step_that_is_killed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the system does with what takes the last of the memory."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    _, data = _two_rounds(tmp_path / "data")
+    content = yaml.safe_load(CONFIG.read_text())
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**content, "empty": [], "holdout": []}))
+    assert main([f"--config={tmp_path / 'c.yaml'}", f"--data={data}", f"--work={tmp_path}"]) == 137
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "prepare was killed (signal 9)" in line
+
+
+def test_a_missing_compiler_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(run: Run) -> None:
+        torch._inductor.cpp_builder.get_cpp_compiler()
+
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
+    torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
+    monkeypatch.setattr(Run, "__init__", lambda run, config, options: None)
+    monkeypatch.setattr(Run, "train", train)
+    assert main(["train", f"--config={CONFIG}", "--data=nowhere"]) == 2
+    assert capsys.readouterr().err == (
+        "training: torch.compile needs a C and C++ compiler; install one, or give --no-compile\n"
+    )
+
+
+def test_every_round_draws_patches_of_its_own(prepared: Path, tmp_path: Path) -> None:
+    """Folds are drawn with the seed too: what is held out stays the same."""
+    config, data = _two_rounds(tmp_path / "data")
+    for name in "abcdef":
+        (data / "cases" / name).mkdir(parents=True)
+        for file in ("ct.nii.gz", "labels.nii.gz"):
+            sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(data / "cases" / name / file))
+    content = yaml.safe_load(CONFIG.read_text())
+    content.update(self_training=dict(config.self_training), empty=[], holdout=[])
+    path = tmp_path / "rounds.yaml"
+    path.write_text(yaml.safe_dump(content))
+    given = ["--config", str(path), "--data", str(data), "--work", str(tmp_path / "work")]
+    bent = {"augmentation": {"warp": {"strength": 0.4}}}
+    drawn, held_out = set(), set()
+    for number in range(3):
+        run = Run(Config.load(path), parse(["prepare", *given, "--fold=1", f"--round={number}"]))
+        held_out.add(run.holdout)
+        samples = Samples(prepared, replace(run.config, **{**SMALL, **bent}))
+        drawn.add(tuple(float(samples[index].image.sum()) for index in range(4)))
+    assert len(drawn) == 3 and len(held_out) == 1
 
 
 def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     except (MemoryError, RuntimeError) as error:
+        if re.search(r"C(\+\+)? compiler", str(error)):
+            needs = "torch.compile needs a C and C++ compiler; install one, or give --no-compile"
+            print(f"training: {needs}", file=sys.stderr)
+            return 2
         if "memory" not in str(error) and not isinstance(error, MemoryError):
             raise
         print(f"training: too little memory ({last_line(error)})", file=sys.stderr)
@@ -91,6 +96,12 @@ def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> 
             code = process.wait()
         if code > 0:
             return code
+        if code < 0 and not came:
+            print(
+                f"training: {step[0]} was killed (signal {-code}), for too little memory perhaps;"
+                " the same command goes on",
+                file=sys.stderr,
+            )
         if code < 0 or came:  # it may have come when the step was as good as done
             return 128 + (-code or came[0])
     return 0

@@ -193,8 +193,14 @@ class Config:
             return self
         steps, rate = self.self_training["iterations"], self.self_training["learning_rate"]
         # What lets small organs be found at all draws them too large, and they are found by now.
+        # Another seed, or every round would see the patches of the one before again.
         return replace(
-            self, iterations=steps, learning_rate=rate, coarse_first={}, class_weights=()
+            self,
+            iterations=steps,
+            learning_rate=rate,
+            coarse_first={},
+            class_weights=(),
+            seed=self.seed + number,
         )
 
     def normalise(self, hu: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,11 @@ def check_place(out: Path) -> None:
     """See that a model folder can be written at ``out``, before there is one.
 
     Raises:
-        UsageError: ``out`` exists and is no model folder, so it must not be replaced, or it lies
-            below a file.
+        UsageError: ``out`` exists and is no model folder, so it must not be replaced, it is a
+            mount point, which cannot be, or it lies below a file.
     """
+    if out.is_mount():
+        raise UsageError(f"{out}: is a mount point; name a folder in it")
     if out.exists() and not (out / "plan.json").is_file():
         raise UsageError(f"{out}: exists and is no model folder; it is not replaced")
     for folder in out.parents:
@@ -43,6 +44,12 @@ def model_folder(out: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         folder.chmod(0o755)
+        before = Path(made) / "before"
         if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
+            out.rename(before)
+        try:
+            folder.rename(out)
+        except BaseException:
+            if before.exists():
+                before.rename(out)
+            raise

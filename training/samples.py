@@ -247,7 +247,10 @@ class Samples:
                 at = voxels[chance.integer(len(voxels))].tolist()
             # Moved so far that it shows nothing beside the body, or as little as its size allows.
             centre = [_inside(*three) for three in zip(at, source.extent, half, strict=True)]
-        place = (torch.tensor(centre) + 0.5) * torch.tensor(source.spacing)
+        # It begins where a voxel does: where the grid is the volume's own, its voxels are too,
+        # neither blurred nor half a voxel away from their labels.
+        begin = [round(c + 0.5 - h) for c, h in zip(centre, half, strict=True)]
+        place = (torch.tensor(begin) + torch.tensor(half)) * torch.tensor(source.spacing)
         return places(shape, spacing, place, self.config.augmentation, chance)
 
     def _load(self, path: Path) -> _Source:
@@ -325,13 +328,10 @@ def shows(stem: str, name: str) -> bool:
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:
     """The middle, nearest to the wanted voxel, of a patch that does not reach beyond two ends.
 
-    Half-way between them where it is wider. ``half`` is half of its width; all in voxels. The
-    patch begins where a voxel does: on a grid of the same spacing its voxels are the volume's own,
-    neither blurred nor half a voxel away from their labels.
+    Half-way between them where it is wider. ``half`` is half of its width; all in voxels.
     """
     low, high = ends[0] - 0.5 + half, ends[1] + 0.5 - half
-    middle = min(max(wanted, low), high) if low < high else sum(ends) / 2
-    return round(middle + 0.5 - half) - 0.5 + half
+    return min(max(wanted, low), high) if low < high else sum(ends) / 2
 
 
 def _extent(marked: np.ndarray) -> tuple[int, int]:
