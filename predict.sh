@@ -31,7 +31,7 @@ needed = """connected-components-3d>=4 isal>=1.7 numpy>=2.1 openvino>=2026.2 pyd
             SimpleITK>=2.4 tqdm>=4.66"""
 for name, least in (package.split(">=") for package in needed.split()):
     least = [*map(int, least.split("."))]
-    assert [*map(int, version(name).split(".")[:len(least)])] >= least
+    if [*map(int, version(name).split(".")[:len(least)])] < least: sys.exit(1)
 sys.exit(not (3, 10) <= sys.version_info < (3, 14))
 ' 2>/dev/null
 }

@@ -50,6 +50,7 @@ from training.synthesis import (
     _hounsfield,
     _loose_colon,
     _pancreas,
+    _unmixed_blood,
     synthesise,
 )
 from training.tissues import UNKNOWN, Tissue, organs_only, tissue_of, tissues_from_names
@@ -537,6 +538,27 @@ def test_a_duct_runs_within_the_pancreas_and_masses_are_no_brighter() -> None:
         changed = hu != before
         assert changed.any() and not changed[tissues != LABEL_OF["pancreas"]].any()
         assert (hu <= before).all()
+
+
+def test_contrast_comes_to_the_vena_cava_with_the_kidneys_blood() -> None:
+    """Below them it is darker, by how much is chance; without contrast it is the same all along."""
+    cava, kidney = LABEL_OF["inferior_vena_cava"], LABEL_OF["left_kidney"]
+    tissues = torch.full((60, 20, 20), int(Tissue.MUSCLE))
+    tissues[:, 4:10, 4:10], tissues[25:35, 12:18, 12:18] = cava, kidney
+    veins, darker = tissues == cava, []
+    for seed in range(20):
+        for enhanced in (0.0, 1.0):
+            hu = torch.full(tissues.shape, 40 + 80 * enhanced)
+            _unmixed_blood(hu, tissues, _Always(seed), 2.0, 0.0, enhanced)
+            assert (hu[~veins] == 40 + 80 * enhanced).all()
+            above, below = (
+                float(hu[part][veins[part]].mean()) for part in (slice(48, 60), slice(12))
+            )
+            if enhanced:
+                darker.append(above - below)
+            else:
+                assert abs(above - below) < 30  # uneven
+    assert 20 < np.mean(darker) < 60 and max(darker) > 50 and min(darker) < 30
 
 
 def test_stones_and_sludge_lie_at_the_back_of_the_gallbladder() -> None:

@@ -45,7 +45,7 @@ class Config:
         weight_decay: the optimiser's.
         gradient_clip: highest norm of the gradient.
         ema: decay of the moving average of the weights, which is what is exported.
-        seed: of everything random.
+        seed: of everything random; a round of self-training adds its number.
         placement: where patches lie, see `training.samples`.
         augmentation: name to arguments; those of intensities act in this order, see
             `training.augment`.
