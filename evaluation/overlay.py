@@ -25,6 +25,7 @@ from evaluation.volumes import (
     check_same_grid,
     corner_shift,
     read_labels,
+    without_axes_of_one,
 )
 from inference.errors import CaseError
 from inference.grid import bounding_box, whole_box
@@ -58,10 +59,8 @@ def draw(
     else:
         guess = _as_scored(prediction)
         check_same_grid(truth, guess, strict=True)
-    turned: list[NDArray[Any]] = []
-    for volume in (truth, guess):
-        labels, affine = _canonical(volume.labels, truth.affine)
-        turned.append(labels)
+    labels, affine = _canonical(truth.labels, truth.affine)
+    turned: list[NDArray[Any]] = [labels, _canonical(guess.labels, truth.affine)[0]]
     zooms = [float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)]
     if image is not None:
         ct, its_affine = _read_ct(image)
@@ -126,8 +125,7 @@ def _read_ct(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         with nibabel.imageglobals.LoggingOutputSuppressor():
             image = nibabel.load(path)
         values = np.asanyarray(image.dataobj).astype(np.float32)  # type: ignore[attr-defined]
-        while values.ndim > 3 and values.shape[-1] == 1:
-            values = values[..., 0]
+        values = values.reshape(without_axes_of_one(values.shape))
         if values.ndim != 3:
             raise CaseError(f"{path}: not a 3D volume, its shape is {values.shape}")
         return _canonical(values, np.asarray(image.affine, np.float64))  # type: ignore[attr-defined]

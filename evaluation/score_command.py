@@ -158,9 +158,9 @@ def _write_summary(
     write_text(out / "summary.md", "".join(text))
 
 
-def _named(paths: Sequence[Path], name: str) -> Path | None:
-    """The file of a name (as `shown`), which is the one that counts, else the first."""
-    return next((path for path in paths if shown(path) == name), paths[0] if paths else None)
+def _that_counts(paths: Sequence[Path], name: str) -> Path:
+    """Of a case's files the one of its name (as `shown`), else the first."""
+    return next((path for path in paths if shown(path) == name), paths[0])
 
 
 def _write_worst(
@@ -183,8 +183,8 @@ def _write_worst(
         picture = pictures / f"{name}.png"
         pictures.mkdir(exist_ok=True)
         link = "-"
-        truth, guess = _named(truths[name], case.name), _named(guesses.get(name, []), case.name)
-        assert truth is not None
+        truth = _that_counts(truths[name], case.name)
+        guess = _that_counts(guesses[name], case.name) if name in guesses else None
         ct = cts.get(name, cts.get(f"{name}_0000"))
         for under in (ct, None) if ct else (None,):
             try:

@@ -116,9 +116,7 @@ def read_labels(
             image = nibabel.load(path)
         if not isinstance(image, nibabel.spatialimages.SpatialImage):
             raise CaseError(f"{path}: not a volume")
-        shape = tuple(image.shape)
-        while not strict and len(shape) > 3 and shape[-1] == 1:  # a time axis, say
-            shape = shape[:-1]
+        shape = tuple(image.shape) if strict else without_axes_of_one(image.shape)
         if len(shape) == 3 and size is not None:
             _refuse_other_size(path, shape, size)
         values = np.asanyarray(image.dataobj).reshape(shape)
@@ -145,6 +143,13 @@ def read_labels(
         with np.errstate(invalid="ignore"):
             values = values.astype(np.uint8)
     return LabelVolume(path, values, zooms, affine)
+
+
+def without_axes_of_one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the axes beyond the third that are of one, a time axis say."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _check_whole(path: Path) -> None:

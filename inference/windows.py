@@ -82,11 +82,12 @@ def predict(
     if count == 1:
         return run(padded)[inside]
     short = _short(grown, plan, memory)
-    single = len(plan.label_values) * math.prod(grown) * (2 if short else 4)
-    check_room_for_logits(_gathered(grown, window, plan, memory) if whole else single, memory)
     if whole:
+        check_room_for_logits(_gathered(grown, window, plan, memory), memory)
         return _faded(run, padded, window, starts, short)[inside]
-    return _summed(run, padded, window, starts, short, len(plan.label_values))[inside]
+    channels = len(plan.label_values)
+    check_room_for_logits(channels * math.prod(grown) * (2 if short else 4), memory)
+    return _summed(run, padded, window, starts, short, channels)[inside]
 
 
 def _faded(
