@@ -1121,6 +1121,36 @@ def test_synthetic_scans_have_the_spacing_of_some_scanner(prepared: Path, config
     assert liver(8.0, 16.0) == pytest.approx(usual / 4, rel=0.3)
 
 
+@pytest.mark.parametrize("kind", ["synthetic", "labelled"])
+def test_a_cropped_field_of_view_ends_about_where_the_body_does(
+    prepared: Path, config: Config, kind: str
+) -> None:
+    def shares(pixel: float) -> list[float]:
+        scan = {"slice": [8.0, 8.0], "pixel": [pixel, pixel]}
+        samples = Samples(
+            prepared,
+            replace(
+                config,
+                spacing=(8.0, None, None),
+                augmentation={"scan": scan, "cropped": {"probability": 1.0}},
+                placement={"rule": "anywhere", "foreground": 1.0},
+                shares={kind: 1.0},
+            ),
+        )
+        found = []
+        for number in range(4):
+            body = (samples[number].image[0] > samples[number].image.min()).any(dim=0)
+            for axis in (0, 1):
+                found.append(float(body.any(dim=axis).float().mean()))
+        return found
+
+    cropped = shares(2.0)
+    assert min(cropped) > 0.7  # 1 / 1.25, less a voxel or two
+    assert len(set(cropped)) > 1 or min(cropped) == 1
+    if kind == "synthetic":
+        assert shares(30.0) == cropped  # whatever the scanner's pixels
+
+
 def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:
     with pytest.raises(FileNotFoundError, match="nothing to train on"):
         Samples(tmp_path, config)

@@ -4,7 +4,8 @@ Three kinds, by when they act:
 
 - geometry (`places`): ``warp`` (turned, scaled and bent, all axes at once: ours), ``turn`` and
   ``scale`` (nnU-Net's), before anything is sampled; ``scan``, lowest and highest mm of a synthetic
-  CT's ``slice`` thickness and ``pixel`` size, for networks that see CTs at their own spacing;
+  CT's ``slice`` thickness and ``pixel`` size, and ``cropped``, a field of view that ends about
+  where the body does, for networks that see CTs at their own spacing (`training.samples`);
 - Hounsfield units (`vary_hu`): ``phase`` and ``slab``, before clipping;
 - intensities (`vary_intensities`): nnU-Net's noise, blur, brightness, contrast, low resolution
   and gamma (Isensee et al. 2021, as in batchgeneratorsv2), and ``mirror``, in their order. The

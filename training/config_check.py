@@ -89,6 +89,7 @@ _AUGMENTATIONS: dict[str, dict[str, Kind]] = {
     "turn": {"probability": _PROBABILITY, "degrees": several(number(0), 3)},
     "scale": {"probability": _PROBABILITY, "range": _range(above=0), "axes": _AXES},
     "scan": {"slice": _range(above=0), "pixel": _range(above=0)},
+    "cropped": {"probability": _PROBABILITY},
     "phase": {},
     "slab": {"probability": _PROBABILITY},
     "noise": {"probability": _PROBABILITY, "deviation": _range()},
@@ -121,8 +122,9 @@ def _contradictions(config: Config) -> list[str]:
         problems.append("neither of batch and drawn_at_once is a multiple of the other")
     if config.class_weights and len(config.class_weights) != 1 + len(LABEL_OF):
         problems.append(f"class_weights are not {1 + len(LABEL_OF)} numbers")
-    if "scan" in config.augmentation and None not in config.spacing:
-        problems.append("augmentation: scan changes nothing where all spacings are set")
+    for name, axes in (("scan", config.spacing), ("cropped", config.spacing[1:])):
+        if name in config.augmentation and None not in axes:
+            problems.append(f"augmentation: {name} changes nothing where all spacings are set")
     return problems
 
 

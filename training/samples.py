@@ -221,6 +221,11 @@ class Samples:
             scan = config.augmentation["scan"]
             pixel = chance.uniform(*scan["pixel"])
             given = (chance.uniform(*scan["slice"]), pixel, pixel)
+        cropped = config.augmentation.get("cropped")
+        if cropped and chance.happens(cropped["probability"]):
+            ends = zip(source.extent[1:], source.spacing[1:], patch[1:], strict=True)
+            pixels = ((last - first + 1) * mm / n for (first, last), mm, n in ends)
+            given = (given[0], *(chance.uniform(0.95, 1.25) * pixel for pixel in pixels))
         z, y, x = (
             b if a is None or abs(a - b) < _THE_SAME * a else a
             for a, b in zip(wanted, given, strict=True)
