@@ -71,16 +71,3 @@ METRICS: tuple[str, str] = ("DSC", "NSD")
 def columns(labels: Sequence[int] = tuple(ORGANS)) -> list[str]:
     """The header of the organisers' table: ``Name``, every DSC, then every NSD."""
     return ["Name"] + [f"{COLUMN_OF[label]}_{metric}" for metric in METRICS for label in labels]
-
-
-def label_of(name: str) -> int:
-    """The label value of an organ by either of its names, in any case ("RK", "right_kidney").
-
-    Raises:
-        ValueError: no organ is called so.
-    """
-    wanted = name.strip().lower().replace(" ", "_")
-    for organ, short in SHORT_NAMES.items():
-        if wanted in (organ, short.lower()):
-            return LABEL_OF[organ]
-    raise ValueError(f"{name!r} is no organ; known are {', '.join(SHORT_NAMES.values())}")

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
-from evaluation.challenge import MEMORY, SHORT_NAMES, TIME_LIMIT, label_of
+from evaluation.challenge import MEMORY, SHORT_NAMES, TIME_LIMIT
 from inference.console import ending_signals, open_standard_streams, say
 from inference.errors import AbdosegError, UsageError, os_error_line
 from inference.machine import usable_threads
-from inference.organs import ORGANS
+from inference.organs import ORGANS, label_of
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -443,10 +443,13 @@ def _amount(text: str) -> float:
 
 
 def _organs(text: str) -> tuple[int, ...]:
-    try:
-        labels = {label_of(name) for name in text.split(",") if name.strip()}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    labels = set()
+    for name in filter(str.strip, text.split(",")):
+        label = label_of(name)
+        if label is None:
+            known = ", ".join(SHORT_NAMES.values())
+            raise argparse.ArgumentTypeError(f"{name!r} is no organ; known are {known}")
+        labels.add(label)
     if not labels:
         raise argparse.ArgumentTypeError("no organ is named")
     return tuple(sorted(labels))

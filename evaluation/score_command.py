@@ -11,7 +11,7 @@ from evaluation import figures, overlay, summary
 from evaluation.challenge import COLUMN_OF, METRICS, columns
 from evaluation.scoring import ALL_LABELS, CaseScore, score_folders
 from evaluation.tables import csv_text, markdown_text, number
-from evaluation.volumes import list_volumes, shown, stem, volumes_by_case
+from evaluation.volumes import list_cts, shown, stem, volumes_by_case
 from inference.console import say
 from inference.errors import CaseError, UsageError
 from inference.writing import make_folder, write_text
@@ -48,7 +48,7 @@ def run(
     Raises:
         UsageError: a folder is missing or empty, or ``out`` cannot be written.
     """
-    cts = {} if images is None else list_volumes(images)
+    cts = {} if images is None else list_cts(images)
     make_folder(out)  # what is wrong with it is better said before the scoring
     scores = score_folders(reference, prediction, strict, labels, workers, quiet)
     try:
@@ -185,7 +185,7 @@ def _write_worst(
         link = "-"
         truth = _that_counts(truths[name], case.name)
         guess = _that_counts(guesses[name], case.name) if name in guesses else None
-        ct = cts.get(name, cts.get(f"{name}_0000"))
+        ct = cts.get(name)
         for under in (ct, None) if ct else (None,):
             try:
                 overlay.draw(case, truth, guess, under, picture)

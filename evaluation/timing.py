@@ -16,7 +16,7 @@ from evaluation.challenge import TIME_LIMIT
 from evaluation.figures import seconds_against_slices
 from evaluation.tables import csv_text, markdown_text, number
 from evaluation.usage import Runner, Usage, run_folders
-from evaluation.volumes import list_volumes, shown
+from evaluation.volumes import list_volumes, shown, without_axes_of_one
 from inference.cases import label_name
 from inference.errors import CaseError, UsageError
 from inference.writing import write_text
@@ -180,16 +180,9 @@ def _wrong_labels(outputs: Path, wanted: str, shape: tuple[int, ...]) -> str | N
     except Exception as error:  # gzip, zlib and nibabel each raise their own
         return f"failed: {wanted} cannot be read ({' '.join(str(error).split())})"
     size = tuple(int(n) for n in found.get_data_shape())
-    if shape and _without_ones(size) != _without_ones(shape):
+    if shape and without_axes_of_one(size) != without_axes_of_one(shape):
         return f"failed: {wanted} has {size} voxels, not {shape}"
     return None
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 3D volume may be stored as 4D, with one volume."""
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
 
 
 def _verdict(usage: Usage, limit: float, memory: int | None, wrong_labels: str | None) -> str:

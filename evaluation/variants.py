@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from evaluation.volumes import list_volumes
+from evaluation.volumes import list_cts, list_volumes
 from inference.errors import CaseError, UsageError
 from inference.organs import LABEL_OF, ORGANS
 from inference.reading import check_intensities, read
@@ -112,64 +113,44 @@ def _unchanged(case: Labelled, rng: np.random.Generator) -> Labelled:
     return case
 
 
-def _thick(thickness: float) -> Variant:
+def _thick(case: Labelled, rng: np.random.Generator, thickness: float) -> Labelled | None:
     """Slices of so many mm, each the mean of what lies within."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled | None:
-        x, y, z = case.ct.GetSpacing()
-        if z >= thickness:
-            return None
-        # As wide as the mean over a slice, less what the CT's own slices have blurred already.
-        variance = (thickness**2 - z**2) / 12
-        ct = sitk.DiscreteGaussian(case.ct, [0.0, 0.0, variance], useImageSpacing=True)
-        width, height, depth = case.ct.GetSize()
-        size = (width, height, max(1, int(depth * z / thickness)))
-        return _resampled(Labelled(ct, case.labels), spacing=(x, y, thickness), size=size)
-
-    return variant
+    x, y, z = case.ct.GetSpacing()
+    if z >= thickness:
+        return None
+    # As wide as the mean over a slice, less what the CT's own slices have blurred already.
+    variance = (thickness**2 - z**2) / 12
+    ct = sitk.DiscreteGaussian(case.ct, [0.0, 0.0, variance], useImageSpacing=True)
+    width, height, depth = case.ct.GetSize()
+    size = (width, height, max(1, int(depth * z / thickness)))
+    return _resampled(Labelled(ct, case.labels), spacing=(x, y, thickness), size=size)
 
 
-def _noisy(deviation: float) -> Variant:
+def _noisy(case: Labelled, rng: np.random.Generator, deviation: float) -> Labelled:
     """White noise of so many HU more."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled:
-        return case.with_hu(case.hu + rng.normal(0, deviation, case.hu.shape))
-
-    return variant
+    return case.with_hu(case.hu + rng.normal(0, deviation, case.hu.shape))
 
 
-def _offset(hu: float) -> Variant:
+def _offset(case: Labelled, rng: np.random.Generator, hu: float) -> Labelled:
     """A scanner that measures so many HU too much."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled:
-        return case.with_hu(case.hu + hu)
-
-    return variant
+    return case.with_hu(case.hu + hu)
 
 
-def _slab(low: float, high: float) -> Variant:
+def _slab(case: Labelled, rng: np.random.Generator, low: float, high: float) -> Labelled:
     """Of the organs' height only what lies between two shares of it, from below."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled:
-        heights = np.flatnonzero(case.organs.any(axis=(1, 2)))
-        bottom, height = heights[0], heights[-1] + 1 - heights[0]
-        first = int(bottom + low * height)
-        last = max(first + 1, int(bottom + high * height))
-        return Labelled(case.ct[:, :, first:last], case.labels[:, :, first:last])
-
-    return variant
+    heights = np.flatnonzero(case.organs.any(axis=(1, 2)))
+    bottom, height = heights[0], heights[-1] + 1 - heights[0]
+    first = int(bottom + low * height)
+    last = max(first + 1, int(bottom + high * height))
+    return Labelled(case.ct[:, :, first:last], case.labels[:, :, first:last])
 
 
-def _of_size(factor: float) -> Variant:
+def _of_size(case: Labelled, rng: np.random.Generator, factor: float) -> Labelled:
     """A patient so many times as large."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled:
-        result = Labelled(sitk.Image(case.ct), sitk.Image(case.labels))
-        for image in (result.ct, result.labels):
-            image.SetSpacing([factor * step for step in image.GetSpacing()])
-        return result
-
-    return variant
+    result = Labelled(sitk.Image(case.ct), sitk.Image(case.labels))
+    for image in (result.ct, result.labels):
+        image.SetSpacing([factor * step for step in image.GetSpacing()])
+    return result
 
 
 def _round_view(case: Labelled, rng: np.random.Generator) -> Labelled:
@@ -187,34 +168,28 @@ def _round_view(case: Labelled, rng: np.random.Generator) -> Labelled:
     return Labelled(case.with_hu(np.where(seen, hu, _AIR)).ct, labels)
 
 
-def _turned(*degrees: float) -> Variant:
+def _turned(
+    case: Labelled, rng: np.random.Generator, degrees: tuple[float, float, float]
+) -> Labelled:
     """The patient turned about x, y and z."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled:
-        turn = sitk.Euler3DTransform()
-        middle = [(n - 1) / 2 for n in case.ct.GetSize()]
-        turn.SetCenter(case.ct.TransformContinuousIndexToPhysicalPoint(middle))
-        turn.SetRotation(*(math.radians(angle) for angle in degrees))
-        return _resampled(case, turn=turn)
-
-    return variant
+    turn = sitk.Euler3DTransform()
+    middle = [(n - 1) / 2 for n in case.ct.GetSize()]
+    turn.SetCenter(case.ct.TransformContinuousIndexToPhysicalPoint(middle))
+    turn.SetRotation(*(math.radians(angle) for angle in degrees))
+    return _resampled(case, turn=turn)
 
 
-def _contrast(added: dict[str, float]) -> Variant:
+def _contrast(case: Labelled, rng: np.random.Generator, added: dict[str, float]) -> Labelled | None:
     """A plain CT's organs as bright as with contrast; vessels without a label stay as they are."""
-
-    def variant(case: Labelled, rng: np.random.Generator) -> Labelled | None:
-        hu, organs = case.hu, case.organs
-        aorta = hu[organs == LABEL_OF["aorta"]]
-        if not len(aorta) or np.median(aorta) > _PLAIN_AORTA or min(hu.shape) < _SMOOTHABLE:
-            return None
-        more = np.zeros(hu.shape, np.float32)
-        for name, amount in added.items():
-            more[(organs == LABEL_OF[name]) & (hu > _NO_FAT)] = amount
-        smooth = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(more), 0.5)
-        return case.with_hu(hu + sitk.GetArrayFromImage(smooth))
-
-    return variant
+    hu, organs = case.hu, case.organs
+    aorta = hu[organs == LABEL_OF["aorta"]]
+    if not len(aorta) or np.median(aorta) > _PLAIN_AORTA or min(hu.shape) < _SMOOTHABLE:
+        return None
+    more = np.zeros(hu.shape, np.float32)
+    for name, amount in added.items():
+        more[(organs == LABEL_OF[name]) & (hu > _NO_FAT)] = amount
+    smooth = sitk.SmoothingRecursiveGaussian(sitk.GetImageFromArray(more), 0.5)
+    return case.with_hu(hu + sitk.GetArrayFromImage(smooth))
 
 
 def _resampled(
@@ -244,23 +219,23 @@ def _resampled(
 
 VARIANTS: dict[str, Variant] = {
     "as_it_is": _unchanged,
-    "slices_5mm": _thick(5),
-    "slices_8mm": _thick(8),
-    "noise_30hu": _noisy(30),
-    "noise_60hu": _noisy(60),
-    "brighter_15hu": _offset(15),
-    "darker_15hu": _offset(-15),
-    "lower_slab": _slab(0, 0.45),
-    "middle_slab": _slab(0.28, 0.72),
-    "upper_slab": _slab(0.55, 1),
-    "thin_slab": _slab(0.4, 0.6),
-    "small_patient": _of_size(0.82),
-    "large_patient": _of_size(1.2),
+    "slices_5mm": partial(_thick, thickness=5),
+    "slices_8mm": partial(_thick, thickness=8),
+    "noise_30hu": partial(_noisy, deviation=30),
+    "noise_60hu": partial(_noisy, deviation=60),
+    "brighter_15hu": partial(_offset, hu=15),
+    "darker_15hu": partial(_offset, hu=-15),
+    "lower_slab": partial(_slab, low=0, high=0.45),
+    "middle_slab": partial(_slab, low=0.28, high=0.72),
+    "upper_slab": partial(_slab, low=0.55, high=1),
+    "thin_slab": partial(_slab, low=0.4, high=0.6),
+    "small_patient": partial(_of_size, factor=0.82),
+    "large_patient": partial(_of_size, factor=1.2),
     "round_view": _round_view,
-    "turned": _turned(0, 0, 15),
-    "tilted": _turned(12, 8, 0),
-    "portal": _contrast(_PORTAL),
-    "arterial": _contrast(_ARTERIAL),
+    "turned": partial(_turned, degrees=(0, 0, 15)),
+    "tilted": partial(_turned, degrees=(12, 8, 0)),
+    "portal": partial(_contrast, added=_PORTAL),
+    "arterial": partial(_contrast, added=_ARTERIAL),
 }
 """By name."""
 
@@ -288,7 +263,7 @@ def make_variants(
     targets = {(out / part).resolve() for part in ("images", "labels")}
     if targets & {images.resolve(), labels.resolve()}:
         raise UsageError(f"{out}: variants would lie among what they are made of")
-    cts = {name.removesuffix("_0000"): path for name, path in list_volumes(images).items()}
+    cts = list_cts(images)
     pairs = {name: path for name, path in list_volumes(labels).items() if name in cts}
     if not pairs:
         raise UsageError(f"{images}: no CT has labels of its name in {labels}")

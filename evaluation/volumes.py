@@ -67,6 +67,16 @@ def list_volumes(folder: Path) -> dict[str, Path]:
     return {name: paths[0] for name, paths in files.items()}
 
 
+def list_cts(folder: Path) -> dict[str, Path]:
+    """The CTs of a folder by the names of their labels: ``X_0000.nii.gz`` is X too, if none is.
+
+    Raises:
+        UsageError: as `list_volumes`.
+    """
+    volumes = list_volumes(folder)
+    return {name.removesuffix("_0000"): path for name, path in volumes.items()} | volumes
+
+
 def twice(paths: Sequence[Path]) -> str:
     """What is said of a case's files where there are several."""
     return f"{paths[1]}: the case is there twice, as {shown(paths[0])} too"

@@ -28,7 +28,6 @@ def segment_files(
     progress: Progress,
     reader: Reader,
     *,
-    version: str,
     began: float,
     report: Path | None = None,
     preview: bool = False,
@@ -40,7 +39,6 @@ def segment_files(
         model: with what.
         progress: is told of everything.
         reader: may have begun to read the first case.
-        version: the program's version, for the report.
         began: `time.perf_counter` of when the first case was begun: the model was loaded since.
         report: where to write the report, after every case anew; ``None`` for no report.
         preview: whether to write a picture beside each label file.
@@ -54,9 +52,7 @@ def segment_files(
     loaded = time.perf_counter()
     pictures = preview_paths(cases) if preview else [None] * len(cases)
     for number, (case, picture) in enumerate(zip(cases, pictures, strict=True)):
-        entry = CaseReport(
-            str(case.source), f"{model.plan.name} {model.plan.version}", case.series or None
-        )
+        entry = CaseReport(str(case.source), case.series or None)
         reports.append(entry)
         progress.start(case.source)
         restart_peak_memory()
@@ -88,7 +84,7 @@ def segment_files(
             progress.fail(case.source, case.about(entry.error))
         if report and not unwritten:
             try:
-                write_report(report, model, version, before, reports)
+                write_report(report, model, before, reports)
             except OSError as error:
                 unwritten = True
                 progress.fail(report, f"the report cannot be written ({error.strerror})")

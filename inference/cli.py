@@ -64,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import inference
     from inference.ahead import Reader
     from inference.cases import find_cases
     from inference.label_table import check_label_table, write_label_table
@@ -106,7 +105,6 @@ def _run(options: argparse.Namespace) -> int:
                 model,
                 progress,
                 reader,
-                version=inference.__version__,
                 began=began,
                 report=options.report,
                 preview=options.preview,

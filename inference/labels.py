@@ -7,17 +7,14 @@ along which the nearest slice is taken, splines of other orders.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 
 from inference.decode import Channels, Labels, Progress, decode
 from inference.grid import Spacing
 from inference.logits import Logits, floats
+from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
 from inference.resample import Float32Array
-from inference.spline import Rule, resample
 
 
 def fill_labels(
@@ -42,63 +39,64 @@ def fill_labels(
         progress: is called with the finished share.
         winning: the channels (d, h, w) with the largest logits, where they are known already.
     """
+    rule = Rule.of(plan.resampling["logits"]) if plan.channels else None
+    axis = rule.separate_axis(spacing, new_spacing) if rule else None
     if not plan.regions:
-        upsample = _upsampler(plan, spacing, new_spacing, winning)
-        upsample(logits, plan.label_values, out, threads, progress)
+        _upsample(logits, plan.label_values, out, rule, axis, threads, progress, winning)
         return
     out[:] = 0
-    upsample = _upsampler(plan, spacing, new_spacing)
     mask = np.empty(out.shape, np.uint8)
     nothing = np.zeros(logits.shape[1:], logits.dtype)
     for channel, value in enumerate(plan.label_values):
         # A region is where its logit is larger than 0, that of a class that is 0 everywhere.
-        upsample(np.stack([nothing, logits[channel]]), (0, 1), mask, threads, None)
+        _upsample(np.stack([nothing, logits[channel]]), (0, 1), mask, rule, axis, threads)
         out[mask == 1] = value
         if progress:
             progress((channel + 1) / len(plan.label_values))
 
 
-_Upsampler = Callable[[Logits, tuple[int, ...], Labels, int, Progress | None], None]
-
-
-def _upsampler(
-    plan: Plan, spacing: Spacing, new_spacing: Spacing, winning: Channels | None = None
-) -> _Upsampler:
-    """What resamples logits and takes the largest; it may know those of the logits already."""
-    rule = Rule.of(plan.resampling["logits"]) if plan.channels else None
+def _upsample(
+    logits: Logits,
+    values: tuple[int, ...],
+    out: Labels,
+    rule: Rule | None,
+    axis: int | None,
+    threads: int,
+    progress: Progress | None = None,
+    winning: Channels | None = None,
+) -> None:
+    """Resample logits by a rule, apart along its axis if there is one, and take the largest."""
     if rule is None:
-        return partial(decode, winning=winning)
-    axis = rule.separate_axis(spacing, new_spacing)
+        decode(logits, values, out, threads, progress, winning=winning)
+    elif rule.order == 1 and (axis is None or rule.order_z == 1):
+        decode(logits, values, out, threads, progress, half=rule.half, winning=winning)
+    elif rule.order == 1 and axis is not None and rule.order_z == 0:
+        logits, out = np.moveaxis(logits, axis + 1, 1), np.moveaxis(out, axis, 0)
+        decode(logits, values, out, threads, progress, nearest=True, half=rule.half)
+    else:
+        _by_splines(logits, values, out, rule, axis, threads, progress)
 
-    def in_slices(
-        logits: Logits, values: tuple[int, ...], out: Labels, threads: int, tell: Progress | None
-    ) -> None:
-        assert axis is not None
-        logits = np.moveaxis(logits, axis + 1, 1)
-        decode(
-            logits, values, np.moveaxis(out, axis, 0), threads, tell, nearest=True, half=rule.half
-        )
 
-    def by_splines(
-        logits: Logits, values: tuple[int, ...], out: Labels, threads: int, tell: Progress | None
-    ) -> None:
-        best: Float32Array | None = None
-        for channel, value in enumerate(values):
-            found = resample(floats(logits[channel]), out.shape, rule, axis, threads)
-            if rule.half:
-                found = found.astype(np.float16).astype(np.float32)
-            if best is None:
-                best = np.array(found)
-                out[:] = value
-            else:
-                better = found > best
-                out[better] = value
-                np.maximum(best, found, out=best)
-            if tell:
-                tell((channel + 1) / len(values))
-
-    if rule.order == 1 and (axis is None or rule.order_z == 1):
-        return partial(decode, half=rule.half, winning=winning)
-    if rule.order == 1 and rule.order_z == 0:
-        return in_slices
-    return by_splines
+def _by_splines(
+    logits: Logits,
+    values: tuple[int, ...],
+    out: Labels,
+    rule: Rule,
+    axis: int | None,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    best: Float32Array | None = None
+    for channel, value in enumerate(values):
+        found = resample(floats(logits[channel]), out.shape, rule, axis, threads)
+        if rule.half:
+            found = found.astype(np.float16).astype(np.float32)
+        if best is None:
+            best = np.array(found)
+            out[:] = value
+        else:
+            better = found > best
+            out[better] = value
+            np.maximum(best, found, out=best)
+        if progress:
+            progress((channel + 1) / len(values))

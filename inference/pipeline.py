@@ -13,15 +13,15 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.channels import check_channels, preprocess_channels
 from inference.errors import CaseError, ModelError
 from inference.grid import voxel_millilitres
 from inference.labels import fill_labels
 from inference.locate import locate, look_shape
 from inference.logits import any_nan
 from inference.model import Model
+from inference.nnunet.channels import check_channels, preprocess_channels
+from inference.nnunet.patches import Mirrored, predict_in_patches
 from inference.orientation import Turn, turn_to
-from inference.patches import Mirrored, predict_in_patches
 from inference.plan import Plan
 from inference.postprocess import postprocess
 from inference.preprocess import Prepared, air, preprocess

@@ -51,7 +51,7 @@ class Plan:
         patch: voxels (z, y, x) of a window.
         multiple: input sizes must be multiples of these (z, y, x), the network's total stride.
         tiling: "whole" (one pass where memory allows, else windows), "window", or "nnunet"
-            (windows as nnU-Net sums them up, in half precision: `inference.patches`).
+            (windows as nnU-Net sums them up, in half precision: `inference.nnunet.patches`).
         overlap: share of a patch that neighbouring windows have in common, at least; patches are
             half covered again by the next at 0.5, nnU-Net's.
         bytes_per_voxel: peak memory of one pass per input voxel, measured at export.
@@ -62,12 +62,12 @@ class Plan:
         postprocessing: steps of `inference.postprocess`, in order.
         look: "spacing" of a coarse grid and "margin", both in millimetres, for a first look that
             tells which part is segmented (`inference.locate`); empty for none.
-        channels: for an imported nnU-Net model, one `inference.normalisation.Channel` per input
-            channel; they take the place of ``clip``, ``subtract`` and ``divide``.
+        channels: for an imported nnU-Net model, one `inference.nnunet.normalisation.Channel` per
+            input channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;
             all else in a plan is said of the axes after it.
         resampling: with ``channels``, how "data" and "logits" are resampled, each a
-            `inference.spline.Rule` or ``None`` (not at all).
+            `inference.nnunet.spline.Rule` or ``None`` (not at all).
         outside: normalised value around the volume; ``None`` for that of air.
         mirror: axes (0, 1, 2) along which the input is reflected too; logits are averaged.
         outputs: the label value of each output channel, where several may be the same;

@@ -16,9 +16,9 @@ from inference.kinds import (
     whole,
     wrong,
 )
-from inference.normalisation import Channel
+from inference.nnunet.normalisation import Channel
+from inference.nnunet.spline import Rule
 from inference.orientation import turn_to
-from inference.spline import Rule
 
 if TYPE_CHECKING:
     from inference.plan import Plan

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import inference
 from inference.model import Model
 from inference.processor import processor_name
 from inference.writing import write_text
@@ -18,7 +19,6 @@ class CaseReport:
 
     Attributes:
         file: the CT, or the folder with its DICOM slices.
-        model: name and version of the model.
         series: the DICOM series' number, where several lie in that folder.
         labels: its label file; ``None`` where the case failed.
         shape: voxels along x, y, z, as SimpleITK and nibabel count them.
@@ -36,7 +36,6 @@ class CaseReport:
     """
 
     file: str
-    model: str
     series: str | None = None
     labels: str | None = None
     shape: tuple[int, ...] | None = None
@@ -51,15 +50,12 @@ class CaseReport:
     traceback: str | None = None
 
 
-def write_report(
-    path: Path, model: Model, version: str, start: float, cases: list[CaseReport]
-) -> None:
+def write_report(path: Path, model: Model, start: float, cases: list[CaseReport]) -> None:
     """Write the report; an existing one is replaced, also where ``path`` is a link to it.
 
     Args:
         path: where to.
         model: what segmented.
-        version: the program's.
         start: seconds from the start of the process to the first case.
         cases: what was done so far.
 
@@ -67,7 +63,7 @@ def write_report(
         OSError: it cannot be written.
     """
     content: dict[str, Any] = {
-        "abdoseg": version,
+        "abdoseg": inference.__version__,
         "model": {
             "name": model.plan.name,
             "version": model.plan.version,

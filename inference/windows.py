@@ -6,7 +6,7 @@ How a volume is cut is the plan's ``tiling``:
   a part of a patch and are faded into each other there.
 - "window": patches of the plan's size with nnU-Net's overlap and Gaussian weights.
 
-nnU-Net's own sums, with its roundings, are in `inference.patches`.
+nnU-Net's own sums, with its roundings, are in `inference.nnunet.patches`.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ from scipy import ndimage
 from tiny_model import make_ct, make_tiny_model
 
 from inference.cases import find_cases
-from inference.channels import preprocess_channels
 from inference.errors import CaseError, ModelError
 from inference.labels import fill_labels
 from inference.model import Model
-from inference.normalisation import Channel
-from inference.patches import Mirrored, patch_weights, predict_in_patches
+from inference.nnunet.channels import preprocess_channels
+from inference.nnunet.normalisation import Channel
+from inference.nnunet.patches import Mirrored, patch_weights, predict_in_patches
 from inference.pipeline import segment_in_stages
 from inference.plan import Plan
 

@@ -439,7 +439,6 @@ def test_report(desk: Desk) -> None:
     assert content["processor"]
     (case,) = content["cases"]
     assert case["file"] == str(desk.inputs / "a_0000.nii.gz")
-    assert case["model"] == "tiny 1"
     assert case["shape"] == [44, 40, 20]
     assert case["spacing"] == pytest.approx([1.5, 1.4, 2.5])
     stages = ["load", "read", "preprocess", "compile", "network", "postprocess", "labels", "write"]
@@ -847,5 +846,3 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"abdoseg {inference.__version__}\n"
-    project = (REPOSITORY / "pyproject.toml").read_text()
-    assert f'version = "{inference.__version__}"' in project or "dynamic" in project

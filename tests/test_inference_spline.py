@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference.spline import Rule, resample, spline_matrix
+from inference.nnunet.spline import Rule, resample, spline_matrix
 
 
 def zoomed(volume: NDArray[Any], shape: tuple[int, ...], order: int) -> NDArray[Any]:

@@ -25,7 +25,6 @@ from training import synthesis
 from training.augment import vary_hu
 from training.bodies import (
     _reached,
-    anchored,
     complete,
     end_at_heart,
     finish,
@@ -53,7 +52,14 @@ from training.synthesis import (
     _unmixed_blood,
     synthesise,
 )
-from training.tissues import UNKNOWN, Tissue, organs_only, tissue_of, tissues_from_names
+from training.tissues import (
+    UNKNOWN,
+    Tissue,
+    on_wrong_sides,
+    organs_only,
+    tissue_of,
+    tissues_from_names,
+)
 from training.tubes import tube
 from training.warp import (
     random_places,
@@ -226,7 +232,7 @@ def test_completion_keeps_the_patients_organs_and_adds_the_atlas_tissues(
     offset = np.argwhere(whole == 1).min(0) - np.argwhere(patient == 1).min(0)
     middle = np.argwhere(whole == LABEL_OF["aorta"])[:, 1:].mean(0) - offset[1:]
     assert np.abs(middle - np.argwhere(truth)[:, 1:].mean(0)).max() < 6  # voxels of 2 mm
-    assert anchored(whole)
+    assert not on_wrong_sides(whole)
 
 
 def test_completion_believes_what_is_annotated_whatever_the_atlas_has(

@@ -234,9 +234,3 @@ def end_at_heart(tissues: NDArray[np.uint8]) -> NDArray[np.uint8]:
             tissues[z:][cava[z:]] = Tissue.HEART
             break
     return tissues
-
-
-def anchored(tissues: NDArray[np.uint8]) -> bool:
-    """Whether the liver lies on the right and the spleen on the left, as they should."""
-    x = {v: ndimage.center_of_mass(tissues == v)[2] for v in ORGANS if v in (1, 3) and v in tissues}
-    return len(x) < 2 or x[1] < x[3]

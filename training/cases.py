@@ -23,7 +23,6 @@ An organ that was not annotated is unknown there, not absent.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.grid import Spacing
-from inference.organs import LABEL_OF, ORGANS
+from inference.organs import LABEL_OF, ORGANS, label_of
 from inference.orientation import turn_to
 from inference.reading import check_intensities, ending, read
 from inference.same_grid import grid_difference
@@ -42,21 +41,6 @@ from training.tissues import UNKNOWN, tissues_from_names
 
 ANNOTATED = "annotated.json"
 """In a folder of pseudo-labels: which organs were kept in which case, by name."""
-
-_OTHER_NAMES = {
-    "ivc": "inferior_vena_cava",
-    "postcava": "inferior_vena_cava",
-    "vena_cava": "inferior_vena_cava",
-    "rk": "right_kidney",
-    "lk": "left_kidney",
-    "rag": "right_adrenal_gland",
-    "lag": "left_adrenal_gland",
-    "right_adrenal": "right_adrenal_gland",
-    "left_adrenal": "left_adrenal_gland",
-    "oesophagus": "esophagus",
-    "gall_bladder": "gallbladder",
-    "arota": "aorta",  # so AMOS22 writes it
-}
 
 
 @dataclass(frozen=True)
@@ -334,9 +318,7 @@ def _labels(folder: Path) -> dict[str, Path]:
 
 def _our_label(name: str) -> int:
     """Our number for a structure's name; `UNKNOWN` if it is none of our organs."""
-    plain = re.sub(r"[\s\-]+", "_", name.strip().lower())
-    plain = re.sub(r"^(kidney|adrenal_gland)_(left|right)$", r"\2_\1", plain)
-    return LABEL_OF.get(_OTHER_NAMES.get(plain, plain), UNKNOWN)
+    return label_of(name) or UNKNOWN
 
 
 def read_json(path: Path) -> dict[str, Any]:

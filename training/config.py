@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from inference.organs import LABEL_OF
 from inference.plan import Plan
 from training.config_check import problems_of
 from training.yaml_file import load_yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Volume = TypeVar("_Volume", np.ndarray, "Tensor")
 
 _NETWORK = {"f32": "network.xml"}
 
@@ -203,15 +208,14 @@ class Config:
             seed=self.seed + number,
         )
 
-    def normalise(self, hu: np.ndarray) -> np.ndarray:
-        """Hounsfield units to the network's intensities, float32."""
-        values = np.clip(hu.astype(np.float32), *self.clip) - np.float32(self.subtract)
-        return values / np.float32(self.divide)
+    def normalise(self, hu: _Volume) -> _Volume:
+        """Hounsfield units, a float32 array or tensor, to the network's intensities."""
+        return (hu.clip(*self.clip) - self.subtract) / self.divide
 
     @property
     def air(self) -> float:
         """The normalised value of air."""
-        return (self.clip[0] - self.subtract) / self.divide
+        return float(self.normalise(np.array(self.clip[0])))
 
     @staticmethod
     def load(path: Path) -> Config:

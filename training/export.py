@@ -152,7 +152,7 @@ def volumes_for_checks(
 
 def patch_of(volume: Volume, config: Config) -> np.ndarray:
     """A normalised patch (1, 1, z, y, x) of a volume, around its organs or from its middle."""
-    hu = config.normalise(volume.hu)
+    hu = config.normalise(volume.hu.astype(np.float32))
     organs = np.argwhere((volume.labels > 0) & (volume.labels != UNKNOWN))
     middle = organs.mean(axis=0) if len(organs) else np.array(hu.shape) / 2
     patch = np.full(config.patch, config.air, np.float32)
@@ -172,7 +172,7 @@ def _compare(
     """Every precision against PyTorch, on a whole volume, in inference's windows."""
     expected = np.array(logits_of(network, volume.hu, config, exact=True), np.float32)
     truth = winners(expected)
-    image = config.normalise(volume.hu)
+    image = config.normalise(volume.hu.astype(np.float32))
     result = []
     for precision, file in plan.networks.items():
         runner = Network(folder / file, precision, usable_threads(), len(plan.label_values))

@@ -48,12 +48,12 @@ from inference.reading import ending
 from inference.resample import resize_labels
 from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from inference.writing import appearing, write_text
-from training.bodies import anchored, complete, end_at_heart, finish, isotropic, transfer
+from training.bodies import complete, end_at_heart, finish, isotropic, transfer
 from training.cases import Case, read_json
 from training.chance import Chance
 from training.config import Config
 from training.prepared_file import opened
-from training.tissues import SPACING, UNKNOWN
+from training.tissues import SPACING, UNKNOWN, on_wrong_sides
 
 KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
 
@@ -429,7 +429,7 @@ def _check_sides(labels: np.ndarray, hu: np.ndarray | None = None) -> None:
     Raises:
         ValueError: it lies left of the spleen, or, where there is no spleen, left of the body.
     """
-    if not anchored(labels):
+    if LABEL_OF["liver"] in on_wrong_sides(labels):
         raise ValueError("the liver lies left of the spleen: is the image mirrored?")
     liver, spleen = (labels == LABEL_OF[name] for name in ("liver", "spleen"))
     if hu is not None and liver.any() and not spleen.any():

@@ -32,13 +32,12 @@ from inference.reading import Scan
 from inference.resample import resize, resize_labels
 from inference.writing import write, write_text
 from training.agreement import dice
-from training.bodies import anchored
 from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated, read_json
 from training.checkpoint import load_average
 from training.config import Config
 from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown, tissue
-from training.tissues import UNKNOWN
+from training.tissues import UNKNOWN, on_wrong_sides
 from training.torch_runner import logits_of
 
 _CORRECTED = "corrected.json"
@@ -277,7 +276,7 @@ def judge(
         cut = mask[0].any() or mask[-1].any()
         if agreement[organ] >= least and volume <= high and (cut or volume >= low):
             kept.append(organ)
-    wrong = {*_misplaced(first), *doubted}
+    wrong = {*on_wrong_sides(first), *doubted}
     kept = sorted({*(organ for organ in kept if organ not in wrong), *trusted})
     labels = np.where(same, first, UNKNOWN).astype(np.uint8)
     for organ in ORGANS:
@@ -287,20 +286,3 @@ def judge(
         else:
             labels[(labels == organ) & ~largest_part(first == organ)] = UNKNOWN
     return PseudoLabels(labels, tuple(kept), agreement)
-
-
-def _misplaced(labels: np.ndarray) -> set[int]:
-    """Organs that lie on the wrong side of their counterpart (x runs to the patient's left)."""
-    wrong = set()
-    for right, left in (
-        ("right_kidney", "left_kidney"),
-        ("right_adrenal_gland", "left_adrenal_gland"),
-    ):
-        a, b = LABEL_OF[right], LABEL_OF[left]
-        if a in labels and b in labels:
-            x = [float(np.nonzero(labels == v)[2].mean()) for v in (a, b)]
-            if x[0] > x[1]:
-                wrong |= {a, b}
-    if not anchored(labels):
-        wrong |= {LABEL_OF["liver"], LABEL_OF["spleen"]}
-    return wrong

@@ -150,8 +150,7 @@ class Samples:
         hu, labels = make(source, *self._grid(source, number, chance), chance)
         hu, labels = vary_hu(hu, labels, kind != "synthetic", self.config.augmentation, chance)
         config = self.config
-        image = (hu.clamp(*config.clip) - config.subtract) / config.divide
-        image, labels = vary_intensities(image, labels, config.augmentation, chance)
+        image, labels = vary_intensities(config.normalise(hu), labels, config.augmentation, chance)
         annotated = torch.zeros(1 + len(ORGANS), dtype=torch.bool)
         annotated[[0, *source.annotated]] = True
         weight = torch.tensor(config.pseudo_weight if kind == "pseudo" else 1.0)
@@ -223,9 +222,12 @@ class Samples:
             given = (chance.uniform(*scan["slice"]), pixel, pixel)
         cropped = config.augmentation.get("cropped")
         if cropped and chance.happens(cropped["probability"]):
-            ends = zip(source.extent[1:], source.spacing[1:], patch[1:], strict=True)
-            pixels = ((last - first + 1) * mm / n for (first, last), mm, n in ends)
-            given = (given[0], *(chance.uniform(0.95, 1.25) * pixel for pixel in pixels))
+            body = zip(source.extent[1:], source.spacing[1:], patch[1:], strict=True)
+            height, width = (
+                chance.uniform(0.95, 1.25) * (last - first + 1) * mm / n
+                for (first, last), mm, n in body
+            )
+            given = (given[0], height, width)
         z, y, x = (
             b if a is None or abs(a - b) < _THE_SAME * a else a
             for a, b in zip(wanted, given, strict=True)

@@ -57,7 +57,7 @@ class Teacher:
         self._network.to(image.device)
         mine, theirs = self._config, self._student
         hu = image * theirs.divide + theirs.subtract
-        seen = (hu.clamp(*mine.clip) - mine.subtract) / mine.divide
+        seen = mine.normalise(hu)
         shape = seen.shape[2:]
         own = [
             n if step is None or wanted is None else max(1, round(n * step / wanted))

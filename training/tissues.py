@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inference.organs import LABEL_OF, ORGANS
+from inference.organs import LABEL_OF, ORGANS, label_of
 
 AIR = -1024
 """HU of air, and of what lies beside a scan."""
@@ -47,6 +47,12 @@ class Tissue(IntEnum):
 TISSUES = 1 + max(Tissue)
 """Number of tissue values, 0 included."""
 
+_RIGHT_AND_LEFT = (
+    ("liver", "spleen"),
+    ("right_kidney", "left_kidney"),
+    ("right_adrenal_gland", "left_adrenal_gland"),
+)
+
 _PATTERNS: tuple[tuple[str, Tissue], ...] = (
     (r"autochthon|gluteus|iliopsoas", Tissue.MUSCLE),
     (r"costal_cartilages", Tissue.CARTILAGE),
@@ -70,9 +76,8 @@ def tissue_of(name: str) -> int:
     Raises:
         ValueError: the name fits no tissue.
     """
-    turned = re.sub(r"^(kidney|adrenal_gland)_(left|right)$", r"\2_\1", name)
-    if turned in LABEL_OF:
-        return LABEL_OF[turned]
+    if organ := label_of(name):
+        return organ
     if side := re.fullmatch(r"kidney_cyst_(left|right)", name):
         return LABEL_OF[f"{side[1]}_kidney"]
     for pattern, tissue in _PATTERNS:
@@ -105,3 +110,18 @@ def tissues_from_names(labels: NDArray[np.uint8], names: dict[str, str]) -> NDAr
 def organs_only(tissues: Tensor) -> Tensor:
     """Keep the 13 organs of a tissue map, 0 elsewhere."""
     return torch.where(tissues <= max(ORGANS), tissues, torch.zeros_like(tissues))
+
+
+def on_wrong_sides(labels: NDArray[np.uint8]) -> set[int]:
+    """Organs of a pair of which the right one lies left of the left one, if any.
+
+    Args:
+        labels: (z, y, x) in LPS orientation, in which x runs to the patient's left.
+    """
+    wrong: set[int] = set()
+    for right, left in _RIGHT_AND_LEFT:
+        pair = LABEL_OF[right], LABEL_OF[left]
+        places = [np.nonzero(labels == value)[2] for value in pair]
+        if all(map(len, places)) and places[0].mean() > places[1].mean():
+            wrong.update(pair)
+    return wrong

@@ -36,7 +36,8 @@ def logits_of(
     plan = config.plan(multiple_of(network), bytes_per_voxel=per_voxel)
     runner = TorchRunner(network, exact)
     memory = int(free * MEMORY_SHARE)
-    return predict_in_windows(runner, config.normalise(hu), plan, config.air, memory)
+    image = config.normalise(hu.astype(np.float32))
+    return predict_in_windows(runner, image, plan, config.air, memory)
 
 
 def free_gpu_memory(device: torch.device) -> int:

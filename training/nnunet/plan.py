@@ -259,7 +259,7 @@ def _channels(
 
 
 def _rule(configuration: Mapping[str, Any], kind: str, half: bool = False) -> dict[str, Any] | None:
-    """What `inference.spline.Rule` says of one of nnU-Net's resampling functions.
+    """What `inference.nnunet.spline.Rule` says of one of nnU-Net's resampling functions.
 
     Args:
         configuration: nnU-Net's.

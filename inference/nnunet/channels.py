@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError
 from inference.grid import Box, Mask, Spacing, bounding_box, whole_box
-from inference.normalisation import Channel
+from inference.nnunet.normalisation import Channel
+from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
 from inference.preprocess import Prepared, check_memory
 from inference.resample import shape_at_spacing
-from inference.spline import Rule, resample
 
 
 def channels_of(plan: Plan) -> list[Channel]:
@@ -48,7 +48,7 @@ def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
     first = images[0]
     warnings = []
     for index, image in enumerate(images):
-        name = plan.channels[index].get("name", index)
+        name = plan.channels[index]["name"]
         if image.GetSize() != first.GetSize():
             sizes = (" x ".join(map(str, size)) for size in (image.GetSize(), first.GetSize()))
             raise CaseError("channel {!r} has {} voxels, the first one {}".format(name, *sizes))
