@@ -1,4 +1,4 @@
-"""Labelled CTs made harder: thicker slices, noise, less to see, a turned patient, contrast.
+"""Labelled CTs made harder: thicker slices, noise, less to see, a turned patient, lesions.
 
 One labelled CT says little about the next one. As it would have looked from another scanner, of a
 smaller patient or in another phase, it says how much an accuracy depends on such things, and
@@ -30,6 +30,9 @@ _AIR = -1024
 _PLAIN_AORTA = 90.0  # HU; blood is brighter only with contrast
 _NO_FAT = -30.0  # HU; what is less takes up no contrast
 _SMOOTHABLE = 4  # voxels per axis that ITK's recursive filter needs
+
+_SOLID = ("liver", "spleen", "right_kidney", "left_kidney")
+_DARKER, _WATER, _GRAIN = 30.0, 8.0, 12.0  # HU: of masses, of cysts; the noise in either
 
 _PORTAL: dict[str, float] = {
     "liver": 50, "right_kidney": 110, "spleen": 70, "pancreas": 55, "aorta": 110,
@@ -192,6 +195,26 @@ def _contrast(case: Labelled, rng: np.random.Generator, added: dict[str, float])
     return case.with_hu(hu + sitk.GetArrayFromImage(smooth))
 
 
+def _lesions(case: Labelled, rng: np.random.Generator, masses: bool) -> Labelled | None:
+    """Three balls in the liver, the spleen and each kidney: solid masses, or cysts of water."""
+    hu, organs = case.hu, case.organs
+    changed = hu.copy()
+    steps = case.ct.GetSpacing()[::-1]
+    z, y, x = np.ogrid[tuple(slice(n) for n in hu.shape)]
+    for name in _SOLID:
+        organ = organs == LABEL_OF[name]
+        places = np.argwhere(organ)
+        if not len(places):
+            continue
+        inside = np.median(hu[organ]) - _DARKER if masses else _WATER
+        for _ in range(3):
+            centre, radius = places[rng.integers(len(places))], rng.uniform(12, 25)
+            away = [(a - c) * mm for a, c, mm in zip((z, y, x), centre, steps, strict=True)]
+            ball = organ & (sum(a**2 for a in away) < radius**2)
+            changed[ball] = rng.normal(inside, _GRAIN, ball.sum())
+    return case.with_hu(changed) if (changed != hu).any() else None
+
+
 def _resampled(
     case: Labelled,
     spacing: tuple[float, ...] | None = None,
@@ -236,6 +259,8 @@ VARIANTS: dict[str, Variant] = {
     "tilted": partial(_turned, degrees=(12, 8, 0)),
     "portal": partial(_contrast, added=_PORTAL),
     "arterial": partial(_contrast, added=_ARTERIAL),
+    "masses": partial(_lesions, masses=True),
+    "cysts": partial(_lesions, masses=False),
 }
 """By name."""
 
