@@ -25,7 +25,7 @@ from inference.int8 import centre_upsampling_inputs
 from inference.organs import LABEL_OF
 from inference.pass_memory import bytes_per_voxel
 from inference.phantom import make_phantom
-from inference.plan import Plan
+from inference.plan import NETWORK_FILES, Plan
 from inference.preprocess import air, preprocess
 from inference.resample import resize_labels
 from inference.windows import box_at, pad
@@ -115,8 +115,9 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
     model = ov.convert_model(network, example_input=torch.zeros(1, 1, 16, 64, 64))
     model.reshape([1, 1, -1, -1, -1])
     # Full precision on disk as well: all systems have the same weights to the last bit.
-    ov.save_model(model, folder / "network.xml", compress_to_fp16=False)
-    networks = {"f32": "network.xml", "bf16": "network.xml"}
+    floating = folder / NETWORK_FILES["f32"]
+    ov.save_model(model, floating, compress_to_fp16=False)
+    networks = {precision: NETWORK_FILES[precision] for precision in ("f32", "bf16")}
     if int8:
         import nncf
 
@@ -128,9 +129,9 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
             preset=nncf.QuantizationPreset.MIXED,
         )
         centre_upsampling_inputs(quantised)
-        ov.save_model(quantised, folder / "network_int8.xml", compress_to_fp16=False)
-        networks["int8"] = "network_int8.xml"
-    plan = _plan(patch, networks, bytes_per_voxel(folder / "network.xml", patch))
+        networks = NETWORK_FILES
+        ov.save_model(quantised, folder / networks["int8"], compress_to_fp16=False)
+    plan = _plan(patch, networks, bytes_per_voxel(floating, patch))
     plan.save(folder)
     return plan
 
@@ -161,7 +162,7 @@ def _phantom_patches(
     """
     spacing = (SPACING, SPACING, SPACING)
     ct, truth = make_phantom((160, 176, 176), spacing, seed=SEED)
-    plan = _plan(size, {"f32": "network.xml"}, 1.0)
+    plan = _plan(size, NETWORK_FILES, 1.0)
     prepared = preprocess(sitk.GetArrayViewFromImage(ct), spacing, plan)
     box = sitk.GetArrayViewFromImage(truth)[prepared.box]
     labels = resize_labels(box, prepared.values.shape).astype(np.int64)

@@ -11,7 +11,7 @@ from pathlib import Path
 from evaluation.benchmark_groups import ISA_LEVELS
 from inference.machine import usable_threads
 from inference.model import weights_folders
-from inference.plan import Plan
+from inference.plan import NETWORK_FILES, Plan
 from inference.plan_check import PRECISIONS
 from inference.processor import instruction_sets
 
@@ -120,7 +120,7 @@ def _same_network(model: Path, problem: str | None, case: Path) -> list[System]:
                 f"ours, same network, {precision}",
                 _ours(model, precision, case),
                 problem=problem or absent,
-                network=model / ("network_int8.xml" if precision == "int8" else "network.xml"),
+                network=model / NETWORK_FILES[precision],
                 precision=precision,
             )
         )

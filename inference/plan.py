@@ -22,6 +22,9 @@ from inference.plan_check import problems_of
 FORMAT = 1
 """Version of the plan's format that this code reads and writes."""
 
+NETWORK_FILES = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
+"""The names by which a model's IR is written, by precision; a plan may name others."""
+
 # Keys that only some plans show, most of them those of imported models.
 _OPTIONAL = (
     "clip_first", "look", "channels", "transpose", "resampling", "outside", "mirror", "outputs",

@@ -13,7 +13,7 @@ from inference.errors import ModelError
 from inference.grid import Shape
 from inference.kinds import with_tuples
 from inference.organs import LABEL_OF
-from inference.plan import Plan
+from inference.plan import NETWORK_FILES, Plan
 from training.config_check import problems_of
 from training.yaml_file import load_yaml
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _Volume = TypeVar("_Volume", np.ndarray, "Tensor")
 
-_NETWORK = {"f32": "network.xml"}
+_NETWORK = {"f32": NETWORK_FILES["f32"]}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from inference.machine import free_memory, usable_threads
 from inference.network import Network
 from inference.organs import ORGANS
 from inference.pass_memory import bytes_per_voxel
-from inference.plan import Plan
+from inference.plan import NETWORK_FILES, Plan
 from inference.windows import predict as predict_in_windows
 from training.agreement import Agreement, dice
 from training.checkpoint import load_average
@@ -29,7 +29,6 @@ from training.samples import Samples
 from training.tissues import UNKNOWN
 from training.torch_runner import MEMORY_SHARE, logits_of
 
-_NETWORKS = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
 _CALIBRATED_WITH = 32  # patches of as many volumes
 _CHECKED_ON = 3  # whole volumes
 
@@ -93,13 +92,13 @@ def export(
     spared = convolutions_of(model, config.not_int8)
     quantised = (quantise_by_accuracy if accuracy_aware else quantise)(model, patches, spared)
     with model_folder(out) as folder:
-        floating = folder / _NETWORKS["f32"]
+        floating = folder / NETWORK_FILES["f32"]
         ov.save_model(model, floating, compress_to_fp16=True)
-        ov.save_model(quantised, folder / _NETWORKS["int8"], compress_to_fp16=True)
+        ov.save_model(quantised, folder / NETWORK_FILES["int8"], compress_to_fp16=True)
         per_voxel = bytes_per_voxel(floating, config.patch)
-        networks = _NETWORKS
+        networks = NETWORK_FILES
         if int8_only:
-            networks = {"int8": _NETWORKS["int8"]}
+            networks = {"int8": NETWORK_FILES["int8"]}
             floating.unlink()
             floating.with_suffix(".bin").unlink()
         plan = config.plan(multiple_of(network), networks, per_voxel)

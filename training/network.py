@@ -111,7 +111,7 @@ class UNet(nn.Module):
         features: channels per stage, finest first.
         kernels: kernel size (z, y, x) per stage.
         strides: stride (z, y, x) with which each stage begins; the first stage's is (1, 1, 1).
-        norm: "instance" or "batch".
+        norm: "instance", "batch" or "group" (8 groups, or what divides the channels).
         activation: "leaky_relu" or "relu".
         bias: whether the stages' convolutions have one (before a norm it changes nothing, but
             nnU-Net's have one).
@@ -204,7 +204,7 @@ class LightUNet(nn.Module):
     Args:
         features: channels per stage, finest first.
         pooling: (z, y, x) by which each stage is coarser than the one before.
-        norm: "group" (8 groups) or "batch".
+        norm: as of `UNet`.
         separable: whether convolutions are depthwise separable.
         attention: whether there is channel attention in the encoder.
         classes: output channels, background included.

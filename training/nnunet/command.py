@@ -15,7 +15,7 @@ from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
 from inference.network import Network
 from inference.pass_memory import bytes_per_voxel
-from inference.plan import Plan
+from inference.plan import NETWORK_FILES, Plan
 from training.model_folder import check_place, model_folder
 from training.network import parameter_count
 from training.nnunet.card import write_card
@@ -35,7 +35,6 @@ from training.nnunet.results import (
 from training.openvino_model import quantise, to_openvino
 
 _MOST_ERROR = 1e-2  # of the exported logits, relative; rounding gives 1e-6, fp16 weights 1e-3
-_FILES = {"fp32": "network.xml", "fp16": "network.xml", "int8": "network_int8.xml"}
 
 
 def main(arguments: list[str]) -> None:
@@ -145,7 +144,7 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
         outputs,
         mirror=first.mirror_axes if options.mirror else (),
     )
-    networks = {"f32": _FILES["fp32"], "bf16": _FILES["fp32"]}
+    networks = {precision: NETWORK_FILES[precision] for precision in ("f32", "bf16")}
     with written_by_nnunet("plans.json"):
         exact_plan = plan_with(
             strides=None, tiling="nnunet", networks=networks, precision="f32", bytes_per_voxel=0.0
@@ -174,11 +173,11 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
     with model_folder(options.out) as folder:
         exact = folder.parent / "exact.xml"
         ov.save_model(model, exact, compress_to_fp16=False)
-        floating = folder / _FILES["fp32"]
+        floating = folder / NETWORK_FILES["f32"]
         ov.save_model(model, floating, compress_to_fp16=options.precision != "fp32")
         error = _check(network, floating, exact_plan)
         if options.precision == "int8":
-            networks = {**networks, "int8": _FILES["int8"]}
+            networks = NETWORK_FILES
         plan = plan_with(
             strides=strides,
             tiling=options.tiling,
@@ -188,7 +187,9 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
         )
         if options.precision == "int8":
             patches = calibration_patches(cases, plan)
-            ov.save_model(quantise(model, patches), folder / _FILES["int8"], compress_to_fp16=True)
+            ov.save_model(
+                quantise(model, patches), folder / NETWORK_FILES["int8"], compress_to_fp16=True
+            )
         plan.save(folder)
         comparisons = []
         if cases:
