@@ -303,9 +303,13 @@ def _hilum(
 ) -> int | None:
     """A slice of a kidney that lies so many mm above its middle; None if that is not in the patch.
 
-    Of a kidney of which the patch cuts off an end, the middle is told from the other one.
+    Of a kidney of which the patch cuts off an end, the middle is told from the other one; of one
+    of which it cuts off both, it is where it may be.
     """
-    bottom, top = _heights(kidney) or (0, len(kidney) - 1)
+    heights = _heights(kidney)
+    if heights is None:
+        return None
+    bottom, top = heights
     half = _HALF_A_KIDNEY / spacing
     if bottom > 0 and top < len(kidney) - 1:
         middle = (bottom + top) / 2
@@ -314,7 +318,7 @@ def _hilum(
     elif top < len(kidney) - 1:
         middle = top - half
     else:
-        return None
+        middle = chance.uniform(*sorted((top - half, bottom + half)))
     at = round(middle + chance.uniform(*around) / spacing)
     return at if 0 <= at < len(kidney) and kidney[at].any() else None
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.body import body_box
 from inference.grid import Shape, Spacing
 from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
@@ -304,7 +305,12 @@ def drawn_from(
 def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -> _Source:
     is_body = "tissues" in content
     labels = content["tissues"] if is_body else content["labels"]
-    body = content["hull"] < 10 if is_body else content["hu"] > -300
+    spacing = per_axis(BODY_SPACING if is_body else content["spacing"].tolist())
+    if is_body:
+        patient = content["hull"] < 10
+        rows, columns = _extent(patient.any(axis=(0, 2))), _extent(patient.any(axis=(0, 1)))
+    else:  # without the couch
+        rows, columns = ((s.start, s.stop - 1) for s in body_box(content["hu"], spacing)[1:])
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     voxels = {}
     for organ in ORGANS:
@@ -316,12 +322,8 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
     return _Source(
         arrays={k: torch.from_numpy(content[k]).to(device) for k in _VOLUMES if k in content},
         annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
-        spacing=per_axis(BODY_SPACING if is_body else content["spacing"].tolist()),
-        extent=(
-            (0, len(body) - 1),
-            _extent(body.any(axis=(0, 2))),
-            _extent(body.any(axis=(0, 1))),
-        ),
+        spacing=spacing,
+        extent=((0, len(labels) - 1), rows, columns),
         voxels=voxels,
         heights=torch.from_numpy(np.flatnonzero(is_organ.any(axis=(1, 2)))),
     )

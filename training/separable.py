@@ -33,7 +33,7 @@ def blur(volume: Tensor, sigmas: Sequence[float]) -> Tensor:
     return volume
 
 
-def upsample(knots: Tensor, shape: Sequence[int]) -> Tensor:
+def upsample(knots: Tensor, shape: Sequence[int], whole: Sequence[int] | None = None) -> Tensor:
     """Linear interpolation of values on a few knots, corner to corner, to a whole grid.
 
     Many times faster on a CPU than ``F.interpolate``.
@@ -41,17 +41,19 @@ def upsample(knots: Tensor, shape: Sequence[int]) -> Tensor:
     Args:
         knots: (..., a, b, c).
         shape: wanted (z, y, x).
+        whole: the grid that the knots lie on, of which the middle is wanted; ``None`` for it all.
     """
-    z, y, x = (_between(n, m, knots.device) for n, m in zip(knots.shape[-3:], shape, strict=True))
+    sizes = zip(knots.shape[-3:], shape, whole or shape, strict=True)
+    z, y, x = (_between(*three, knots.device) for three in sizes)
     rows = y @ (knots @ x.T)
     return (z @ rows.flatten(-2)).unflatten(-1, (shape[1], shape[2]))
 
 
 @lru_cache(maxsize=256)
-def _between(n: int, m: int, device: torch.device) -> Tensor:
-    """Linear interpolation of n knots at m places, as a matrix (m, n)."""
-    apart = (torch.linspace(0, n - 1, m)[:, None] - torch.arange(n)).abs()
-    return (1 - apart).clamp_(min=0).to(device)
+def _between(n: int, m: int, whole: int, device: torch.device) -> Tensor:
+    """Linear interpolation of n knots at m places in the middle of so many, as a matrix (m, n)."""
+    apart = (torch.linspace(0, n - 1, whole)[:, None] - torch.arange(n)).abs()
+    return (1 - apart).clamp_(min=0).narrow(0, (whole - m) // 2, m).to(device)
 
 
 def share_nearby(mask: Tensor, size: int) -> Tensor:

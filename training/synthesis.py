@@ -16,7 +16,9 @@ from training.chance import Chance
 from training.separable import blur, share_nearby
 from training.tissues import TISSUES, Tissue
 
-_FULL = 120_000.0  # mm3 of a stomach that is not empty
+_FULL, _WIDE = 120_000.0, 4000.0  # mm3 of a stomach that is not empty, mm2 of its widest slice
+
+_FAR_FROM_BOWEL = torch.tensor([Tissue.NERVE, Tissue.LUNG, Tissue.HEART])
 
 
 def synthesise(
@@ -169,7 +171,10 @@ def _fill_body(
     strands = deep & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
     hu[strands] = float(table[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
     if chance.happens(0.6):
-        _loose_colon(hu, loose, table, chance, spacing)
+        # Not beside the spinal cord, the lungs and the heart, where there is no bowel.
+        elsewhere = torch.isin(tissues, _FAR_FROM_BOWEL.to(tissues.device))
+        near = share_nearby(elsewhere, 17) > 0
+        _loose_colon(hu, loose & ~near, table, chance, spacing)
     hu[unlabelled & (hull >= outer)] = fat + chance.normal(0, 4)
     hu[muscle] = float(table[Tissue.MUSCLE])
     marbling = muscle & (chance.field(shape, 10 / spacing) > chance.uniform(0.8, 3))
@@ -243,9 +248,14 @@ def _unmixed_blood(
     unevenness = chance.uniform(0, 15 + 25 * a)
     hu[cava] += (chance.field(shape, 15 / spacing) * unevenness)[cava]
     kidney = (tissues == LABEL_OF["right_kidney"]) | (tissues == LABEL_OF["left_kidney"])
-    if kidney.any() and chance.happens(0.5):
+    if chance.happens(0.5):
         slices = torch.nonzero(kidney.any(dim=2).any(dim=1)).flatten()
-        inflow = float(slices.float().mean()) + chance.uniform(-15, 25) / spacing
+        if len(slices):
+            inflow = float(slices.float().mean()) + chance.uniform(-15, 25) / spacing
+        elif (tissues == LABEL_OF["liver"]).any():
+            return  # above the kidneys
+        else:
+            inflow = shape[0] + 20 / spacing
         height = torch.arange(shape[0], device=hu.device)[:, None, None]
         below = ((inflow - height) * spacing / 20).clamp(0, 1)  # it takes 20 mm to mix
         hu -= below * cava * (hu - 40).clamp(min=0) * chance.uniform(0, 1) * max(a, v)
@@ -327,7 +337,7 @@ def _hollow_organs(
     for value, collapsed, gas in gut:
         mask = tissues == value
         # A large stomach is full of something.
-        large = value == LABEL_OF["stomach"] and int(mask.sum()) * spacing**3 > _FULL
+        large = value == LABEL_OF["stomach"] and _is_large(mask, spacing)
         if not mask.any() or (chance.happens(collapsed) and not large):
             continue
         # The stomach's wall is often thicker than the bowel's.
@@ -354,6 +364,12 @@ def _hollow_organs(
             hu[filled] = -950
             if value == Tissue.COLON:
                 hu[filled & _folds(shape, chance, spacing)] = float(table[Tissue.COLON])
+
+
+def _is_large(stomach: Tensor, spacing: float) -> bool:
+    """Whether a stomach, of which a patch of few slices shows a part, is not an empty one."""
+    areas = stomach.sum(dim=(1, 2)) * spacing**2
+    return float(areas.sum()) * spacing > _FULL or float(areas.max()) > _WIDE
 
 
 def _bones(hu: Tensor, tissues: Tensor, chance: Chance) -> None:

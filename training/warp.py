@@ -17,6 +17,8 @@ from inference.grid import Spacing
 from training.chance import Chance
 from training.separable import upsample
 
+_BENT = 128.0  # mm per axis that a random bend spans at least
+
 AnySpacing = float | Sequence[float]
 
 
@@ -56,10 +58,14 @@ def random_places(
         chance.normals(3) * 0.06 * strength
     )
     places = turned_places(shape, spacing, rotation(angles.tolist()) * scale, centre, chance.device)
+    # Of a patch of few slices the middle of a bend that is higher: else they would be shifted
+    # against each other by more than a pixel, and some lie in reverse order.
+    steps = per_axis(spacing)
+    whole = [max(n, round(_BENT / step)) for n, step in zip(shape, steps, strict=True)]
     for knots, millimetres in ((4, 14.0), (9, 4.0)):
         bend = chance.noise((3, knots, knots, knots))
         amplitude = chance.uniform(0, 1) * millimetres * strength
-        places += upsample(amplitude * bend, shape).movedim(0, -1)
+        places += upsample(amplitude * bend, shape, whole).movedim(0, -1)
     return places
 
 
