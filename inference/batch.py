@@ -19,7 +19,7 @@ from inference.preview import write_preview
 from inference.progress import Progress
 from inference.reading import Scan, read
 from inference.report import CaseReport, write_report
-from inference.writing import write
+from inference.writing import check_replaceable, write
 
 
 def segment_files(
@@ -99,6 +99,7 @@ def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> 
     """
     if case.problem:
         raise CaseError(case.problem)
+    check_replaceable(case.target)
     start = time.perf_counter()
     progress.stage("read", 0.0)
     scans = [reader.take(case)]

@@ -21,12 +21,13 @@ class Budget:
     The network that one case leaves compiled holds memory until it is used again or let go. If
     that counted as used, the next case would be cut into smaller windows, and its labels would
     depend on which case came before. So a case of the same size gets what the one before it got;
-    for any other size the network is let go before what is free is measured.
+    for any other size the network is let go before what is free is measured. So it is where more
+    has gone than the network can hold: a caller may keep what was read and segmented.
     """
 
     def __init__(self) -> None:
         self._size: tuple[int, ...] = ()
-        self._available = 0
+        self._measured = 0
         self._held = 0
 
     def grant(
@@ -42,10 +43,10 @@ class Budget:
             reserved: bytes that are needed beside the passes, while their logits are there.
         """
         size = rounded_up(shape, plan)
-        if size != self._size:
+        if size != self._size or free_memory() < (1 - _SHARE) * self._measured:
             if plan.tiling == "whole":  # windows of one size stay compiled
                 network.release()
             self._size = size
-            self._available = int(free_memory() * _SHARE)
+            self._measured = free_memory()
             self._held = held
-        return max(0, self._available - (held - self._held) - reserved)
+        return max(0, int(self._measured * _SHARE) - (held - self._held) - reserved)

@@ -139,8 +139,21 @@ def _name_problem(case: Case, claims: dict[Path, list[Case]]) -> str | None:
 
 def _refuse_among(folder: Path, sources: set[Path]) -> None:
     """Raise UsageError where labels would lie in a folder that is read for CTs."""
-    if os.path.realpath(folder) in map(os.path.realpath, sources):
+    if _identity(folder) in map(_identity, sources):
         raise UsageError(f"{folder}: labels would lie among CTs; choose another output folder")
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """What a file or folder has in common under all its names.
+
+    One folder may be mounted twice, as a container's inputs and its outputs, or be spelt in
+    another case: its real paths differ then.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def _cases_of_files(
@@ -166,9 +179,9 @@ def _cases_of_files(
     targets = [folder / label_name(path.name, keep_number=path.name in numbered) for path in images]
     if source.is_dir():
         _refuse_among(folder, {source})
-    kept = {os.path.realpath(path) for path in beside}
+    kept = {_identity(path) for path in beside}
     for image, target in zip(images, targets, strict=True):
-        if os.path.realpath(target) in kept:
+        if _identity(target) in kept:
             raise UsageError(
                 f"{target}: the labels of {image.name} would replace a CT, or labels among CTs;"
                 " choose another output folder"

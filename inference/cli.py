@@ -70,6 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     from inference.model import Model, find_model
     from inference.plan import Plan
     from inference.progress import progress_for
+    from inference.reading import ending
     from inference.writing import make_folder
 
     # What can be wrong is looked at before anything is written.
@@ -86,6 +87,8 @@ def _run(options: argparse.Namespace) -> int:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
         source, target = options.input, options.output
+        if ending(target) and not target.is_dir():
+            raise UsageError(f"{target}: is named like a CT; -o is the folder where labels go")
     cases = find_cases(source, target, plan.inputs)
     make_folder(target)
     for path in filter(None, (options.report, options.label_table)):
@@ -114,6 +117,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_file(path: Path, option: str) -> None:
     """Raise UsageError where an option's file cannot be one, or would replace a CT or labels."""
+    from inference.dicom_header import is_dicom
     from inference.reading import ending
 
     if path.is_dir():
@@ -122,6 +126,8 @@ def _check_file(path: Path, option: str) -> None:
         raise UsageError(f"{path}: is a device; {option} needs a file")
     if ending(path):
         raise UsageError(f"{path}: is named like a CT; {option} writes text")
+    if path.exists() and is_dicom(path):
+        raise UsageError(f"{path}: is a DICOM file, which {option} would replace")
 
 
 def _write_demo(folder: Path) -> Path:
@@ -152,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "-i",
         "--input",
+        action=_Once,
         type=_path,
         metavar="PATH",
         help="a CT (.nii.gz, .nii, .mha, .mhd, .nrrd), a folder of CTs, or one of DICOM series",
@@ -200,6 +207,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     return parser
+
+
+class _Once(argparse.Action):
+    """Refuses a second CT, of which argparse would take the last alone."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} may be given once; name a folder for several CTs")
+        setattr(namespace, self.dest, values)
 
 
 class _Version(argparse.Action):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ _AIR, _DENSEST = -1024, 3071  # HU; higher padding would look like metal around 
 
 _PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(?P<long>.{4})|(?P<plain>.{4}))", re.DOTALL)
 _PIXEL_GROUP = 0x7FE0
+_MOST_AT_ONCE = 1 << 25  # bytes
 _ENCAPSULATED = 0xFFFFFFFF  # the length of compressed pixels
 
 
@@ -239,16 +241,17 @@ def _lacks_pixels(one: Slice) -> bool:
         CaseError: the file cannot be read any more.
     """
     try:
-        with (
-            one.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            return _is_too_short(data, one.nbytes)
+        with one.path.open("rb") as file:
+            # A mapped file that shrinks, or a disk that fails, would end the program.
+            if os.fstat(file.fileno()).st_size <= _MOST_AT_ONCE:
+                return _is_too_short(file.read(), one.nbytes)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _is_too_short(data, one.nbytes)
     except (OSError, ValueError) as error:  # a file that is empty by now
         raise CaseError(f"cannot be read: {one.path.name} ({last_line(error)})") from None
 
 
-def _is_too_short(data: mmap.mmap, nbytes: int) -> bool:
+def _is_too_short(data: bytes | mmap.mmap, nbytes: int) -> bool:
     most = None
     for found in _PIXELS.finditer(data):
         length = int.from_bytes(found["long"] or found["plain"], "little")

@@ -55,16 +55,18 @@ def free_memory(root: Path = Path("/")) -> int:
         if words[0] == "MemAvailable:":
             free = int(words[1]) * 1024
     for folder in _groups(root, "memory"):
-        for limit_file, usage_file, cache_key in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        for limit_file, usage_file, caches in (
+            ("memory.max", "memory.current", ("inactive_file", "active_file")),
+            (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                ("total_inactive_file", "total_active_file"),
+            ),
         ):
             limit, usage = _words(folder / limit_file), _words(folder / usage_file)
             if limit and usage and limit[0] != "max" and int(limit[0]) < _UNLIMITED:
                 cache = sum(
-                    int(words[1])
-                    for words in _lines(folder / "memory.stat")
-                    if words[0] == cache_key
+                    int(words[1]) for words in _lines(folder / "memory.stat") if words[0] in caches
                 )
                 free = min(free, int(limit[0]) - int(usage[0]) + cache)
     if free == _UNLIMITED:  # neither Linux' files nor a limit: all of the machine's memory

@@ -7,6 +7,7 @@ says that it has it, all of the host's cores).
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,7 @@ class Network:
         self._threads = threads
         self._shape: tuple[int, ...] = ()
         self._task: Future[ov.InferRequest] | None = None
+        self._process = os.getpid()
         self._compiler = ThreadPoolExecutor(1, "compile")
         if precision != "f32":
             self._compiler.submit(best_float)  # measured once, long before it is asked for
@@ -94,7 +96,14 @@ class Network:
         """Begin to compile for an input of this shape (z, y, x), if that is not done yet.
 
         Does not wait. `compile` says what went wrong.
+
+        Raises:
+            ModelError: this process is a fork of the one that loaded the network.
         """
+        if os.getpid() != self._process:  # a fork has none of its threads: it would wait for ever
+            raise ModelError(
+                f"{self._path}: a loaded model cannot be used in a forked process; load it there"
+            )
         if self._task is not None and self._shape == tuple(shape):
             return
         self.release()

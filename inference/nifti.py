@@ -31,7 +31,9 @@ from inference.errors import CaseError
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
 _BITE = 1 << 20  # bytes: what is inflated at once stays in the processor's cache
-_DAMAGED = cast("type[Exception]", isal_zlib.error)  # its types call it an instance
+DAMAGED = cast("type[Exception]", isal_zlib.error)
+"""What inflating raises of damaged data (isal's types call it an instance)."""
+
 _TIGHTEST = 1032  # deflate makes no byte out of more than so many
 _LONGEST = 1 << 26  # bytes of header and extensions that are believed
 
@@ -276,7 +278,7 @@ def inflate(
                 raise CaseError("is damaged or truncated (the file ends too early)")
             try:
                 part = unpacker.decompress(packed, _BITE)
-            except _DAMAGED as error:
+            except DAMAGED as error:
                 raise CaseError(f"is damaged or truncated ({error})") from None
             packed = unpacker.unconsumed_tail
             first, last = max(total, skip), min(total + len(part), needed)

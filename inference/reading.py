@@ -118,6 +118,8 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         if image is None:
             check_room(reader.GetSize(), reader.GetPixelID())
             _check_beside(path)
+            if text is not None:
+                text.check_packed(path)
             with without_noise() as noise:
                 image = reader.Execute()
     except OSError as error:

@@ -122,7 +122,8 @@ def resize(
                 del plane[z]
             for z in needed:
                 if z not in plane:
-                    values = np.array(volume[z], dtype=np.float32, order="C")
+                    with np.errstate(over="ignore"):  # -1e308 may mark what was not measured
+                        values = np.array(volume[z], dtype=np.float32, order="C")
                     if clip is not None:
                         np.clip(values, *clip, out=values)
                     if not same_plane:

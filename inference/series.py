@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.dicom import SAME_PLACE, axes_of, check_alike, stack
-from inference.dicom_header import SLICE_ENDINGS, Slice, numbers, read_slices
+from inference.dicom_header import SLICE_ENDINGS, Slice, is_dicom, numbers, read_slices
 from inference.errors import CaseError
 from inference.paths import is_file, is_folder, is_there
 
@@ -141,7 +141,9 @@ def _slices(files: Sequence[Path]) -> tuple[list[Slice], str | None]:
             if not found:
                 others.append(path)
     usual = {_pattern(one.path) for one in slices}
-    unread |= {path: "is empty" for path in others if _pattern(path) in usual and _is_blank(path)}
+    for path in others:  # another kind of DICOM file may lie there, but not what is none
+        if _pattern(path) in usual and not is_dicom(path):
+            unread[path] = "is empty" if _is_blank(path) else "is no DICOM file"
     for path, reason in unread.items():
         # Where there is no slice to compare with, it may be a link to a patient's folder.
         maybe = path.suffix.lower() in SLICE_ENDINGS or (not slices and not path.suffix)

@@ -11,7 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from isal import isal_zlib
+
+from inference.errors import CaseError
+from inference.nifti import DAMAGED
+
 _MOST = 1 << 20  # bytes: a header may be long, since scanners' tags are written into it
+
+_GZIP, _ZLIB = 31, 15  # either with a checksum
+_HERE = ("LOCAL", "Local", "local")  # instead of a file's name: after the header
+
+# Of NRRD's spaces those that say where right and left are.
+_SPACES = (
+    *("lps", "left-posterior-superior"),
+    *("ras", "right-anterior-superior"),
+    *("las", "left-anterior-superior"),
+)
 
 WITH_TEXT_HEADER = (".mha", ".mhd", ".nrrd")
 """File name endings of the formats that have one."""
@@ -28,12 +43,15 @@ class TextHeader:
             read.
         has_directions: whether it says where right and left are.
         has_spacing: whether it says how large voxels are; else 1 mm is taken.
+        packed: where compressed voxels begin in their file, and what they are packed in, as zlib
+            numbers it; ``None`` where there are no such voxels, or several files of them.
     """
 
     voxel_file: str
     spacing: tuple[float, ...]
     has_directions: bool
     has_spacing: bool
+    packed: tuple[int, int] | None = None
 
     @classmethod
     def read(cls, path: Path) -> TextHeader:
@@ -46,17 +64,62 @@ class TextHeader:
             is_nrrd = file.readline(_MOST).startswith(b"NRRD")
             file.seek(0)
             fields = _nrrd_fields(file) if is_nrrd else _meta_fields(file)
+            begin = file.tell()
         if is_nrrd:
             voxels = fields.get("data file") or fields.get("datafile", "")
             spacing = fields.get("spacings", "")
-            directed = "space" in fields and "(" in fields.get("space directions", "")
+            named = fields.get("space", "").lower().removesuffix("-time") in _SPACES
+            directed = named and "(" in fields.get("space directions", "")
+            packed = _GZIP if fields.get("encoding", "").lower() in ("gzip", "gz") else 0
+            skips = any(
+                field in fields for field in ("line skip", "lineskip", "byte skip", "byteskip")
+            )
             spaced = bool(spacing) or "(" in fields.get("space directions", "")
         else:
             voxels = fields.get("ElementDataFile", "")
             spacing = fields.get("ElementSpacing", "")
             directed = any(key in fields for key in ("TransformMatrix", "Rotation", "Orientation"))
+            packed = _ZLIB if fields.get("CompressedData", "").lower() == "true" else 0
+            skips = "HeaderSize" in fields
             spaced = "ElementSpacing" in fields or "ElementSize" in fields
-        return cls(_one_file(voxels), _numbers(spacing), directed, spaced)
+        voxel_file = _one_file(voxels)
+        known = bool(voxel_file) or voxels in ("", *_HERE)
+        return cls(
+            voxel_file,
+            _numbers(spacing),
+            directed,
+            spaced,
+            (0 if voxel_file else begin, packed) if packed and known and not skips else None,
+        )
+
+    def check_packed(self, path: Path) -> None:
+        """Inflate compressed voxels, for their checksum.
+
+        ITK stops where it has as many voxels as it needs, before that.
+
+        Args:
+            path: the file whose header this is.
+
+        Raises:
+            CaseError: they are truncated or damaged.
+            OSError: the file cannot be read.
+        """
+        if self.packed is None:
+            return
+        begin, container = self.packed
+        unpacker = isal_zlib.decompressobj(container)
+        with (path.parent / (self.voxel_file or path.name)).open("rb") as file:
+            file.seek(begin)
+            rest = b""
+            while not unpacker.eof:
+                rest = rest or file.read(_MOST)
+                if not rest:
+                    raise CaseError("is damaged or truncated (the file ends too early)")
+                try:
+                    unpacker.decompress(rest, _MOST)
+                except DAMAGED as error:
+                    raise CaseError(f"is damaged or truncated ({error})") from None
+                rest = unpacker.unconsumed_tail
 
 
 def _meta_fields(file: BinaryIO) -> dict[str, str]:
@@ -86,7 +149,7 @@ def _nrrd_fields(file: BinaryIO) -> dict[str, str]:
 
 def _one_file(name: str) -> str:
     several = name.startswith("LIST") or "%" in name
-    return "" if several or name in ("LOCAL", "Local", "local") else name
+    return "" if several or name in _HERE else name
 
 
 def _numbers(text: str) -> tuple[float, ...]:

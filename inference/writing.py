@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writing files so that they are there whole or not at all, and replace no CT."""
 
 from __future__ import annotations
 
@@ -74,6 +74,29 @@ def make_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: is a file, not a folder") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def check_replaceable(path: Path) -> None:
+    """See that labels written there replace nothing, or labels: never a CT of the same name.
+
+    Raises:
+        CaseError: an image lies there whose voxels are no labels (uint8).
+    """
+    if not path.is_file():
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with without_noise():
+            reader.ReadImageInformation()
+    except RuntimeError:  # no image
+        return
+    if reader.GetPixelID() != sitk.sitkUInt8:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise CaseError(
+            f"its labels would replace {path}, which holds no labels ({kind}); choose another"
+            " output folder"
+        )
 
 
 def write(path: Path, labels: NDArray[np.uint8], scan: Scan, threads: int = 1) -> None:

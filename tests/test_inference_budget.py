@@ -58,3 +58,18 @@ def test_windows_stay_compiled(tiny: Model, network: Any) -> None:
 
 def test_nothing_is_granted_where_nothing_is_left(tiny: Model, network: Any) -> None:
     assert Budget().grant((60, 64, 64), tiny.plan, network, held=0, reserved=2000) == 0
+
+
+def test_what_a_caller_keeps_is_not_granted_again(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than the network can hold it is known that it is not the network's."""
+    free = [1000]
+    monkeypatch.setattr("inference.budget.free_memory", lambda: free[0])
+    budget = Budget()
+    network: Any = Holding()
+    first = budget.grant((64, 64, 64), tiny.plan, network, held=0, reserved=0)
+    free[0] = 120
+    network.held = 1
+    assert budget.grant((64, 64, 64), tiny.plan, network, held=0, reserved=0) <= 120 < first
+    assert network.held == 0

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_files import put
 from tiny_model import make_ct, make_tiny_model
 
 import inference
@@ -375,6 +376,87 @@ def test_existing_labels_are_replaced(desk: Desk) -> None:
     (desk.outputs / "a.nii.gz").write_text("old")
     assert desk.run() == 0
     assert sitk.ReadImage(desk.outputs / "a.nii.gz").GetPixelID() == sitk.sitkUInt8
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd"])
+def test_a_ct_elsewhere_is_never_replaced(
+    desk: Desk, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Another patient's of the same name, say, or the same CT converted from DICOM."""
+    desk.put(name, "b.nii.gz")
+    desk.outputs.mkdir()
+    there = desk.outputs / name
+    sitk.WriteImage(make_ct(), there)
+    before = there.read_bytes()
+    assert desk.run() == 1
+    assert there.read_bytes() == before and "b.nii.gz" in desk.there()
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert f"{desk.inputs / name}: its labels would replace {there}, which holds no labels" in line
+
+
+def test_one_folder_under_two_names_is_one_folder(desk: Desk) -> None:
+    desk.put("a.nii.gz")
+    desk.outputs.mkdir()
+    os.link(desk.inputs / "a.nii.gz", desk.outputs / "a.nii.gz")
+    with pytest.raises(UsageError, match="would replace a CT"):
+        find_cases(desk.inputs, desk.outputs)
+
+
+def test_one_folder_mounted_twice_is_one_folder(desk: Desk, tmp_path: Path) -> None:
+    """As both of a container's folders."""
+    desk.put("a.nii.gz")
+    before = (desk.inputs / "a.nii.gz").read_bytes()
+    (tmp_path / "again").mkdir()
+    mounted = ["unshare", "--mount", "sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"']
+    mounted += ["sh", str(desk.inputs), str(tmp_path / "again")]
+    try:
+        subprocess.run([*mounted, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount")
+    arguments = ["-i", str(desk.inputs), "-o", str(tmp_path / "again"), "--model", str(desk.model)]
+    ran = subprocess.run(
+        [*mounted, sys.executable, "-m", "inference", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2 and "labels would lie among CTs" in ran.stderr
+    assert (desk.inputs / "a.nii.gz").read_bytes() == before
+
+
+def test_a_report_replaces_no_slice(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    paths = put(desk.inputs)
+    before = paths[0].read_bytes()
+    assert desk.run("--report", paths[0]) == 2
+    assert "is a DICOM file, which --report would replace" in capfd.readouterr().err
+    assert paths[0].read_bytes() == before and not desk.outputs.exists()
+
+
+def test_a_folder_for_labels_is_not_named_like_a_ct(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz")
+    desk.outputs = desk.outputs.with_name("labels.nii.gz")
+    assert desk.run() == 2
+    assert "is named like a CT; -o is the folder where labels go" in capfd.readouterr().err
+    desk.outputs.mkdir()
+    assert desk.run() == 0
+
+
+def test_a_second_input_is_refused(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.put("a.nii.gz", "b.nii.gz")
+    assert desk.run("-i", desk.inputs / "a.nii.gz") == 2
+    assert "-i may be given once" in capfd.readouterr().err
+
+
+def test_a_fill_value_beyond_float32_makes_no_noise(
+    desk: Desk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ct = sitk.Cast(make_ct(), sitk.sitkFloat64)
+    ct[0, 0, 0] = -1.7e308
+    sitk.WriteImage(ct, desk.inputs / "a.nii.gz")
+    assert desk.run("--quiet") == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_existing_labels_stay_where_a_case_fails(desk: Desk) -> None:

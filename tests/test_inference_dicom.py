@@ -177,6 +177,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
         "do not say where they lie: IM0000",
     ),
     "emptied at the end": (lambda paths: paths[-1].write_bytes(b""), "IM0000 is empty"),
+    "a page in its place": (
+        lambda paths: paths[-1].write_text("<html>not found</html>"),
+        "IM0000 is no DICOM file",
+    ),
     "cut in the preamble": (lambda paths: paths[-1].write_bytes(bytes(100)), "IM0000 is empty"),
     "too few pixels": (
         lambda paths: edit(paths[2], PixelData=pydicom.dcmread(paths[2]).PixelData[:-1000]),

@@ -89,9 +89,9 @@ MEMINFO = f"MemTotal: {32 * GIB // 1024} kB\nMemAvailable: {20 * GIB // 1024} kB
                 "proc/self/cgroup": "0::/",
                 "sys/fs/cgroup/memory.max": str(8 * GIB),
                 "sys/fs/cgroup/memory.current": str(3 * GIB),
-                "sys/fs/cgroup/memory.stat": f"anon {2 * GIB}\ninactive_file {GIB}",
+                "sys/fs/cgroup/memory.stat": f"anon {GIB}\ninactive_file {GIB}\nactive_file {GIB}",
             },
-            6 * GIB,
+            7 * GIB,
         ),
         (
             {
@@ -108,9 +108,11 @@ MEMINFO = f"MemTotal: {32 * GIB // 1024} kB\nMemAvailable: {20 * GIB // 1024} kB
                 "proc/self/cgroup": "7:memory:/docker/1234",
                 "sys/fs/cgroup/memory/memory.limit_in_bytes": str(4 * GIB),
                 "sys/fs/cgroup/memory/memory.usage_in_bytes": str(3 * GIB),
-                "sys/fs/cgroup/memory/memory.stat": f"total_inactive_file {GIB // 2}",
+                "sys/fs/cgroup/memory/memory.stat": (
+                    f"total_inactive_file {GIB // 2}\ntotal_active_file {GIB // 4}"
+                ),
             },
-            4 * GIB - 3 * GIB + GIB // 2,
+            4 * GIB - 3 * GIB + GIB // 2 + GIB // 4,
         ),
         (
             {

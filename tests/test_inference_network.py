@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,27 @@ def test_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     two: Any = np.int64(2)
     threads = Model.load("one", threads=two).threads
     assert threads == 2 and type(threads) is int
+
+
+def test_a_fork_says_that_it_cannot_use_a_loaded_model(tiny: Model) -> None:
+    """It has none of the threads that would compile: it would wait for ever."""
+    tiny.network.compile((8, 8, 8))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        said = pool.apply_async(_said_in_a_fork, (tiny.folder,)).get(60)
+        assert said == "nothing"  # loaded there, it works
+    _LOADED.append(tiny)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        said = pool.apply_async(_said_in_a_fork, (None,)).get(60)
+    assert "cannot be used in a forked process" in said
+
+
+_LOADED: list[Model] = []
+
+
+def _said_in_a_fork(folder: Path | None) -> str:
+    model = Model.load(folder) if folder else _LOADED[0]
+    try:
+        model.network.compile((8, 8, 8))
+    except ModelError as error:
+        return str(error)
+    return "nothing"

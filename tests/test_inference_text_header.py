@@ -134,3 +134,45 @@ def test_what_is_no_header(tmp_path: Path) -> None:
     odd = written(tmp_path / "odd.mhd", META + "ElementDataFile = x\0.raw\n")
     with pytest.raises(CaseError, match="lacks its voxels"):
         read(odd)
+
+
+@pytest.mark.parametrize("name", ["ct.mha", "ct.mhd", "ct.nrrd"])
+def test_a_flipped_bit_of_compressed_voxels_is_found(tmp_path: Path, name: str) -> None:
+    """ITK stops inflating where it has enough, before the checksum."""
+    rng = np.random.default_rng(0)
+    image = sitk.GetImageFromArray(rng.integers(-1000, 1000, (20, 30, 40)).astype(np.int16) // 50)
+    sitk.WriteImage(image, tmp_path / name, useCompression=True)
+    assert np.array_equal(
+        sitk.GetArrayFromImage(read(tmp_path / name).image), sitk.GetArrayFromImage(image)
+    )
+    packed = tmp_path / ("ct.zraw" if name == "ct.mhd" else name)
+    whole = packed.read_bytes()
+    for place in rng.integers(len(whole) // 2, len(whole) - 12, 20):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        packed.write_bytes(damaged)
+        with pytest.raises(CaseError, match="damaged"):
+            read(tmp_path / name)
+    packed.write_bytes(whole[:-3])
+    with pytest.raises(CaseError, match="damaged or truncated"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("space", "directed"),
+    [
+        ("left-posterior-superior", True),
+        ("RAS", True),
+        ("left-anterior-superior-time", True),
+        ("3D-left-handed", False),
+        ("3D-right-handed", False),
+        ("scanner-xyz", False),
+    ],
+)
+def test_spaces_that_tell_right_from_left(tmp_path: Path, space: str, directed: bool) -> None:
+    """Of the others ITK knows no more than that there are three axes."""
+    directions = "space directions: (1,0,0) (0,1,0) (0,0,1)\n"
+    path = written(tmp_path / "ct.nrrd", NRRD + f"space: {space}\n{directions}\n", within=True)
+    assert TextHeader.read(path).has_directions is directed
+    if not space.endswith("time"):  # that one has a fourth axis
+        assert bool(read(path).warnings) is not directed

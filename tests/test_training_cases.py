@@ -324,6 +324,24 @@ def test_descriptions_that_mean_nothing_are_refused(
     assert str(data / "dataset.json") in str(caught.value)
 
 
+@pytest.mark.parametrize("folder", ["labelsTr", "pseudolabelsTr"])
+def test_labels_under_a_name_that_no_ct_has_are_refused(tmp_path: Path, folder: str) -> None:
+    """`P2_0000` is a common slip: the CT would be unlabelled, its labels another case's."""
+    data = dataset(tmp_path)
+    add(data, "P1", *a_patient())
+    add(data, "P2", a_patient()[0], None)
+    wrong = data / folder / "P2_0000.nii.gz"
+    write(wrong, a_patient()[1])
+    with pytest.raises(ValueError, match="have their CT's name without _0000"):
+        find_cases(data)
+    wrong.rename(wrong.with_name("P3.nii.gz"))
+    if folder == "labelsTr":  # labels without a CT are a label map
+        assert {case.name: case.kind for case in find_cases(data)}["P3"] == "labelmap"
+    else:
+        with pytest.raises(ValueError, match="there is no CT of this name"):
+            find_cases(data)
+
+
 def test_files_that_are_no_cases_or_not_there_cost_no_other(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

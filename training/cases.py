@@ -288,6 +288,11 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
     made, given = (_labels(folder / f) for f in ("pseudolabelsTr", "labelsTr"))
     if strange := sorted(set(partly) - {*images, *made, *given}):
         raise ValueError(f"{description}: annotated: there is no case {', '.join(strange)}")
+    for name, path in {**made, **given}.items():  # nothing is left out, or learnt twice, in silence
+        if name not in images and name.removesuffix("_0000") in images:
+            raise ValueError(f"{path}: labels have their CT's name without _0000")
+        if name in made and name not in images:
+            raise ValueError(f"{path}: there is no CT of this name")
     cases = []
     for name in sorted({*images, *given}):
         image = images.get(name)
