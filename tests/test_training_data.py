@@ -191,9 +191,9 @@ def test_few_slices_are_bent_together(shape: tuple[int, int, int], mm: float) ->
         places = random_places(shape, spacing, torch.zeros(3), 0.6, Chance(seed))
         step = places.diff(dim=axis)
         assert (step[..., axis] > 0).all()
-        # Turned and bent, a slice lies nowhere further beside the one below it than above it.
+        # Turned and bent, a slice lies about above the one below it.
         beside = step[..., [i for i in range(3) if i != axis]].norm(dim=-1)
-        assert beside.max() < mm and beside.mean() < 0.5 * mm
+        assert beside.max() < 1.4 * mm and beside.mean() < 0.4 * mm
         moved = max(moved, float(places.mean(dim=axis).std()))
     assert moved > 1  # bent all the same
 
