@@ -6,8 +6,10 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.chance import Chance
-from training.separable import share_nearby
+from training.separable import blur
 from training.tissues import Tissue
+
+_REACH = 3.0  # mm
 
 
 def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
@@ -26,7 +28,7 @@ def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     if not chance.happens(0.4):
         return tissues
     pancreas = tissues == LABEL_OF["pancreas"]
-    depth = share_nearby(pancreas, 2 * round(4 / spacing) + 1)
+    depth = blur(pancreas.float(), (_REACH / spacing,) * 3)  # about 0.5 at its surface
     lobes = 0.08 * chance.field(tissues.shape, 7 / spacing)
     lost = pancreas & (depth + lobes < chance.uniform(0.5, 0.85))
     return tissues.masked_fill(lost, Tissue.NONE)
