@@ -113,12 +113,12 @@ class TextHeader:
             rest = b""
             while not unpacker.eof:
                 rest = rest or file.read(_MOST)
-                if not rest:
-                    raise CaseError("is damaged or truncated (the file ends too early)")
                 try:
-                    unpacker.decompress(rest, _MOST)
+                    part = unpacker.decompress(rest, _MOST)
                 except DAMAGED as error:
                     raise CaseError(f"is damaged or truncated ({error})") from None
+                if not rest and not part:  # it may hold some after it has seen the file's end
+                    raise CaseError("is damaged or truncated (the file ends too early)")
                 rest = unpacker.unconsumed_tail
 
 

@@ -158,6 +158,15 @@ def test_a_flipped_bit_of_compressed_voxels_is_found(tmp_path: Path, name: str) 
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["ct.mha", "ct.nrrd"])
+def test_voxels_that_compress_to_nearly_nothing_are_whole(tmp_path: Path, name: str) -> None:
+    """Their last kilobytes come out after the last byte went in."""
+    for more in range(-6, 7):
+        blank = sitk.GetImageFromArray(np.zeros((2, 4, (1 << 17) + more), np.int16))
+        sitk.WriteImage(blank, tmp_path / name, useCompression=True)
+        assert read(tmp_path / name).image.GetSize() == blank.GetSize()
+
+
 @pytest.mark.parametrize(
     ("space", "directed"),
     [
