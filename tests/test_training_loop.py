@@ -444,7 +444,7 @@ def test_a_teacher_answers_on_the_students_grid(prepared: Path, trained: Path) -
     )
     teacher = Teacher(config, trained / "checkpoint.pt", student)
     hu, _ = a_patient()
-    fine = np.kron(hu, np.ones((2, 2, 2), np.int16))
+    fine = np.kron(hu, np.ones((2, 2, 2), np.float32))
     # Whatever the spacing that the configuration ends with: first steps may be coarser.
     answer = teacher(torch.from_numpy(student.normalise(fine))[None, None], (4.0, 4.0, 4.0))
     assert answer.shape == (1, 14, 32, 48, 48)

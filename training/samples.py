@@ -308,9 +308,10 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
     spacing = per_axis(BODY_SPACING if is_body else content["spacing"].tolist())
     if is_body:
         patient = content["hull"] < 10
-        rows, columns = _extent(patient.any(axis=(0, 2))), _extent(patient.any(axis=(0, 1)))
-    else:  # without the couch
-        rows, columns = ((s.start, s.stop - 1) for s in body_box(content["hu"], spacing)[1:])
+    else:
+        _, height, width = body_box(content["hu"], spacing)  # without the couch
+        patient = np.zeros(content["hu"].shape, bool)
+        patient[:, height, width] = content["hu"][:, height, width] > -300  # nor its margin
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     voxels = {}
     for organ in ORGANS:
@@ -323,7 +324,11 @@ def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -
         arrays={k: torch.from_numpy(content[k]).to(device) for k in _VOLUMES if k in content},
         annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
         spacing=spacing,
-        extent=((0, len(labels) - 1), rows, columns),
+        extent=(
+            (0, len(labels) - 1),
+            _extent(patient.any(axis=(0, 2))),
+            _extent(patient.any(axis=(0, 1))),
+        ),
         voxels=voxels,
         heights=torch.from_numpy(np.flatnonzero(is_organ.any(axis=(1, 2)))),
     )
