@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.input and not options.output:
         parser.error("-i needs -o FOLDER")
+    if options.input and len(options.input) > 1:  # of which argparse would take the last alone
+        parser.error("-i may be given once; name a folder for several CTs")
     if options.demo and options.output:
         parser.error("--demo FOLDER writes into FOLDER; it takes no -o")
     # Slices are worked on side by side already, and numpy's BLAS would start as many threads
@@ -86,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.demo:
         source, target = _write_demo(options.demo), options.demo / "outputs"
     else:
-        source, target = options.input, options.output
+        source, target = options.input[0], options.output
         if ending(target) and not target.is_dir():
             raise UsageError(f"{target}: is named like a CT; -o is the folder where labels go")
     cases = find_cases(source, target, plan.inputs)
@@ -158,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "-i",
         "--input",
-        action=_Once,
+        action="append",
         type=_path,
         metavar="PATH",
         help="a CT (.nii.gz, .nii, .mha, .mhd, .nrrd), a folder of CTs, or one of DICOM series",
@@ -207,21 +209,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     return parser
-
-
-class _Once(argparse.Action):
-    """Refuses a second CT, of which argparse would take the last alone."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} may be given once; name a folder for several CTs")
-        setattr(namespace, self.dest, values)
 
 
 class _Version(argparse.Action):
