@@ -68,7 +68,9 @@ def list_volumes(folder: Path) -> dict[str, Path]:
 
 
 def list_cts(folder: Path) -> dict[str, Path]:
-    """The CTs of a folder by the names of their labels: ``X_0000.nii.gz`` is X too, if none is.
+    """The CTs of a folder by the names of their labels.
+
+    ``X_0000.nii.gz`` is X's CT, unless ``X.nii.gz`` lies there too.
 
     Raises:
         UsageError: as `list_volumes`.

@@ -47,6 +47,7 @@ _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
 _VOLUMES = ("hu", "labels", "tissues", "hull")
 _OFTEN = 4.0  # as often is a body drawn whose organs are all of one patient
 _THE_SAME = 0.01  # of a spacing, by which another one may differ
+_CROPPED = (0.95, 1.25)  # of the body: the width and height of a cropped field of view
 _REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
 
@@ -210,7 +211,8 @@ class Samples:
     def _grid(self, source: _Source, number: int, chance: Chance) -> tuple[Shape, Spacing]:
         """Voxels and spacing of what is drawn as one.
 
-        Along axes where no spacing is set, a real CT's own, or one that a scanner might have. A
+        Along axes where no spacing is set, a real CT's own, or one that a scanner might have, or
+        the one by which the patch's width and height are about the body's. A
         prepared CT has a whole number of voxels, so its spacing is nearly the one that is set:
         it is taken as it is, as at inference.
         """
@@ -225,7 +227,7 @@ class Samples:
         if cropped and chance.happens(cropped["probability"]):
             body = zip(source.extent[1:], source.spacing[1:], patch[1:], strict=True)
             height, width = (
-                chance.uniform(0.95, 1.25) * (last - first + 1) * mm / n
+                chance.uniform(*_CROPPED) * (last - first + 1) * mm / n
                 for (first, last), mm, n in body
             )
             given = (given[0], height, width)
