@@ -19,6 +19,7 @@ the published nnU-Net does so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ from training.warp import AnySpacing, random_places, rotation, turned_places
 
 Range = tuple[float, float]
 """The lowest and the highest amount."""
+
+_THINNEST = 6
+"""The thinnest slab shows one in this many of a patch's slices."""
 
 # HU between which a change of phase sets in, and between which it fades: fat and gas keep their HU,
 # and so do bone, clips and contrast drunk. By steps, noise would decide for each voxel.
@@ -92,7 +96,8 @@ def vary_hu(
         hu = _phase(hu, labels, chance)
     if (slab := augmentation.get("slab")) and chance.happens(slab["probability"]):
         depth = hu.shape[0]
-        kept = depth // 4 + chance.integer(depth - depth // 4)
+        # Uniform in the logarithm, so that half of them are below 0.41: thin ones are hard.
+        kept = max(1, round(depth * math.exp(-chance.uniform(0, math.log(_THINNEST)))))
         first = chance.integer(depth - kept + 1)
         hu, labels = hu.clone(), labels.clone()
         for gone in (slice(0, first), slice(first + kept, depth)):
