@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from evaluation.volumes import list_cts, list_volumes
+from inference.checks import check_intensities
 from inference.errors import CaseError, UsageError
 from inference.organs import LABEL_OF, ORGANS
-from inference.reading import check_intensities, read
+from inference.reading import read
 from inference.same_grid import grid_difference
 from inference.writing import appearing, make_folder, write_image
 

@@ -68,7 +68,7 @@ def _is_small(case: Case) -> bool:
     most = _SHARE * free_memory()
     try:
         if case.slices:
-            from inference.dicom import bytes_needed
+            from inference.dicom.read import bytes_needed
 
             return bytes_needed(case.slices) < most
         if ending(case.source) != ".nii.gz":

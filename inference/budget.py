@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inference.machine import free_memory
 from inference.plan import Plan
-from inference.windows import rounded_up
+from inference.windows import padded_shape
 
 if TYPE_CHECKING:
     from inference.network import Network
@@ -37,12 +37,12 @@ class Budget:
 
         Args:
             shape: voxels (z, y, x) on the network's grid.
-            plan: its tiling and multiple.
+            plan: its tiling, patch and multiple.
             network: what will run; it may be let go.
             held: bytes that the CT takes, which is in memory by now.
             reserved: bytes that are needed beside the passes, while their logits are there.
         """
-        size = rounded_up(shape, plan)
+        size = padded_shape(shape, plan)
         if size != self._size or free_memory() < (1 - _SHARE) * self._measured:
             if plan.tiling == "whole":  # windows of one size stay compiled
                 network.release()

@@ -17,8 +17,8 @@ from inference.reading import ENDINGS, Scan, Watch, ending, read
 
 # What DICOM needs is imported where there is DICOM: start-up counts for those who have none.
 if TYPE_CHECKING:
-    from inference.dicom_header import Slice
-    from inference.series import Series
+    from inference.dicom.header import Slice
+    from inference.dicom.series import Series
 
 _LONGEST = 255  # bytes of a file's name
 _CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
@@ -56,7 +56,7 @@ class Case:
         """
         if not self.slices:
             return read(self.source, watch)
-        from inference.dicom import read_series
+        from inference.dicom.read import read_series
 
         return read_series(self.slices, watch)
 
@@ -213,13 +213,18 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     Raises:
         UsageError: there is no series, or labels would lie where they are taken for CTs.
     """
-    from inference.series import find_series
+    from inference.dicom.series import find_series
 
     found = find_series(source)
     alone = files == [source]
     if not found and alone:
         raise UsageError(
             f"{source}: is DICOM, but no CT by itself; name the folder with all the slices"
+        )
+    if not found and (deeper := _first_below(source)):
+        raise UsageError(
+            f"{source}: no CT lies in this folder itself; name the one that holds them"
+            f" ({deeper} is a CT by its ending)"
         )
     if not found:
         endings = ", ".join(ENDINGS)
@@ -249,9 +254,14 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
     return cases
 
 
+def _first_below(folder: Path) -> Path | None:
+    """A CT by its ending in one of the subfolders, which are searched for DICOM alone."""
+    return next((p for p in sorted(folder.rglob("*")) if ending(p) and is_file(p)), None)
+
+
 def _without_ending(file: Path) -> str:
     """The name of a DICOM file; UIDs have dots in them, and often no ending."""
-    from inference.dicom_header import SLICE_ENDINGS
+    from inference.dicom.file import SLICE_ENDINGS
 
     return file.stem if file.suffix.lower() in SLICE_ENDINGS else file.name
 
@@ -295,7 +305,7 @@ def _images(source: Path) -> tuple[list[Path], list[Path]]:
             if not source.is_file():
                 raise UsageError(f"{source}: is neither a file nor a folder")
             if not ending(source):
-                from inference.dicom_header import is_dicom
+                from inference.dicom.file import is_dicom
 
                 if is_dicom(source):
                     return [], [source]

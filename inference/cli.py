@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check_file(path: Path, option: str) -> None:
     """Raise UsageError where an option's file cannot be one, or would replace a CT or labels."""
-    from inference.dicom_header import is_dicom
+    from inference.dicom.file import is_dicom
     from inference.reading import ending
 
     if path.is_dir():

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from inference.checks import Intensities, check_geometry, check_intensities
 from inference.errors import CaseError, ModelError
-from inference.grid import voxel_millilitres
+from inference.grid import Spacing, voxel_millilitres
 from inference.labels import fill_labels
 from inference.locate import locate, look_shape
-from inference.logits import any_nan
+from inference.logits import Logits, any_nan
 from inference.model import Model
 from inference.nnunet.channels import check_channels, preprocess_channels
 from inference.nnunet.patches import Mirrored, predict_in_patches
 from inference.orientation import Turn, turn_to
 from inference.plan import Plan
 from inference.postprocess import postprocess
-from inference.preprocess import Prepared, air, preprocess
-from inference.reading import Intensities, check_geometry, check_intensities
+from inference.preprocess import Prepared, air, fill, place
 from inference.windows import predict, window_for
 
 StageProgress = Callable[[str, float], None]
@@ -70,7 +72,8 @@ def segment(
     >>> labels = inference.segment(sitk.ReadImage("ct.nii.gz"))
     >>> sitk.WriteImage(labels, "labels.nii.gz")
 
-    Several threads may share a loaded model; it segments one CT at a time.
+    Several threads may share a loaded model; it segments one CT at a time. What a user should know
+    about the CT (its values do not look like HU, no organ was found) is told by `warnings.warn`.
 
     Args:
         image: CT in HU, 3D, any orientation, any real voxel type; for a model of several
@@ -104,7 +107,10 @@ def segment(
         model = Model.load(model, threads=threads, precision=precision)
     elif threads is not None or precision is not None:
         raise ValueError("threads and precision belong to Model.load when a model is passed")
-    labels = sitk.GetImageFromArray(segment_in_stages(images, model, progress).labels)
+    found = segment_in_stages(images, model, progress)
+    for text in found.warnings:
+        warnings.warn(text, stacklevel=2)
+    labels = sitk.GetImageFromArray(found.labels)
     labels.CopyInformation(images[0])
     return labels
 
@@ -124,21 +130,19 @@ def segment_in_stages(
     image = images[0]
     with model.lock, _simpleitk_threads(model.threads):
         passes = model.network.passes
-        memory = 0
-
-        def announce(shape: tuple[int, ...]) -> None:
-            nonlocal memory
-            labels = image.GetNumberOfPixels()  # a byte each
-            held = sum(each.GetNumberOfPixels() * each.GetSizeOfPixelComponent() for each in images)
-            memory = model.budget.grant(shape, plan, model.network, held=held, reserved=labels)
-            first = look_shape(shape, plan) if plan.look else shape
-            model.network.expect(window_for(first, plan, memory))
-
         with _timed("preprocess", seconds, tell):
-            prepared, turn, intensities = prepare(images, plan, model.threads, announce)
+            case = turn_case(images, plan)
+            offset = case.intensities.offset
+            if plan.channels:
+                prepared = preprocess_channels(case.volumes, case.spacing, plan, model.threads)
+                memory = _grant(model, images, prepared.values.shape[-3:])
+            else:
+                placed = place(case.volumes[0], case.spacing, plan, offset)
+                memory = _grant(model, images, placed.shape)  # compiles while the CT is resized
+                prepared = fill(case.volumes[0], case.spacing, placed, plan, offset, model.threads)
         if plan.look:
             with _timed("look", seconds, tell):
-                prepared = _focus(image, prepared, turn, intensities, model, memory)
+                prepared = _focus(case, prepared, model, memory)
         window = window_for(prepared.values.shape[-3:], plan, memory)
         with _timed("compile", seconds, tell):
             model.network.compile(window)
@@ -152,70 +156,58 @@ def segment_in_stages(
                 memory,
                 lambda share: tell("network", share),
             )
-            # Weights that are no numbers spoil all that comes after them: every channel, or, in
-            # the last layer, every voxel of one.
-            if any_nan(logits[:, 0, 0, 0]) or any(any_nan(plane) for plane in logits[0]):
-                raise ModelError(f"{model.folder}: the network's logits are no numbers (NaN)")
+            _check_logits(logits, model)
         with _timed("postprocess", seconds, tell):
-            ct = turn.apply(sitk.GetArrayViewFromImage(image))[prepared.box]
-            winning = postprocess(
-                logits, prepared.spacing, plan, model.threads, ct, intensities.offset
-            )
+            ct = case.volumes[0][prepared.box]
+            winning = postprocess(logits, prepared.spacing, plan, model.threads, ct, offset)
         with _timed("labels", seconds, tell):
             labels = np.zeros(image.GetSize()[::-1], np.uint8)
-            z, y, x = turn.reorder(image.GetSpacing()[::-1])
             fill_labels(
                 logits,
                 plan,
                 prepared.spacing,
-                (z, y, x),
-                turn.apply(labels)[prepared.box],
+                case.spacing,
+                case.turn.apply(labels)[prepared.box],
                 model.threads,
                 lambda share: tell("labels", share),
                 winning,
             )
             counts = _count(labels, model.threads)
         passes = model.network.passes - passes
-    voxel = voxel_millilitres(image.GetSpacing())
-    warnings = list(intensities.warnings)
+    notes = list(case.intensities.warnings)
     if not counts[1:].any():
-        warnings.append(
+        notes.append(
             "nothing was found; is this an image of the kind the model knows?"
             if plan.channels
             else "no organ was found; is there an abdomen in this CT?"
         )
-    millilitres = {
-        name: round(float(counts[list(plan.members.get(name, [value]))].sum()) * voxel, 3)
-        for name, value in plan.labels.items()
-    }
-    return Segmentation(
-        labels,
-        millilitres,
-        seconds,
-        intensities.offset,
-        tuple(warnings),
-        window,
-        passes,
-    )
+    millilitres = _millilitres(counts, voxel_millilitres(image.GetSpacing()), plan)
+    return Segmentation(labels, millilitres, seconds, offset, tuple(notes), window, passes)
 
 
-def prepare(
-    images: Sequence[sitk.Image],
-    plan: Plan,
-    threads: int,
-    announce: Callable[[tuple[int, ...]], None] | None = None,
-) -> tuple[Prepared, Turn, Intensities]:
-    """Check a case's channels, turn them to the model's axes and prepare them for the network.
+@dataclass(frozen=True)
+class TurnedCase:
+    """A case whose channels were checked and turned to a model's axes.
+
+    Attributes:
+        volumes: the channels, views of the images, shape (z, y, x).
+        spacing: millimetres per axis (z, y, x) of these.
+        turn: how the images' axes were turned.
+        intensities: what the values are.
+    """
+
+    volumes: list[NDArray[Any]]
+    spacing: Spacing
+    turn: Turn
+    intensities: Intensities
+
+
+def turn_case(images: Sequence[sitk.Image], plan: Plan) -> TurnedCase:
+    """Check a case's channels and turn them to the model's axes.
 
     Args:
         images: the channels.
-        plan: how the network wants them.
-        threads: how many slices are worked on at once.
-        announce: is called with the shape (z, y, x) of the network's input as soon as it is
-            known.
-
-    Returns:
-        The network's input; how the CT's axes were turned; what its values are.
+        plan: what the model wants.
 
     Raises:
         CaseError: they cannot be segmented.
@@ -224,44 +216,53 @@ def prepare(
         check_geometry(image)
     first = images[0]
     turn = turn_to(first.GetDirection(), plan.orientation, plan.transpose)
-    z, y, x = turn.reorder(first.GetSpacing()[::-1])
-    volumes = [turn.apply(sitk.GetArrayViewFromImage(image)) for image in images]
     if plan.channels:
         intensities = Intensities(0.0, check_channels(images, plan))
-        prepared = preprocess_channels(volumes, (z, y, x), plan, threads)
-        if announce:
-            announce(prepared.values.shape[-3:])
-        return prepared, turn, intensities
-    if len(images) != 1:
+    elif len(images) != 1:
         raise CaseError(f"{len(images)} channels were given, the model wants one")
-    intensities = check_intensities(sitk.GetArrayViewFromImage(first))
-    prepared = preprocess(volumes[0], (z, y, x), plan, intensities.offset, threads, announce)
-    return prepared, turn, intensities
+    else:
+        intensities = check_intensities(sitk.GetArrayViewFromImage(first))
+    volumes = [turn.apply(sitk.GetArrayViewFromImage(image)) for image in images]
+    z, y, x = turn.reorder(first.GetSpacing()[::-1])
+    return TurnedCase(volumes, (z, y, x), turn, intensities)
 
 
-def _focus(
-    image: sitk.Image,
-    prepared: Prepared,
-    turn: Turn,
-    intensities: Intensities,
-    model: Model,
-    memory: int,
-) -> Prepared:
+def _grant(model: Model, images: Sequence[sitk.Image], shape: tuple[int, ...]) -> int:
+    """Bytes that the passes over a volume (z, y, x) may use; the network begins to compile."""
+    held = sum(each.GetNumberOfPixels() * each.GetSizeOfPixelComponent() for each in images)
+    labels = images[0].GetNumberOfPixels()  # a byte each
+    memory = model.budget.grant(shape, model.plan, model.network, held=held, reserved=labels)
+    first = look_shape(shape, model.plan) if model.plan.look else shape
+    model.network.expect(window_for(first, model.plan, memory))
+    return memory
+
+
+def _focus(case: TurnedCase, prepared: Prepared, model: Model, memory: int) -> Prepared:
     """Prepare only the part of a CT that a first look finds worth it."""
     box = locate(model.network, prepared, model.plan, memory)
     if box is None:
         return prepared
-    z, y, x = turn.reorder(image.GetSpacing()[::-1])
-    volume = turn.apply(sitk.GetArrayViewFromImage(image))
-    return preprocess(
-        volume,
-        (z, y, x),
-        model.plan,
-        intensities.offset,
-        model.threads,
-        lambda shape: model.network.expect(window_for(shape, model.plan, memory)),
-        box,
-    )
+    volume, spacing, offset = case.volumes[0], case.spacing, case.intensities.offset
+    placed = place(volume, spacing, model.plan, offset, box)
+    model.network.expect(window_for(placed.shape, model.plan, memory))
+    return fill(volume, spacing, placed, model.plan, offset, model.threads)
+
+
+def _check_logits(logits: Logits, model: Model) -> None:
+    """Refuse weights that are no numbers.
+
+    They spoil all that comes after them: every channel, or, in the last layer, every voxel of one.
+    """
+    if any_nan(logits[:, 0, 0, 0]) or any(any_nan(plane) for plane in logits[0]):
+        raise ModelError(f"{model.folder}: the network's logits are no numbers (NaN)")
+
+
+def _millilitres(counts: NDArray[np.int64], voxel: float, plan: Plan) -> dict[str, float]:
+    """The volume of each organ, from the voxels of each of the 256 labels and a voxel's volume."""
+    return {
+        name: round(float(counts[list(plan.members.get(name, [value]))].sum()) * voxel, 3)
+        for name, value in plan.labels.items()
+    }
 
 
 def _count(labels: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:

@@ -37,6 +37,8 @@ _STEPS: dict[str, dict[str, Kind]] = {
     "foreign_gas": {"hu": number(high=NO_TISSUE), "share": number(0, 1)},
     "sides": {},
 }
+# What a step may have besides.
+_STEP_OPTIONS: dict[str, dict[str, Kind]] = {"keep_largest": {"cut_millilitres": number(above=0)}}
 
 
 def _fits_orientation(value: Any) -> bool:
@@ -146,14 +148,17 @@ def _wrong_parts(plan: Plan) -> list[str]:
     problems = []
     organs = {value for value in plan.label_values if value}
     for step in plan.postprocessing:
-        keys = _STEPS.get(str(step.get("step")))
+        name = str(step.get("step"))
+        keys, options = _STEPS.get(name), _STEP_OPTIONS.get(name, {})
         if (
             keys is None
-            or set(step) != {"step", "labels", *keys}
+            or set(step) - set(options) != {"step", "labels", *keys}
             or not several(_LABEL).fits(step["labels"])
             or not organs.issuperset(step["labels"])
-            or (step["step"] == "sides" and len(step["labels"]) not in range(3, 256, 2))
-            or any(not kind.fits(step[key]) for key, kind in keys.items())
+            or (name == "sides" and len(step["labels"]) not in range(3, 256, 2))
+            or any(
+                not kind.fits(step[key]) for key, kind in {**keys, **options}.items() if key in step
+            )
         ):
             problems.append(f"bad postprocessing {dict(step)}")
     for what, of, contents in (

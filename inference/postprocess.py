@@ -39,7 +39,10 @@ def postprocess(
 
     The steps, each for the organs in its ``labels`` (label values):
 
-    - ``{"step": "keep_largest", "labels": [...]}``: all connected parts but the largest go.
+    - ``{"step": "keep_largest", "labels": [...]}``: all connected parts but the largest go. With
+      ``"cut_millilitres": x``, parts from x on stay if the CT's first or last slice cuts them and
+      the largest one alike: outside the field of view they may be one, as the ascending and the
+      descending aorta are in the arch.
     - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
     - ``{"step": "close", "labels": [...]}``: holes and notches of up to one voxel that are
       background are filled (morphological closing, 3 x 3 x 3).
@@ -113,6 +116,12 @@ class _Parts:
         z, y, x = np.unravel_index(there, winning.shape)
         return _Parts((z, y, x), part, sizes, channels)
 
+    def reach(self, z: int) -> NDArray[np.bool_]:
+        """Whether each part has voxels in a slice."""
+        there = np.zeros(len(self.sizes), bool)
+        there[self.part[self.voxels[0] == z]] = True
+        return there
+
     def voxels_of(self, chosen: NDArray[np.bool_]) -> _Voxels:
         """The voxels of some parts."""
         z, y, x = (along[chosen[self.part]] for along in self.voxels)
@@ -175,10 +184,18 @@ class _Answer:
 def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
     parts = answer.parts()
     gone = np.isin(parts.channels, channels)
+    least = float(step.get("cut_millilitres", np.inf))
+    large = parts.sizes * voxel_millilitres(answer.spacing) >= least
+    ends = [parts.reach(z) for z in (0, len(answer.winning) - 1)] if large.any() else []
     for channel in channels:
         mine = np.flatnonzero(parts.channels == channel)
-        if len(mine):
-            gone[mine[parts.sizes[mine].argmax()]] = False
+        if not len(mine):
+            continue
+        largest = mine[parts.sizes[mine].argmax()]
+        gone[largest] = False
+        for cut in ends:
+            if cut[largest]:
+                gone[mine[cut[mine] & large[mine]]] = False
     answer.remove(gone)
 
 

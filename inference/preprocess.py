@@ -6,7 +6,6 @@ Training prepares its CTs with the same function, so that both see the same thin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,28 +36,37 @@ class Prepared:
     spacing: Spacing
 
 
-def preprocess(
+@dataclass(frozen=True)
+class Placed:
+    """Where the network's grid lies in a volume, before any voxel is resized.
+
+    Attributes:
+        box: the part of the volume that it covers, edge to edge, slices (z, y, x).
+        shape: its voxels (z, y, x).
+    """
+
+    box: Box
+    shape: tuple[int, ...]
+
+
+def place(
     volume: NDArray[Any],
     spacing: Spacing,
     plan: Plan,
     offset: float = 0.0,
-    threads: int = 1,
-    announce: Callable[[tuple[int, ...]], None] | None = None,
     box: Box | None = None,
-) -> Prepared:
-    """Prepare a CT for the network.
+) -> Placed:
+    """Lay the network's grid into a CT.
 
     Args:
         volume: CT, shape (z, y, x), already turned to ``plan.orientation``; any real type.
         spacing: millimetres per axis (z, y, x).
         plan: how the network wants its input.
         offset: what has to be added to the volume's values to make them HU.
-        threads: how many slices are resized at once.
-        announce: is called with the shape of the network's input as soon as it is known.
         box: the part of the volume to be prepared; ``None`` for what ``plan.crop`` says.
 
     Returns:
-        The network's input and where it lies in the volume.
+        Where the network's input will lie in the volume.
 
     Raises:
         CaseError: there is not enough memory for it.
@@ -66,14 +74,37 @@ def preprocess(
     if box is None:
         whole = plan.crop != "body"
         box = whole_box(volume.shape) if whole else body_box(volume, spacing, offset)
-    part = volume[box]
+    part = volume[box].shape
     shape = tuple(
         fixed or shape_at_spacing([n], [size], [wanted or size])[0]
-        for n, size, wanted, fixed in zip(part.shape, spacing, plan.spacing, plan.size, strict=True)
+        for n, size, wanted, fixed in zip(part, spacing, plan.spacing, plan.size, strict=True)
     )
-    check_memory(math.prod(shape), part.shape, spacing)
-    if announce:
-        announce(shape)
+    check_memory(math.prod(shape), part, spacing)
+    return Placed(box, shape)
+
+
+def fill(
+    volume: NDArray[Any],
+    spacing: Spacing,
+    placed: Placed,
+    plan: Plan,
+    offset: float = 0.0,
+    threads: int = 1,
+) -> Prepared:
+    """Resize and normalise what the network's grid covers of a CT.
+
+    Args:
+        volume: CT, shape (z, y, x), as `place` got it.
+        spacing: millimetres per axis (z, y, x).
+        placed: where the network's grid lies.
+        plan: how the network wants its input.
+        offset: what has to be added to the volume's values to make them HU.
+        threads: how many slices are resized at once.
+
+    Returns:
+        The network's input and where it lies in the volume.
+    """
+    part, shape = volume[placed.box], placed.shape
     low, high = plan.clip_first or plan.clip
     values = resize(part, shape, (low - offset, high - offset), threads=threads)
     if plan.clip_first:
@@ -81,7 +112,29 @@ def preprocess(
     values -= np.float32(plan.subtract - offset)
     values /= np.float32(plan.divide)
     z, y, x = (n * size / m for n, size, m in zip(part.shape, spacing, shape, strict=True))
-    return Prepared(values, box, (z, y, x))
+    return Prepared(values, placed.box, (z, y, x))
+
+
+def preprocess(
+    volume: NDArray[Any], spacing: Spacing, plan: Plan, offset: float = 0.0, threads: int = 1
+) -> Prepared:
+    """Prepare a CT for the network: `place` and `fill` in one.
+
+    Args:
+        volume: CT, shape (z, y, x), already turned to ``plan.orientation``; any real type.
+        spacing: millimetres per axis (z, y, x).
+        plan: how the network wants its input.
+        offset: what has to be added to the volume's values to make them HU.
+        threads: how many slices are resized at once.
+
+    Returns:
+        The network's input and where it lies in the volume.
+
+    Raises:
+        CaseError: there is not enough memory for it.
+    """
+    placed = place(volume, spacing, plan, offset)
+    return fill(volume, spacing, placed, plan, offset, threads)
 
 
 def check_memory(values: int, shape: tuple[int, ...], spacing: Spacing) -> None:

@@ -1,12 +1,11 @@
-"""Reading a CT and finding out what is wrong with it before anything is computed."""
+"""Reading a CT from a file, and finding out what is wrong with that."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from inference.checks import check_geometry, check_kind, check_room, check_spacing
 from inference.errors import CaseError, last_line
 from inference.itk_noise import without_noise
-from inference.machine import free_memory
 from inference.nifti import NO_ORIENTATION, Header, check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
 from inference.text_header import TextHeader
@@ -50,19 +49,6 @@ class Scan:
     image: sitk.Image
     header: Header | None = None
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Intensities:
-    """What the voxel values of a CT are.
-
-    Attributes:
-        offset: what has to be added to make them HU.
-        warnings: what a user should know about them.
-    """
-
-    offset: float = 0.0
-    warnings: tuple[str, ...] = field(default=())
 
 
 def ending(path: Path) -> str | None:
@@ -109,7 +95,7 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             reader.SetImageIO(_READERS[ending(path) or ".nii"])
         try:
             reader.ReadImageInformation()
-            _check_kind(reader.GetSize(), reader.GetNumberOfComponents())
+            check_kind(reader.GetSize(), reader.GetNumberOfComponents())
         except RuntimeError as error:
             raise CaseError(_reason(error)) from None
     try:
@@ -212,93 +198,6 @@ def writable(image: sitk.Image) -> NDArray[Any]:
     view = sitk.GetArrayViewFromImage(image)
     memory = (ctypes.c_ubyte * view.nbytes).from_address(view.__array_interface__["data"][0])
     return np.frombuffer(memoryview(memory), view.dtype).reshape(view.shape)
-
-
-def check_geometry(image: sitk.Image) -> None:
-    """Check that an image is one scalar volume with a sound grid.
-
-    Raises:
-        CaseError: it is 2D or 4D, has several components, or its spacing or direction is
-            impossible.
-    """
-    if image.GetDimension() > 3:
-        raise CaseError(f"is a {image.GetDimension()}D image; take one of its volumes")
-    _check_kind(image.GetSize(), image.GetNumberOfComponentsPerPixel())
-    if "complex" in image.GetPixelIDTypeAsString() or "label" in image.GetPixelIDTypeAsString():
-        raise CaseError(f"has voxels of type {image.GetPixelIDTypeAsString()}, not numbers")
-    check_spacing(image.GetSpacing(), image.GetDimension())
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    if not np.isfinite(direction).all() or abs(np.linalg.det(direction)) < 1e-3:
-        raise CaseError("has impossible axis directions")
-    if not np.isfinite(image.GetOrigin()).all():
-        raise CaseError("has an origin that is not a number")
-
-
-def check_intensities(volume: NDArray[Any]) -> Intensities:
-    """Find out whether voxel values are HU.
-
-    A CT that was stored with 1024 added is recognised by many voxels near 1024 (fat and soft
-    tissue), where HU have few (dense bone), and hardly any where HU have fat. Single voxels tell
-    nothing: padding and overshoot may lie anywhere.
-
-    Args:
-        volume: shape (z, y, x), any real type. It is looked at slice by slice.
-
-    Raises:
-        CaseError: voxels are NaN or infinite, or all are the same.
-    """
-    lowest, highest = math.inf, -math.inf
-    for plane in volume:
-        low, high = float(plane.min()), float(plane.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise CaseError("has voxels that are NaN or infinite")
-        lowest, highest = min(lowest, low), max(highest, high)
-    if lowest == highest:
-        raise CaseError(f"is constant: every voxel is {lowest:g}")
-    span = f"values from {lowest:g} to {highest:g}"
-    some = volume[:: max(1, volume.shape[0] // 32), ::4, ::4]
-    shifted = ((some > 900) & (some < 1130)).mean()
-    fat = ((some > -200) & (some < -30)).mean()
-    if shifted > 0.05 and shifted > fat:
-        return Intensities(-1024.0, (f"{span} look like HU + 1024: 1024 was taken off",))
-    if lowest > -200:
-        return Intensities(0.0, (f"{span} do not look like HU: the labels may be useless",))
-    return Intensities()
-
-
-def check_room(size: Sequence[int], pixel: int, beside: int = 0) -> None:
-    """Raise CaseError where there is not enough memory for an image, and so many bytes beside it.
-
-    Args:
-        size: voxels.
-        pixel: SimpleITK's pixel type.
-        beside: bytes.
-    """
-    voxel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel)).itemsize
-    if math.prod(size) * voxel + beside > free_memory():
-        raise CaseError("is too large for the memory there is")
-
-
-def _check_kind(size: tuple[int, ...], components: int) -> None:
-    """Raise CaseError for what is not one scalar volume; one volume in 4D passes."""
-    text = " x ".join(str(n) for n in size)
-    if any(n < 1 for n in size[:3]):
-        raise CaseError(f"has an impossible size ({text} voxels)")
-    if len(size) > 3 and any(n != 1 for n in size[3:]):
-        raise CaseError(f"is a series of volumes ({text}), not one CT volume")
-    if len(size) < 3:
-        raise CaseError(f"is a {len(size)}D image ({text}), not a CT volume")
-    if components != 1:
-        raise CaseError(f"has {components} values per voxel (a colour or vector image), not one")
-
-
-def check_spacing(spacing: tuple[float, ...], axes: int = 3) -> None:
-    """Raise CaseError where one of the first axes, three at most, has no positive spacing."""
-    used = spacing[: max(1, min(3, axes))]
-    if not all(math.isfinite(size) and size > 0 for size in used):
-        raise CaseError(
-            "has an impossible spacing: " + " x ".join(f"{size:g}" for size in used) + " mm"
-        )
 
 
 def _check_header(path: Path, header: Header) -> None:

@@ -208,12 +208,19 @@ def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]
     """
     if plan.tiling != "whole":
         return plan.patch
-    return largest_window(rounded_up(shape, plan), plan, memory)
+    return largest_window(padded_shape(shape, plan), plan, memory)
 
 
-def rounded_up(shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
-    """The voxels (z, y, x) of a volume, made multiples of the network's."""
-    return tuple(math.ceil(n / step) * step for n, step in zip(shape, plan.multiple, strict=True))
+def padded_shape(shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
+    """The voxels (z, y, x) that a volume is grown to for a single pass.
+
+    Multiples of the network's, and a patch at least: a network has seen nothing smaller, and of a
+    slab of few slices its coarse levels would see little but the zeros that convolutions add.
+    """
+    return tuple(
+        math.ceil(max(n, size) / step) * step
+        for n, size, step in zip(shape, plan.patch, plan.multiple, strict=True)
+    )
 
 
 def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int, ...]:

@@ -18,9 +18,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +304,13 @@ def test_a_report_replaces_no_ct_and_no_device(
     assert link.is_symlink() and len(desk.cases()) == 1
 
 
+def _put_deeper(desk: Desk) -> None:
+    """Patients' folders, as TotalSegmentator's data has them."""
+    for patient in ("p2", "p1"):
+        (desk.inputs / patient).mkdir()
+        desk.put(f"{patient}/ct.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
@@ -313,6 +318,7 @@ def test_a_report_replaces_no_ct_and_no_device(
         (_make_a_pipe, "neither a file nor a folder"),
         (lambda d: None, "no file is in this folder"),
         (lambda d: (d.inputs / "x.txt").write_text(""), "no CT here"),
+        (_put_deeper, "p1/ct.nii.gz is a CT by its ending"),
         (lambda d: setattr(d, "model", "nothing"), "no model 'nothing'"),
         (lambda d: d.outputs.write_text("a file"), "is a file, not a folder"),
         (lambda d: setattr(d, "outputs", Path("/proc/nowhere")), "cannot be written"),
@@ -706,28 +712,6 @@ def test_wrong_usage_is_told_by_the_exit_code_alone_where_nothing_can_be_said() 
     words = shlex.join([sys.executable, "-m", "inference", "-i", "/nowhere", "-o", "/nowhere/else"])
     done = subprocess.run(["bash", "-c", f"{words} 2>/dev/full"], cwd=REPOSITORY, check=False)
     assert done.returncode == 2
-
-
-def test_a_model_may_be_shared_by_threads(tiny_folder: Path) -> None:
-    """Also where another thread begins while one is between two stages."""
-    model = Model.load(tiny_folder)
-    cts = [make_ct(), sitk.Flip(make_ct(), (True, False, False))]
-    alone = [sitk.GetArrayFromImage(inference.segment(ct, model)) for ct in cts]
-
-    def slowly(stage: str, share: float) -> None:
-        time.sleep(0.02)
-
-    with ThreadPoolExecutor(4) as pool:
-        segment = partial(inference.segment, model=model, progress=slowly)
-        together = [sitk.GetArrayFromImage(made) for made in pool.map(segment, cts * 4)]
-    for number, labels in enumerate(together):
-        np.testing.assert_array_equal(labels, alone[number % 2])
-
-
-@pytest.mark.parametrize("image", ["ct.nii.gz", np.zeros((3, 3, 3)), [], ["ct.nii.gz"], None])
-def test_what_is_no_image_is_said(image: Any, tiny_folder: Path) -> None:
-    with pytest.raises(TypeError, match="no SimpleITK image"):
-        inference.segment(image, Model.load(tiny_folder))
 
 
 def test_a_file_of_the_longest_name_gets_labels(desk: Desk) -> None:

@@ -32,10 +32,10 @@ from tiny_model import make_ct
 
 from inference.cases import Case, find_cases
 from inference.cli import main
-from inference.dicom import read_series
-from inference.dicom_header import Slice, read_slices
+from inference.dicom.header import Slice, read_slices
+from inference.dicom.read import read_series
+from inference.dicom.series import find_series
 from inference.errors import CaseError, UsageError
-from inference.series import find_series
 
 Spoil = Callable[[list[Path]], Any]
 
@@ -291,9 +291,9 @@ def test_slices_that_are_a_little_uneven_are_taken_with_a_warning(tmp_path: Path
 def test_more_slices_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path)
     needed = 2 * make_ct().GetNumberOfPixels()
-    monkeypatch.setattr("inference.reading.free_memory", lambda: needed)
+    monkeypatch.setattr("inference.checks.free_memory", lambda: needed)
     read_series(slices_in(tmp_path))
-    monkeypatch.setattr("inference.reading.free_memory", lambda: needed - 1)
+    monkeypatch.setattr("inference.checks.free_memory", lambda: needed - 1)
     with pytest.raises(CaseError, match="too large"):
         read_series(slices_in(tmp_path))
 

@@ -28,10 +28,10 @@ from tiny_model import make_ct
 
 from inference.cases import find_cases
 from inference.cli import main
-from inference.dicom import bytes_needed, read_series
-from inference.dicom_header import read_slices
+from inference.dicom.header import read_slices
+from inference.dicom.read import bytes_needed, read_series
+from inference.dicom.series import find_series
 from inference.errors import CaseError, UsageError
-from inference.series import find_series
 
 GROUPS = list(groups_of((0, 0, 0), np.eye(3)[:2]))
 
@@ -341,8 +341,8 @@ def test_memory_counts_the_file_beside_the_ct(
     # int16 as it is stored and as it is given, int32 as GDCM rescales it.
     needed = (2 + 2 + 4) * make_ct().GetNumberOfPixels()
     assert bytes_needed(slices) >= needed
-    monkeypatch.setattr("inference.reading.free_memory", lambda: needed)
+    monkeypatch.setattr("inference.checks.free_memory", lambda: needed)
     read_series(slices)
-    monkeypatch.setattr("inference.reading.free_memory", lambda: needed - 1)
+    monkeypatch.setattr("inference.checks.free_memory", lambda: needed - 1)
     with pytest.raises(CaseError, match="too large"):
         read_series(slices)

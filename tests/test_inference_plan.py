@@ -90,6 +90,14 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
             {"postprocessing": [{"step": "remove_small", "labels": [1], "millilitres": -1}]},
             "bad postprocessing",
         ),
+        (
+            {"postprocessing": [{"step": "keep_largest", "labels": [1], "cut_millilitres": 0}]},
+            "bad postprocessing",
+        ),
+        (
+            {"postprocessing": [{"step": "close", "labels": [1], "cut_millilitres": 5}]},
+            "bad postprocessing",
+        ),
         ({"postprocessing": [{**GAS, "share": 1.5}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "hu": "low"}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "hu": 40}]}, "bad postprocessing"),

@@ -52,6 +52,31 @@ def test_keep_largest(tiny: Model, labels: NDArray[np.uint8]) -> None:
     assert np.array_equal(found[:6], labels[:6])
 
 
+@pytest.mark.parametrize("end", [0, -1])
+@pytest.mark.parametrize("millilitres", [0.3, 0.9, None])
+def test_parts_that_the_field_of_view_cuts_stay(
+    tiny: Model, end: int, millilitres: float | None
+) -> None:
+    """An aorta's two parts below the arch, of 1.2 and 0.6 ml, and what is none of it."""
+    labels = np.zeros((12, 16, 18), np.uint8)
+    parts = {
+        name: np.zeros(labels.shape, bool) for name in ("down", "up", "speck", "inside", "far")
+    }
+    parts["down"][0:10, 2:5, 2:6] = True
+    parts["up"][0:5, 10:13, 2:6] = True
+    parts["speck"][0, 2, 12] = True  # cut, but small
+    parts["inside"][2:8, 7, 9:15] = True  # large enough, but not cut
+    parts["far"][11, 8:14, 10:16] = True  # cut at the end where the largest is not
+    for mask in parts.values():
+        labels[mask if end == 0 else mask[::-1]] = 1
+    step = {"step": "keep_largest", "labels": [1]}
+    if millilitres is not None:
+        step["cut_millilitres"] = millilitres
+    found = winners(apply(tiny, labels, step))[:: 1 if end == 0 else -1] == 1
+    stays = parts["down"] | parts["up"] if millilitres == 0.3 else parts["down"]
+    assert np.array_equal(found, stays)
+
+
 def test_keep_largest_goes_by_label_values_not_channels(
     tiny: Model, labels: NDArray[np.uint8]
 ) -> None:

@@ -15,9 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_model import make_ct
 
+from inference.checks import Intensities, check_intensities
 from inference.errors import CaseError
 from inference.nifti import Header
-from inference.reading import Intensities, check_intensities, read
+from inference.reading import read
 
 Spoil = Callable[[Path], object]
 
@@ -459,9 +460,9 @@ def test_more_voxels_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "a.mha"
     sitk.WriteImage(make_ct(), path)
     need = sitk.GetArrayViewFromImage(make_ct()).nbytes
-    monkeypatch.setattr("inference.reading.free_memory", lambda: need)
+    monkeypatch.setattr("inference.checks.free_memory", lambda: need)
     read(path)
-    monkeypatch.setattr("inference.reading.free_memory", lambda: need - 1)
+    monkeypatch.setattr("inference.checks.free_memory", lambda: need - 1)
     with pytest.raises(CaseError, match="too large for the memory"):
         read(path)
 

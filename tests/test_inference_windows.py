@@ -58,6 +58,34 @@ def test_large_windows_leave_no_seams(tiny: Model, shape: tuple[int, int, int]) 
     assert np.abs(whole - windows)[inside].max() < 1e-4
 
 
+class Watching:
+    """A network that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[NDArray[np.float32]] = []
+
+    def run(self, volume: NDArray[np.float32]) -> Logits:
+        self.given.append(volume.copy())
+        return np.zeros((5, *volume.shape), np.float32)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (20, 9, 33), (1, 1, 1)])
+def test_a_slab_is_padded_to_a_patch(tiny: Model, shape: tuple[int, int, int]) -> None:
+    """In one pass too: the network was trained on nothing smaller."""
+    network = Watching()
+    logits = predict(network, np.ones(shape, np.float32), tiny.plan, -10.0, PLENTY)
+    (given,) = network.given
+    assert logits.shape[1:] == shape
+    for n, size, whole, step in zip(
+        shape, tiny.plan.patch, given.shape, tiny.plan.multiple, strict=True
+    ):
+        assert whole % step == 0 and whole - step < max(n, size) <= whole
+    middle = tuple(
+        slice((m - n) // 2, (m - n) // 2 + n) for n, m in zip(shape, given.shape, strict=True)
+    )
+    assert (given[middle] == 1).all() and (given == -10).sum() == given.size - math.prod(shape)
+
+
 class Counting:
     """A network whose logits are the number of the pass."""
 

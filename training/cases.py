@@ -32,10 +32,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from inference.checks import check_intensities
 from inference.grid import Spacing
 from inference.organs import LABEL_OF, ORGANS, label_of
 from inference.orientation import turn_to
-from inference.reading import check_intensities, ending, read
+from inference.reading import ending, read
 from inference.same_grid import grid_difference
 from training.tissues import UNKNOWN, tissues_from_names
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.dicom import SAME_PLACE, axes_of, check_alike, stack
-from inference.dicom_header import SLICE_ENDINGS, Slice, is_dicom, numbers, read_slices
+from inference.dicom.file import SLICE_ENDINGS, is_dicom
+from inference.dicom.header import Slice, numbers, read_slices
+from inference.dicom.stack import SAME_PLACE, axes_of, check_alike, stack
 from inference.errors import CaseError
 from inference.paths import is_file, is_folder, is_there
 

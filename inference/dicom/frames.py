@@ -17,7 +17,7 @@ from typing import Any
 import pydicom
 from pydicom.config import disable_value_validation
 
-from inference.dicom_header import damaged
+from inference.dicom.file import damaged
 from inference.errors import CaseError
 
 _PLACES = (

@@ -2,33 +2,24 @@
 
 A file holds one slice, or several as frames of an enhanced CT. SimpleITK (GDCM) reads the headers.
 
-The standard: DICOM PS3.3, C.7.6.2 (where a slice lies) and C.8.2.1 (CT); PS3.10, 7.1 (the file).
+The standard: DICOM PS3.3, C.7.6.2 (where a slice lies) and C.8.2.1 (CT).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from inference.errors import CaseError, last_line
+from inference.dicom.file import damaged, reader_of, storage_class
+from inference.errors import CaseError
 from inference.itk_noise import without_noise
 from inference.paths import is_unicode
 
-_HEAD = 1024  # bytes in which a file says that it is DICOM, and of which kind
-_MARK = slice(128, 132)
-# How older files begin: group 8's length, or one of its first elements with a type or a length.
-_WITHOUT_MARK = re.compile(
-    rb"\x08\x00(?:\0\0(?:UL\x04\0|\x04\0\0\0)|[\x05\x08\x16]\0(?:CS|UI|[\0-\x80]\0\0\0))"
-)
 _CT = "1.2.840.10008.5.1.4.1.1.2"  # and with .1 and .2: enhanced, and legacy converted to it
 _NO_VOLUME = {"LOCALIZER", "SCREEN SAVE"}  # of the image type
-
-SLICE_ENDINGS = (".dcm", ".ima")
-"""Endings of files that are taken for slices where they do not say it."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +81,6 @@ class Slice:
         return f"{self.path.name}, frame {self.frame + 1}" if self.frames > 1 else self.path.name
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, or is named so.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    return _kind(path) is not None
-
-
 def read_slices(path: Path) -> list[Slice]:
     """Read the header of a slice, or of all slices that a file holds.
 
@@ -110,7 +92,7 @@ def read_slices(path: Path) -> list[Slice]:
             names the file.
         OSError: it cannot be read.
     """
-    kind = _kind(path)
+    kind = storage_class(path)
     if kind is None or not (kind in ("", _CT) or kind.startswith(f"{_CT}.")):
         return []
     if not is_unicode(path):
@@ -183,7 +165,7 @@ def _frames(file: Slice, rescaling: tuple[float, float], kind: str) -> list[Slic
     try:
         if not kind.startswith(f"{_CT}."):
             raise CaseError(f"has a file of several slices that is no enhanced CT: {file.name}")
-        from inference.dicom_frames import read_frames  # which takes a while to import
+        from inference.dicom.frames import read_frames  # which takes a while to import
 
         frames = read_frames(file.path, file.frames)
     except CaseError as error:
@@ -215,30 +197,3 @@ def numbers(text: str) -> tuple[float, ...]:
     except ValueError:
         return ()
     return found if all(map(math.isfinite, found)) else ()
-
-
-def _kind(path: Path) -> str | None:
-    """The storage class that a DICOM file names ("" if none); ``None`` for any other file."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if head[_MARK] != b"DICM":
-        named = path.name.lower().endswith(SLICE_ENDINGS)
-        return "" if named or _WITHOUT_MARK.match(head) else None
-    found = re.search(rb"\x02\x00\x02\x00UI(..)", head, re.DOTALL)
-    if not found:
-        return ""
-    value = head[found.end() : found.end() + int.from_bytes(found[1], "little")]
-    return value.rstrip(b"\0 ").decode("ascii", "replace")
-
-
-def reader_of(path: Path) -> sitk.ImageFileReader:
-    """GDCM's, of one file."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    return reader
-
-
-def damaged(path: Path, error: BaseException) -> str:
-    """What is said of a file that cannot be read."""
-    return f"has a slice that cannot be read, perhaps damaged: {path.name} ({last_line(error)})"

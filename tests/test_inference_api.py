@@ -1,0 +1,91 @@
+"""The Python call: `inference.segment`."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tiny_model import make_ct, make_tiny_model
+
+import inference
+from inference.errors import ModelError
+from inference.model import Model
+
+
+def test_a_model_may_be_shared_by_threads(tiny_folder: Path) -> None:
+    """Also where another thread begins while one is between two stages."""
+    model = Model.load(tiny_folder)
+    cts = [make_ct(), sitk.Flip(make_ct(), (True, False, False))]
+    alone = [sitk.GetArrayFromImage(inference.segment(ct, model)) for ct in cts]
+
+    def slowly(stage: str, share: float) -> None:
+        time.sleep(0.02)
+
+    with ThreadPoolExecutor(4) as pool:
+        segment = partial(inference.segment, model=model, progress=slowly)
+        together = [sitk.GetArrayFromImage(made) for made in pool.map(segment, cts * 4)]
+    for number, labels in enumerate(together):
+        np.testing.assert_array_equal(labels, alone[number % 2])
+
+
+@pytest.mark.parametrize("image", ["ct.nii.gz", np.zeros((3, 3, 3)), [], ["ct.nii.gz"], None])
+def test_what_is_no_image_is_said(image: Any, tiny_folder: Path) -> None:
+    with pytest.raises(TypeError, match="no SimpleITK image"):
+        inference.segment(image, Model.load(tiny_folder))
+
+
+@pytest.mark.parametrize("given", [{"threads": 1}, {"precision": "f32"}])
+def test_what_a_loaded_model_is_cannot_be_chosen_anew(tiny: Model, given: Any) -> None:
+    with pytest.raises(ValueError, match=r"belong to Model\.load"):
+        inference.segment(make_ct(), tiny, **given)
+
+
+def test_threads_are_those_that_were_asked_for(tiny_folder: Path) -> None:
+    """SimpleITK's are the caller's again afterwards."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    seen: set[int] = set()
+
+    def watch(stage: str, share: float) -> None:
+        seen.add(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+
+    inference.segment(make_ct(), tiny_folder, threads=before + 2, progress=watch)
+    assert seen == {before + 2}
+    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
+
+
+def test_precision_chooses_the_network(tmp_path: Path) -> None:
+    """Two networks that answer differently: only the one asked for can have given its labels."""
+    plan = make_tiny_model(tmp_path / "model")
+    make_tiny_model(tmp_path / "other", smooth=False)
+    for ending in ("xml", "bin"):
+        (tmp_path / "other" / f"network.{ending}").rename(tmp_path / "model" / f"second.{ending}")
+    networks = {"f32": "network.xml", "int8": "second.xml"}
+    replace(plan, networks=networks).save(tmp_path / "model")
+    labels = {
+        precision: sitk.GetArrayFromImage(
+            inference.segment(make_ct(), tmp_path / "model", precision=precision)
+        )
+        for precision in (None, "f32", "int8")
+    }
+    assert np.array_equal(labels[None], labels["f32"])
+    assert not np.array_equal(labels["int8"], labels["f32"])
+    with pytest.raises(ModelError, match="bf16"):
+        inference.segment(make_ct(), tmp_path / "model", precision="bf16")
+
+
+def test_what_a_user_should_know_is_a_warning(tiny: Model) -> None:
+    leg = sitk.Minimum(make_ct(), 0)  # no organ's intensity
+    with pytest.warns(UserWarning, match="no organ was found") as told:
+        inference.segment(leg, tiny)
+    assert [Path(one.filename).name for one in told] == [Path(__file__).name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inference.segment(make_ct(), tiny)
