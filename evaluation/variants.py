@@ -22,12 +22,12 @@ from tqdm import tqdm
 from evaluation.volumes import list_cts, list_volumes
 from inference.checks import check_intensities
 from inference.errors import CaseError, UsageError
+from inference.hounsfield import AIR, DENSEST
 from inference.organs import LABEL_OF, ORGANS
 from inference.reading import read
 from inference.same_grid import grid_difference
 from inference.writing import appearing, make_folder, write_image
 
-_AIR = -1024
 _PLAIN_AORTA = 90.0  # HU; blood is brighter only with contrast
 _NO_FAT = -30.0  # HU; what is less takes up no contrast
 _SMOOTHABLE = 4  # voxels per axis that ITK's recursive filter needs
@@ -169,7 +169,7 @@ def _round_view(case: Labelled, rng: np.random.Generator) -> Labelled:
     seen = away <= 0.42 * (np.ptp(columns) + 1) * x
     labels = sitk.GetImageFromArray(np.where(seen, organs, 0).astype(np.uint8))
     labels.CopyInformation(case.labels)
-    return Labelled(case.with_hu(np.where(seen, hu, _AIR)).ct, labels)
+    return Labelled(case.with_hu(np.where(seen, hu, AIR)).ct, labels)
 
 
 def _turned(
@@ -234,7 +234,7 @@ def _resampled(
                 image.GetDirection(), beyond,
             )
             for image, how, beyond in (
-                (case.ct, sitk.sitkLinear, _AIR),
+                (case.ct, sitk.sitkLinear, AIR),
                 (case.labels, sitk.sitkNearestNeighbor, 0),
             )
         )
@@ -315,7 +315,7 @@ def make_variants(
 def _write(case: Labelled, out: Path, name: str) -> Path:
     """Write labels and CT, in this order: a CT that is there has its labels."""
     ct = out / "images" / f"{name}_0000.nii.gz"
-    hu = sitk.Clamp(sitk.Round(case.ct), sitk.sitkInt16, _AIR, 3071)
+    hu = sitk.Clamp(sitk.Round(case.ct), sitk.sitkInt16, AIR, DENSEST)
     for image, path in ((case.labels, out / "labels" / f"{name}.nii.gz"), (hu, ct)):
         with appearing(path) as temporary:
             write_image(image, temporary)

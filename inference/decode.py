@@ -28,7 +28,7 @@ Labels = NDArray[np.uint8]
 Channels = NDArray[np.uint8]
 """The channel that wins at each voxel, by its index."""
 
-Progress = Callable[[float], None]
+OnShare = Callable[[float], None]
 """Is called with the finished share of something."""
 
 _AT_ONCE = 100_000  # voxels: with fewer, Python is what threads wait for; more leave the cache
@@ -76,7 +76,7 @@ def decode(
     label_values: Sequence[int],
     out: Labels,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     nearest: bool = False,
     half: bool = False,
     winning: Channels | None = None,

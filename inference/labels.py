@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from inference.decode import Channels, Labels, Progress, decode
+from inference.decode import Channels, Labels, OnShare, decode
 from inference.grid import Spacing
 from inference.logits import Logits, floats
 from inference.nnunet.spline import Rule, resample
@@ -24,7 +24,7 @@ def fill_labels(
     new_spacing: Spacing,
     out: Labels,
     threads: int = 1,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     winning: Channels | None = None,
 ) -> None:
     """Write the labels of logits on a CT's own grid.
@@ -62,7 +62,7 @@ def _upsample(
     rule: Rule | None,
     axis: int | None,
     threads: int,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
     winning: Channels | None = None,
 ) -> None:
     """Resample logits by a rule, apart along its axis if there is one, and take the largest."""
@@ -84,7 +84,7 @@ def _by_splines(
     rule: Rule,
     axis: int | None,
     threads: int,
-    progress: Progress | None,
+    progress: OnShare | None,
 ) -> None:
     best: Float32Array | None = None
     for channel, value in enumerate(values):

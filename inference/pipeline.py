@@ -28,7 +28,7 @@ from inference.orientation import Turn, turn_to
 from inference.plan import Plan
 from inference.postprocess import postprocess
 from inference.preprocess import Prepared, air, fill, place
-from inference.windows import predict, window_for
+from inference.windows import predict_in_windows, window_for
 
 StageProgress = Callable[[str, float], None]
 """Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""
@@ -147,7 +147,7 @@ def segment_in_stages(
         with _timed("compile", seconds, tell):
             model.network.compile(window)
         with _timed("network", seconds, tell):
-            in_windows = predict_in_patches if plan.tiling == "nnunet" else predict
+            in_windows = predict_in_patches if plan.tiling == "nnunet" else predict_in_windows
             logits = in_windows(
                 Mirrored(model.network, plan.mirror) if plan.mirror else model.network,
                 prepared.values,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inference.hounsfield import NO_TISSUE
 from inference.kinds import (
     FLAG,
     NAME,
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("f32", "bf16", "int8")
 """What a network may compute in."""
-
-NO_TISSUE = -250.0
-"""HU, below which there is gas, lung, or the blurred edge of one."""
 
 # Steps of post-processing (`inference.postprocess`), and what each has beside its labels.
 _STEPS: dict[str, dict[str, Kind]] = {

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inference.decode import Progress
+from inference.decode import OnShare
 from inference.logits import Logits, check_room_for_logits, floats, stored
 from inference.plan import Plan
 from inference.resample import Float32Array
 
 
 class Runner(Protocol):
-    """What `predict` needs of a network; training's evaluation passes one of PyTorch."""
+    """What `predict_in_windows` needs of a network; training's evaluation passes one of PyTorch."""
 
     def run(self, volume: Float32Array) -> Logits:
         """Logits (C, z, y, x) of a normalised volume, (z, y, x) or (inputs, z, y, x).
@@ -33,13 +33,13 @@ class Runner(Protocol):
         """
 
 
-def predict(
+def predict_in_windows(
     network: Runner,
     volume: Float32Array,
     plan: Plan,
     outside: float,
     memory: int,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
 ) -> Logits:
     """Logits of a whole volume.
 

@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation: the same as its own transforms do, and its own numbers."""
+"""Augmentation: nnU-Net's is the same as its own transforms do, with its own numbers; slabs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from training.augment import vary_intensities
+from training.augment import vary_hu, vary_intensities
 from training.chance import Chance
+from training.tissues import AIR
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 
@@ -137,3 +138,22 @@ def test_the_configuration_has_nnunets_own_numbers(name: str) -> None:
 
 def _both(contrast: Any) -> list[float]:
     return list(contrast.contrast_range)
+
+
+def test_slabs_show_a_run_of_slices() -> None:
+    """Down to a sixth of a patch, and half of them less than its square root, 0.41."""
+    hu, labels = torch.zeros(60, 2, 3), torch.ones(60, 2, 3, dtype=torch.uint8)
+    heights = []
+    for seed in range(300):
+        slab, shown = vary_hu(
+            hu, labels, False, {"slab": {"probability": 1.0}}, Chance(seed, "cpu")
+        )
+        there = shown[:, 0, 0].bool()
+        assert (slab[there] == 0).all() and (slab[~there] == AIR).all()
+        assert (shown == there[:, None, None]).all(), "nothing else is labelled"
+        (slices,) = torch.nonzero(there, as_tuple=True)
+        assert torch.equal(slices, torch.arange(int(slices[0]), int(slices[-1]) + 1))
+        heights.append(len(slices))
+    assert not hu.any() and labels.all(), "the patch itself is left alone"
+    assert 10 <= min(heights) <= 12 and 57 <= max(heights) <= 60
+    assert 0.4 < np.mean(np.array(heights) < 60 / 6**0.5) < 0.6

@@ -20,7 +20,7 @@ from openvino import opset13 as ops
 
 from inference.model import Model
 from inference.plan import Plan
-from inference.windows import predict
+from inference.windows import predict_in_windows
 
 PLENTY = 10**10
 """More memory than a test needs, in bytes."""
@@ -101,4 +101,6 @@ def volume_of(shape: tuple[int, int, int]) -> NDArray[np.float32]:
 
 def run(model: Model, volume: NDArray[np.float32], memory: int = PLENTY, **plan: Any) -> Any:
     """Logits of a volume, with some fields of the model's plan changed."""
-    return predict(model.network, volume, replace(model.plan, **plan), -10.0, memory).copy()
+    return predict_in_windows(
+        model.network, volume, replace(model.plan, **plan), -10.0, memory
+    ).copy()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inference.machine import free_memory
-from inference.windows import predict as predict_in_windows
+from inference.windows import predict_in_windows
 from training.config import Config
 from training.network import autocast, multiple_of
 

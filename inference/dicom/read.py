@@ -23,10 +23,9 @@ from inference.dicom.file import damaged, reader_of
 from inference.dicom.header import Slice
 from inference.dicom.stack import axes_of, stack
 from inference.errors import CaseError, last_line
+from inference.hounsfield import AIR, DENSEST
 from inference.itk_noise import without_noise
 from inference.reading import Scan, Watch, writable
-
-_AIR, _DENSEST = -1024, 3071  # HU; higher padding would look like metal around the patient
 
 _PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(?P<long>.{4})|(?P<plain>.{4}))", re.DOTALL)
 _PIXEL_GROUP = 0x7FE0
@@ -122,14 +121,15 @@ def _pixels(one: Slice, planes: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[A
     plane = planes[one.frame]
     slope, intercept = one.applied
     padding = one.padding * slope + intercept
-    blank = np.abs(plane - padding) < abs(slope) / 2 if padding > _DENSEST else None
+    # Padding that high would look like metal around the patient.
+    blank = np.abs(plane - padding) < abs(slope) / 2 if padding > DENSEST else None
     if one.rescaling != one.applied:
         stored = np.rint((plane - intercept) / slope)
         plane = stored * one.rescaling[0] + one.rescaling[1]
     limits = np.iinfo(dtype) if dtype.kind == "i" else np.finfo(dtype)
     values = np.clip(plane, limits.min, limits.max).astype(dtype)
     if blank is not None:
-        values[blank] = _AIR
+        values[blank] = AIR
     return values
 
 

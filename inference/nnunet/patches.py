@@ -3,7 +3,8 @@
 Parity with nnU-Net needs its roundings too: it adds up weighted logits and weights in half
 precision, and where a voxel lies in the corner of one patch alone the weight is so small that
 its logits come out as multiples of it. So the sums are made here as ``nnUNetPredictor`` makes
-them, in its order. `inference.windows.predict` is the way that is faster and rounds less.
+them, in its order. `inference.windows.predict_in_windows` is faster and rounds
+less.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.decode import Progress
+from inference.decode import OnShare
 from inference.errors import CaseError
 from inference.logits import Logits, check_room_for_logits, floats
 from inference.plan import Plan
@@ -60,7 +61,7 @@ def predict_in_patches(
     plan: Plan,
     outside: float,
     memory: int,
-    progress: Progress | None = None,
+    progress: OnShare | None = None,
 ) -> Logits:
     """Logits of a whole volume in nnU-Net's patches.
 

@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from inference.grid import Shape, Spacing
+from inference.hounsfield import AIR, DENSEST
 from inference.phantom.anatomy import anatomy
 from inference.phantom.painting import render
 from inference.phantom.patient import PHASES, Patient
@@ -74,7 +75,7 @@ def make_phantom(
         hu, organs = render(patient, paints, heights, y, x, softness)
         hu = hu.reshape(-1, parts, *shape[1:]).mean(axis=1, dtype=np.float32)
         hu += _grain(rng, hu.shape, noise)
-        ct[part] = np.clip(np.rint(hu), -1024, 3071)
+        ct[part] = np.clip(np.rint(hu), AIR, DENSEST)
         labels[part] = organs[parts // 2 :: parts]
 
     images = []
