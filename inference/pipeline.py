@@ -190,12 +190,14 @@ class TurnedCase:
     """A case whose channels were checked and turned to a model's axes.
 
     Attributes:
-        volumes: the channels, views of the images, shape (z, y, x).
+        images: the channels, whose memory the volumes are views of.
+        volumes: the same, turned, shape (z, y, x).
         spacing: millimetres per axis (z, y, x) of these.
         turn: how the images' axes were turned.
         intensities: what the values are.
     """
 
+    images: Sequence[sitk.Image]
     volumes: list[NDArray[Any]]
     spacing: Spacing
     turn: Turn
@@ -224,7 +226,7 @@ def turn_case(images: Sequence[sitk.Image], plan: Plan) -> TurnedCase:
         intensities = check_intensities(sitk.GetArrayViewFromImage(first))
     volumes = [turn.apply(sitk.GetArrayViewFromImage(image)) for image in images]
     z, y, x = turn.reorder(first.GetSpacing()[::-1])
-    return TurnedCase(volumes, (z, y, x), turn, intensities)
+    return TurnedCase(images, volumes, (z, y, x), turn, intensities)
 
 
 def _grant(model: Model, images: Sequence[sitk.Image], shape: tuple[int, ...]) -> int:

@@ -235,19 +235,7 @@ def plans_and_dataset(
 
 def understood(plans: dict[str, Any], dataset: dict[str, Any], name: str, outputs: Outputs) -> Plan:
     """Our plan of nnU-Net's plans, as the importer makes it by default."""
-    return plan_of(
-        "model",
-        plans,
-        configuration_of(plans, name),
-        dataset,
-        outputs,
-        strides=None,
-        tiling="nnunet",
-        mirror=(),
-        networks={"f32": "network.xml"},
-        precision="f32",
-        bytes_per_voxel=1.0,
-    )
+    return plan_of("model", plans, configuration_of(plans, name), dataset, outputs)
 
 
 def make_results(folder: Path, kind: Kind, name: str = "3d_fullres") -> Path:

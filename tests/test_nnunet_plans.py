@@ -13,8 +13,9 @@ import SimpleITK as sitk
 from nnunet_models import KINDS, ORGANS, Kind, make_case, plans_and_dataset, understood
 
 from inference.labels import fill_labels
+from inference.nnunet.channels import preprocess_channels
 from inference.organs import LABEL_OF
-from inference.pipeline import prepare
+from inference.pipeline import turn_case
 from inference.reading import read
 from training.nnunet.card import write_card
 from training.nnunet.checkpoint import Checkpoint
@@ -51,7 +52,8 @@ def test_input_is_that_of_nnunets_preprocessor(
     plans, dataset, name = plans_and_dataset(kind)
     plan = understood(plans, dataset, name, outputs_of(dataset))
     assert [channel["normalisation"] for channel in plan.channels] == [normalisation]
-    found, _, _ = prepare([read(file).image], plan, 1)
+    case = turn_case([read(file).image], plan)
+    found = preprocess_channels(case.volumes, case.spacing, plan, 1)
 
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)

@@ -22,9 +22,9 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from inference.hounsfield import AIR
 from training.augment import vary_hu, vary_intensities
 from training.chance import Chance
-from training.tissues import AIR
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 

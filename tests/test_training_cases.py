@@ -584,7 +584,7 @@ def test_what_an_older_version_prepared_is_prepared_anew(
     data, out, config = prepared_once
     path = out / "images" / "P1.npz"
     first = path.stat().st_mtime_ns
-    monkeypatch.setattr("training.prepare._FORM", 99)
+    monkeypatch.setattr("training.fingerprint._FORM", 99)
     prepare(find_cases(data), out, config, 1)
     later = path.stat().st_mtime_ns
     assert later > first

@@ -23,18 +23,12 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
 from training import synthesis
 from training.augment import vary_hu
-from training.bodies import (
-    _reached,
-    complete,
-    end_at_heart,
-    finish,
-    isotropic,
-    transfer,
-)
+from training.bodies import _reached, complete, finish, transfer
 from training.cases import find_cases
 from training.chance import Chance
 from training.colon import add_colon
 from training.config import Config
+from training.isotropic import isotropic
 from training.lent_organs import join_to_stomach, lay, lead_past
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
@@ -47,9 +41,9 @@ from training.synthesis import (
     _fill_body,
     _gallbladder,
     _hollow_organs,
-    _hounsfield,
     _is_large,
     _loose_colon,
+    _mean_hu,
     _pancreas,
     _unmixed_blood,
     synthesise,
@@ -57,6 +51,7 @@ from training.synthesis import (
 from training.tissues import (
     UNKNOWN,
     Tissue,
+    end_at_heart,
     on_wrong_sides,
     organs_only,
     tissue_of,
@@ -556,11 +551,11 @@ class _Always(Chance):
 def test_a_duct_runs_within_the_pancreas_and_masses_are_no_brighter() -> None:
     tissues = torch.full((24, 24, 60), int(Tissue.MUSCLE))
     tissues[6:18, 6:18, 2:58] = LABEL_OF["pancreas"]
-    table = _hounsfield(Chance(0), 0.3, 0.8)
+    mean_hu = _mean_hu(Chance(0), 0.3, 0.8)
     for seed in range(10):
-        hu = table[tissues]
+        hu = mean_hu[tissues]
         before = hu.clone()
-        _pancreas(hu, tissues, table, _Always(seed), 2.0)
+        _pancreas(hu, tissues, mean_hu, _Always(seed), 2.0)
         changed = hu != before
         assert changed.any() and not changed[tissues != LABEL_OF["pancreas"]].any()
         assert (hu <= before).all()
@@ -620,7 +615,7 @@ def test_no_colon_lies_beside_the_spine_or_the_lungs() -> None:
     gas, near = 0, 0
     for seed in range(12):
         hu = torch.where(tissues > 0, 40.0, -100.0)
-        _fill_body(hu, tissues, hull, _hounsfield(Chance(0), 0.0, 0.0), _Always(seed), 2.0)
+        _fill_body(hu, tissues, hull, _mean_hu(Chance(0), 0.0, 0.0), _Always(seed), 2.0)
         found = (hu == -950).numpy() & (hull < 0).numpy()
         gas += int(found.sum())
         near += int((found & (distance < 14)).sum())
@@ -645,16 +640,16 @@ def test_a_large_stomach_is_full_of_something() -> None:
         tissues = torch.full((40, 40, 40), int(Tissue.MUSCLE))
         tissues[4 : 4 + side, 4 : 4 + side, 4 : 4 + side] = LABEL_OF["stomach"]
         hu = torch.zeros(tissues.shape)
-        _hollow_organs(hu, tissues, _hounsfield(Chance(0), 0, 0), _Always(1), 2.0)
+        _hollow_organs(hu, tissues, _mean_hu(Chance(0), 0, 0), _Always(1), 2.0)
         assert bool(hu.any()) == full
 
 
 def test_bowel_is_brighter_than_the_pancreas_as_often_as_not() -> None:
     for arterial, venous in ((0.35, 0.75), (0.75, 0.25)):
-        tables = [_hounsfield(Chance(seed), arterial, venous) for seed in range(300)]
+        drawn = [_mean_hu(Chance(seed), arterial, venous) for seed in range(300)]
         for bowel in (LABEL_OF["duodenum"], int(Tissue.SMALL_BOWEL)):
-            brighter = sum(bool(table[bowel] > table[LABEL_OF["pancreas"]]) for table in tables)
-            assert 0.25 < brighter / len(tables) < 0.75
+            brighter = sum(bool(hu[bowel] > hu[LABEL_OF["pancreas"]]) for hu in drawn)
+            assert 0.25 < brighter / len(drawn) < 0.75
 
 
 def test_most_kidneys_and_adrenal_glands_lie_in_fat() -> None:
@@ -944,7 +939,7 @@ def test_colon_that_no_map_labels_keeps_to_its_place_and_gas_rises_in_each_loop(
     for seed in range(40):
         hu = torch.full(loose.shape, -100.0)
         chance = Chance(seed)
-        _loose_colon(hu, loose, _hounsfield(chance, 0.5, 0.5), chance, 2.0)
+        _loose_colon(hu, loose, _mean_hu(chance, 0.5, 0.5), chance, 2.0)
         assert (hu[~loose] == -100).all()
         gas, colon = hu < -900, (hu != -100) & (hu >= -900)
         assert 0 < int((gas | colon).sum()) < 0.6 * int(loose.sum())
@@ -969,7 +964,7 @@ def test_folds_across_the_colons_gas_are_of_its_wall(monkeypatch: pytest.MonkeyP
 
     def drawn(seed: int) -> tuple[torch.Tensor, float]:
         hu = torch.full(loose.shape, -100.0)
-        _loose_colon(hu, loose, _hounsfield(Chance(seed), 0.5, 0.5), Chance(seed), 2.0)
+        _loose_colon(hu, loose, _mean_hu(Chance(seed), 0.5, 0.5), Chance(seed), 2.0)
         solid, counts = hu[(hu != -100) & (hu > -900)].unique(return_counts=True)
         return hu, float(solid[counts.argmax()])  # the wall is of one value
 
@@ -1139,7 +1134,7 @@ def test_no_organ_is_labelled_beyond_a_synthetic_field_of_view(
     def left_half(shape: torch.Size, chance: Chance) -> torch.Tensor:
         return (torch.arange(shape[2]) < shape[2] // 2).expand(shape[1:])
 
-    monkeypatch.setattr("training.synthesis._field_of_view", left_half)
+    monkeypatch.setattr("training.synthesis.field_of_view", left_half)
     samples = Samples(prepared, replace(config, shares={"synthetic": 1.0}))
     labels = torch.stack([samples[index].labels for index in range(8)])
     middle = labels.shape[-1] // 2

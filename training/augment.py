@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.grid import Shape
+from inference.hounsfield import AIR
 from training.chance import Chance
 from training.separable import blur
-from training.tissues import AIR, UNKNOWN
+from training.tissues import UNKNOWN
 from training.warp import AnySpacing, random_places, rotation, turned_places
 
 Range = tuple[float, float]

@@ -16,17 +16,17 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from inference.grid import Spacing
+from inference.hounsfield import AIR
 from inference.organs import LABEL_OF, ORGANS
-from inference.resample import resize, resize_labels, shape_at_spacing
 from training.chance import Chance
 from training.lent_organs import join_to_stomach, lay, lead_past
 from training.registration import lay_over
-from training.tissues import AIR, SPACING, Tissue
+from training.tissues import SPACING, Tissue
 from training.warp import NearestVoxels, sample_linear, sample_nearest
 
 _COVERED = 0.75  # of the most that is covered of any slice
-_IN_HEART = 0.25  # of the ring around a vena cava
 _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
+_BEYOND = 255  # marks what the atlas does not reach; no tissue has this number
 _GLANDS = (LABEL_OF["right_adrenal_gland"], LABEL_OF["left_adrenal_gland"])
 
 
@@ -42,44 +42,6 @@ class Body:
 
     tissues: NDArray[np.uint8]
     hull: NDArray[np.int8]
-
-
-def isotropic(labels: NDArray[np.uint8], spacing: Spacing) -> NDArray[np.uint8]:
-    """Resample a label map to `SPACING`, with the steps of thick slices smoothed away.
-
-    Args:
-        labels: (z, y, x).
-        spacing: mm per axis (z, y, x).
-    """
-    shape = shape_at_spacing(labels.shape, spacing, (SPACING,) * 3)
-    if spacing[0] <= 1.5 * SPACING:
-        return resize_labels(labels, shape)
-    # Shape-based interpolation (Raya and Udupa 1990): the signed distance to each organ's
-    # outline is measured within the slices and interpolated between them.
-    labels = resize_labels(labels, (labels.shape[0], *shape[1:]))
-    nearest = np.zeros(shape, np.float32)
-    result = np.zeros(shape, np.uint8)
-    for value, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        box = (slice(None), *(slice(max(0, s.start - 8), s.stop + 8) for s in box[1:]))
-        mask = labels[box] == value
-        distance = np.stack([_signed_distance(part) for part in mask])
-        distance = resize(distance, (shape[0], *mask.shape[1:]))
-        wins = distance > nearest[box]
-        nearest[box][wins] = distance[wins]
-        result[box][wins] = value
-    return result
-
-
-def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Distance to the outline, positive inside, limited to 8; an empty mask is far outside."""
-    if not mask.any():
-        return np.full(mask.shape, -8, np.float32)
-    inside = ndimage.distance_transform_edt(mask)
-    outside = ndimage.distance_transform_edt(~mask)
-    limited: NDArray[np.float32] = np.clip(inside - outside, -8, 8).astype(np.float32)
-    return limited
 
 
 def finish(tissues: NDArray[np.uint8]) -> Body:
@@ -143,9 +105,9 @@ def complete(
         ValueError: the two share no organ, or the atlas cannot be laid over the patient.
     """
     laid = lay_over(organs, annotated, atlas)
-    warped = sample_nearest(torch.from_numpy(atlas), laid.places, SPACING, outside=255).numpy()
-    part = _reached(warped != 255)
-    warped[warped == 255] = Tissue.NONE
+    warped = sample_nearest(torch.from_numpy(atlas), laid.places, SPACING, _BEYOND).numpy()
+    part = _reached(warped != _BEYOND)
+    warped[warped == _BEYOND] = Tissue.NONE
 
     # What the patient's map tells, absence included, is not the atlas's to tell: its copies give
     # way to what surrounds them, though not to an organ, which would grow into them.
@@ -217,20 +179,3 @@ def _reached(inside: NDArray[np.bool_]) -> slice:
     longest = int(np.bincount(runs)[1:].argmax()) + 1
     slices = np.flatnonzero(runs == longest)
     return slice(int(slices[0]), int(slices[-1]) + 1)
-
-
-def end_at_heart(tissues: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A whole-body map (z, y, x) whose vena cava ends where it enters the heart.
-
-    TotalSegmentator's goes on into the right atrium: what lies above the liver, and is a quarter
-    surrounded by heart or more, is heart.
-    """
-    tissues = tissues.copy()
-    cava = tissues == LABEL_OF["inferior_vena_cava"]
-    liver = np.flatnonzero((tissues == LABEL_OF["liver"]).any(axis=(1, 2)))
-    for z in range(int(liver[-1]) + 1 if len(liver) else 0, len(tissues)):
-        ring = ndimage.binary_dilation(cava[z], iterations=2) & ~cava[z]
-        if ring.any() and (tissues[z][ring] == Tissue.HEART).mean() >= _IN_HEART:
-            tissues[z:][cava[z:]] = Tissue.HEART
-            break
-    return tissues

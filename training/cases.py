@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from inference.checks import check_intensities
 from inference.grid import Spacing
+from inference.hounsfield import AIR, DENSEST
 from inference.organs import LABEL_OF, ORGANS, label_of
 from inference.orientation import turn_to
 from inference.reading import ending, read
@@ -104,7 +105,7 @@ class Case:
             raise ValueError(
                 f"values from {hu.min()} to {hu.max()} are not Hounsfield units of a body"
             )
-        return CT(np.clip(hu, -1024, 3071).astype(np.int16), spacing, image, offset)
+        return CT(np.clip(hu, AIR, DENSEST).astype(np.int16), spacing, image, offset)
 
     def labels(self) -> tuple[NDArray[np.uint8], Spacing]:
         """Our organ labels (z, y, x) in LPS orientation, and their spacing (z, y, x) in mm.

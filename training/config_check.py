@@ -20,12 +20,10 @@ from inference.kinds import (
 )
 from inference.organs import LABEL_OF
 from inference.plan_check import PLAN_KINDS
+from training.prepared_file import FOLDER_OF
 
 if TYPE_CHECKING:
     from training.config import Config
-
-SOURCES = ("synthetic", "transferred", "labelled", "empty", "pseudo")
-"""What patches are drawn from."""
 
 _SHARE = _PROBABILITY = number(0, 1)
 _AXES = several(whole(0, 2))
@@ -112,7 +110,7 @@ def problems_of(config: Config) -> list[str]:
 def _contradictions(config: Config) -> list[str]:
     """What cannot be together."""
     problems = []
-    if unknown := set(config.shares) - {*SOURCES}:
+    if unknown := set(config.shares) - set(FOLDER_OF):
         problems.append(f"shares of unknown kinds: {', '.join(sorted(unknown))}")
     if config.stored[0] > config.clip[0] or config.stored[1] < config.clip[1]:
         problems.append(f"stored {list(config.stored)} does not hold clip {list(config.clip)}")

@@ -16,7 +16,7 @@ from inference.postprocess import postprocess
 from training.agreement import dice
 from training.config import Config
 from training.network import multiple_of
-from training.prepared_file import opened
+from training.prepared_file import file_of, opened
 from training.tissues import UNKNOWN
 from training.torch_runner import logits_of
 from training.warp import per_axis
@@ -58,7 +58,7 @@ def evaluate(
         Each case that was prepared; those without labels have no scores.
     """
     for name in dict.fromkeys((*config.holdout, *holdout)):
-        path = prepared / "images" / f"{name}.npz"
+        path = file_of(prepared, "labelled", name)
         if not path.exists():
             continue
         with opened(path) as content:

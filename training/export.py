@@ -17,7 +17,7 @@ from inference.network import Network
 from inference.organs import ORGANS
 from inference.pass_memory import bytes_per_voxel
 from inference.plan import NETWORK_FILES, Plan
-from inference.windows import predict as predict_in_windows
+from inference.windows import predict_in_windows
 from training.agreement import Agreement, dice
 from training.checkpoint import load_average
 from training.config import Config
@@ -126,7 +126,7 @@ def volumes_for_checks(
     """
     aside = {*config.holdout, *holdout}
     found = []
-    for path in (*complete_files(prepared / "images"), *complete_files(prepared / "pseudo")):
+    for path in (*complete_files(prepared, "labelled"), *complete_files(prepared, "pseudo")):
         with opened(path) as content:
             found.append((not content["labels"].any(), path))
     if others := [(empty, path) for empty, path in found if path.stem not in aside]:

@@ -15,18 +15,19 @@ Output, all in LPS orientation with arrays (z, y, x):
 - ``refused.txt``: which cases were refused, and why.
 
 What exists already is kept: an interrupted preparation goes on where it was. Each file says what
-it was made of (``made_of``); when that is no longer what the data has, it is made anew. Files of
-cases that are gone or refused are removed, since the training draws from all that it finds.
+it was made of (`training.fingerprint`); when that is no longer what the data has, it is made
+anew. Files of cases that are gone or refused are removed, since the training draws from all that
+it finds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import sys
 import zlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -44,25 +45,19 @@ from inference.machine import usable_threads
 from inference.organs import LABEL_OF, ORGANS
 from inference.plan import Plan
 from inference.preprocess import preprocess
-from inference.reading import ending
 from inference.resample import resize_labels
-from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from inference.writing import appearing, write_text
-from training.bodies import complete, end_at_heart, finish, isotropic, transfer
+from training.bodies import complete, finish, transfer
 from training.cases import Case, read_json
 from training.chance import Chance
 from training.config import Config
-from training.prepared_file import opened
-from training.tissues import SPACING, UNKNOWN, on_wrong_sides
-
-KINDS_OF_FILES = ("bodies", "images", "transferred", "empty", "pseudo")
+from training.fingerprint import MADE_OF, fingerprint, is_up_to_date
+from training.isotropic import isotropic
+from training.prepared_file import FOLDER_OF, complete_files, file_of
+from training.tissues import SPACING, UNKNOWN, end_at_heart, on_wrong_sides
 
 SETTINGS = "settings.json"
 """In a prepared folder: what all images there have in common."""
-
-_MADE_OF = "made_of"
-
-_FORM = 4  # of what is made of the same data: files of another one are made anew
 
 ABSENT = tuple(v for v in ORGANS if v not in (LABEL_OF["esophagus"], LABEL_OF["aorta"]))
 """What a CT without abdomen is known not to show: esophagus and aorta run through the chest."""
@@ -70,10 +65,33 @@ ABSENT = tuple(v for v in ORGANS if v not in (LABEL_OF["esophagus"], LABEL_OF["a
 
 @dataclass(frozen=True)
 class _Job:
+    """A file to prepare.
+
+    Attributes:
+        kind: of the patches that are drawn from it, a key of `FOLDER_OF`: says what it holds.
+        case: the patient; of a CT that counts as empty, with what that tells as annotated.
+        atlas: whose body the patient borrows, or whose CT is bent to the patient.
+        out: the prepared folder.
+        plan: how images are resampled.
+    """
+
+    kind: str
     case: Case
     atlas: Case | None
-    target: Path
+    out: Path
     plan: Plan
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name}__{self.atlas.name}" if self.atlas else self.case.name
+
+    @property
+    def target(self) -> Path:
+        return file_of(self.out, self.kind, self.name)
+
+    @property
+    def cases(self) -> list[Case]:
+        return [self.case, self.atlas] if self.atlas else [self.case]
 
 
 def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = None) -> list[str]:
@@ -96,14 +114,13 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
         ValueError: ``out`` holds images that were prepared for another grid, or one of the
             processes was killed.
     """
-    for folder in KINDS_OF_FILES:
+    for folder in FOLDER_OF.values():
         (out / folder).mkdir(parents=True, exist_ok=True)
     check_settings(out, config)
     write_text(out / SETTINGS, json.dumps(_settings(config)) + "\n")
-    plan = config.plan_in_hu
-    jobs = _images(cases, out, config, plan) + _bodies(cases, out, config, plan)
-    _remove_others(jobs, cases, out, config, plan)
-    jobs = [job for job in jobs if not _is_done(job)]
+    jobs = _images(cases, out, config) + _bodies(cases, out, config)
+    _remove_others(jobs, cases, out, config)
+    jobs = [job for job in jobs if not is_up_to_date(job.target, job.cases)]
     refused = []
     others = active_children()
     with ProcessPoolExecutor(workers or usable_threads(), initializer=_end_when_told) as pool:
@@ -111,9 +128,9 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
         try:
             for future in tqdm(as_completed(running), total=len(jobs), desc="prepare", unit="file"):
                 if problem := future.result():
-                    target = running[future].target
-                    target.unlink(missing_ok=True)  # made when the case was another one
-                    refused.append(f"{target.stem}: {problem}")
+                    job = running[future]
+                    job.target.unlink(missing_ok=True)  # made when the case was another one
+                    refused.append(f"{job.name}: {problem}")
         except BrokenProcessPool:
             raise ValueError(
                 "a process that prepared cases was killed; if memory is short, --workers 1 needs "
@@ -128,92 +145,7 @@ def prepare(cases: list[Case], out: Path, config: Config, workers: int | None = 
     return sorted(refused)
 
 
-def _is_done(job: _Job) -> bool:
-    """Whether the output is there, and made of what the data has now."""
-    if not job.target.exists():
-        return False
-    try:
-        with opened(job.target) as content:
-            return _is_still_made_of(job, json.loads(str(content[_MADE_OF])))
-    except (
-        OSError,
-        ValueError,
-    ):  # damaged, or its case cannot be read: that is said when it is tried
-        return False
-
-
-def _made_of(job: _Job) -> str:
-    """All that an output depends on beside the settings: files, and what their labels mean."""
-    parts: list[Any] = [_FORM]
-    for case in _cases_of(job):
-        files = []
-        for path in _files_of(case):
-            state = path.stat()
-            files.append([path.name, state.st_size, state.st_mtime_ns, _digest(path)])
-        parts.append([files, _meaning(case, _is_empty(job))])
-    return json.dumps(parts)
-
-
-def _is_still_made_of(job: _Job, before: list[Any]) -> bool:
-    """Whether `_made_of` would say so again; files are read only where their times differ.
-
-    Copied data has other times, and the same content.
-    """
-    cases = _cases_of(job)
-    if len(before) != 1 + len(cases) or before[0] != _FORM:
-        return False
-    for (files, meaning), case in zip(before[1:], cases, strict=True):
-        paths = _files_of(case)
-        if meaning != _meaning(case, _is_empty(job)):
-            return False
-        if [name for name, *_ in files] != [path.name for path in paths]:
-            return False
-        for (_, size, time, digest), path in zip(files, paths, strict=True):
-            if not path.exists() or path.stat().st_size != size:
-                return False
-            if path.stat().st_mtime_ns != time and _digest(path) != digest:
-                return False
-    return True
-
-
-def _is_empty(job: _Job) -> bool:
-    return job.target.parent.name == "empty"
-
-
-def _annotated(case: Case, empty: bool) -> tuple[int, ...]:
-    return ABSENT if empty else case.annotated
-
-
-def _meaning(case: Case, empty: bool) -> str:
-    values = sorted(case.values.items()) if case.values is not None else None
-    names = sorted(case.tissue_names.items())
-    return json.dumps([_annotated(case, empty), values, names])
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _cases_of(job: _Job) -> list[Case]:
-    return [job.case, *([job.atlas] if job.atlas else [])]
-
-
-def _files_of(case: Case) -> list[Path]:
-    named = [path for path in (case.image, case.label_file, case.tissue_file) if path]
-    return [file for path in named for file in (path, *_voxels_beside(path))]
-
-
-def _voxels_beside(path: Path) -> list[Path]:
-    """The file with the voxels of a header that stands alone."""
-    if ending(path) not in WITH_TEXT_HEADER or not path.is_file():
-        return []
-    name = TextHeader.read(path).voxel_file
-    return [path.parent / name] if name and (path.parent / name).is_file() else []
-
-
-def _remove_others(
-    jobs: list[_Job], cases: list[Case], out: Path, config: Config, plan: Plan
-) -> None:
+def _remove_others(jobs: list[_Job], cases: list[Case], out: Path, config: Config) -> None:
     """Remove prepared files that no case makes any more.
 
     Bodies that are only not drawn, or held out, stay: the training passes over them, and the
@@ -223,9 +155,9 @@ def _remove_others(
         ValueError: that would be all of them: the folder is of other data.
     """
     drawn = {"synthetic": 1.0, "transferred": 1.0}
-    possible = _bodies(cases, out, replace(config, holdout=(), shares=drawn), plan)
+    possible = _bodies(cases, out, replace(config, holdout=(), shares=drawn))
     kept = {job.target for job in (*jobs, *possible)}
-    found = [path for kind in KINDS_OF_FILES for path in (out / kind).glob("[!.]*.npz")]
+    found = [path for kind in FOLDER_OF for path in complete_files(out, kind)]
     removed = [path for path in found if path not in kept]
     if removed and len(removed) == len(found):
         raise ValueError(f"{out}: was prepared from other data; name another --work, or remove it")
@@ -235,19 +167,22 @@ def _remove_others(
         print(f"removed {len(removed)} prepared file(s) that no case makes now", file=sys.stderr)
 
 
-def _images(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
+def _images(cases: list[Case], out: Path, config: Config) -> list[_Job]:
     """Every case with a CT, as what it counts."""
+    plan = config.plan_in_hu
     jobs = []
     for case in cases:
-        if case.image is not None:
-            kind = "pseudo" if case.kind == "pseudo" else "images"
-            if case.name in config.empty:
-                kind = "empty"
-            jobs.append(_Job(case, None, out / kind / f"{case.name}.npz", plan))
+        if case.image is None:
+            continue
+        if case.name in config.empty:
+            jobs.append(_Job("empty", replace(case, annotated=ABSENT), None, out, plan))
+        else:
+            kind = "pseudo" if case.kind == "pseudo" else "labelled"
+            jobs.append(_Job(kind, case, None, out, plan))
     return jobs
 
 
-def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_Job]:
+def _bodies(cases: list[Case], out: Path, config: Config) -> list[_Job]:
     """Every trusted label map with every atlas.
 
     Where no case's tissues are labelled, organs have no body around them: they are drawn alone
@@ -256,23 +191,21 @@ def _bodies(cases: list[Case], out: Path, config: Config, plan: Plan) -> list[_J
     Bodies are made where the configuration draws synthetic patches from them, CTs bent to them
     where it draws transferred ones.
     """
+    plan = config.plan_in_hu
     synthetic, bent = (config.shares.get(kind, 0) > 0 for kind in ("synthetic", "transferred"))
     trusted = _trusted(cases, config)
     atlases = [case for case in trusted if case.tissue_file]
-    bodies, transferred = out / "bodies", out / "transferred"
     alone = atlases or ([] if any(case.image for case in trusted) else trusted)
     jobs = []
     if synthetic:
-        jobs += [_Job(case, None, bodies / f"{case.name}.npz", plan) for case in alone]
+        jobs += [_Job("synthetic", case, None, out, plan) for case in alone]
     for atlas in atlases:
         patients = [case for case in trusted if not case.tissue_file]
         if synthetic:
-            jobs += [_Job(p, atlas, bodies / f"{p.name}__{atlas.name}.npz", plan) for p in patients]
+            jobs += [_Job("synthetic", patient, atlas, out, plan) for patient in patients]
         if bent and atlas.image is not None:
             others = [case for case in trusted if case is not atlas]
-            jobs += [
-                _Job(p, atlas, transferred / f"{p.name}__{atlas.name}.npz", plan) for p in others
-            ]
+            jobs += [_Job("transferred", patient, atlas, out, plan) for patient in others]
     return jobs
 
 
@@ -307,11 +240,12 @@ def check_settings(out: Path, config: Config) -> None:
     path = out / SETTINGS
     there = read_json(path) if path.exists() else None
     # Bodies have a grid of their own.
-    old = [k for k in KINDS_OF_FILES if k != "bodies" and any((out / k).glob("*.npz"))]
+    folders = [folder for kind, folder in FOLDER_OF.items() if kind != "synthetic"]
+    old = [folder for folder in folders if any((out / folder).glob("*.npz"))]
     if there != wanted and old:
         raise ValueError(
             f"{out}: images were prepared with other settings ({there}); remove "
-            f"{', '.join(f'{kind}/' for kind in old)} there, or choose another --work"
+            f"{', '.join(f'{folder}/' for folder in old)} there, or choose another --work"
         )
 
 
@@ -344,13 +278,8 @@ def _run(job: _Job) -> str | None:
 
 def _try(job: _Job) -> str | None:
     try:
-        made_of = _made_of(job)  # before it is read: what changes meanwhile is then noticed
-        if job.target.parent.name == "bodies":
-            arrays = _body(job.case, job.atlas)
-        elif job.atlas is not None:
-            arrays = _transferred(job.case, job.atlas, job.plan)
-        else:
-            arrays = _image(job.case, job.plan, _is_empty(job))
+        made_of = fingerprint(job.cases)  # before they are read: what changes meanwhile is noticed
+        arrays = _ARRAYS_OF[job.kind](job)
     except MemoryError:
         return "there is too little memory for it"
     except OSError as error:
@@ -360,15 +289,16 @@ def _try(job: _Job) -> str | None:
     except (IndexError, KeyError, TypeError) as error:  # odd names or numbers of tissues
         return f"failed unexpectedly ({type(error).__name__}: {last_line(error)})"
     with appearing(job.target) as temporary:
-        np.savez_compressed(temporary, **arrays, **{_MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **arrays, **{MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
     return None
 
 
-def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
+def _body(job: _Job) -> dict[str, np.ndarray]:
+    case, atlas = job.case, job.atlas
     tissues = isotropic(*case.tissues())
     _check_sides(tissues)
     if atlas is not None:
-        chance = Chance(zlib.crc32(f"{case.name}__{atlas.name}".encode()))
+        chance = Chance(zlib.crc32(job.name.encode()))
         tissues = complete(tissues, case.annotated, isotropic(*atlas.tissues()), chance)
     body = finish(end_at_heart(tissues))
     return {
@@ -378,11 +308,13 @@ def _body(case: Case, atlas: Case | None) -> dict[str, np.ndarray]:
     }
 
 
-def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
+def _transferred(job: _Job) -> dict[str, np.ndarray]:
+    case, atlas = job.case, job.atlas
+    assert atlas is not None
     labels, spacing = atlas.labels()
     organs = isotropic(*case.tissues())
     _check_sides(organs)
-    low, high = plan.clip
+    low, high = job.plan.clip
     stored = np.clip(atlas.ct().hu, low, high).astype(np.int16)
     atlas_tissues = isotropic(*atlas.tissues())
     bent, bent_labels = transfer(stored, labels, spacing, atlas_tissues, organs, case.annotated)
@@ -394,13 +326,14 @@ def _transferred(case: Case, atlas: Case, plan: Plan) -> dict[str, np.ndarray]:
     }
 
 
-def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
+def _image(job: _Job) -> dict[str, np.ndarray]:
+    case = job.case
     ct = case.ct()
     hu, native = ct.hu, ct.spacing
     del ct  # with its image: the labels need the memory
-    prepared = preprocess(hu, native, plan)
+    prepared = preprocess(hu, native, job.plan)
     labels = np.zeros(prepared.values.shape, np.uint8)
-    if case.label_file is not None and not empty:
+    if case.label_file is not None and job.kind != "empty":
         original, _ = case.labels()
         labels = resize_labels(original[prepared.box], labels.shape)
         if not labels.any():
@@ -410,9 +343,18 @@ def _image(case: Case, plan: Plan, empty: bool) -> dict[str, np.ndarray]:
     return {
         "hu": np.round(prepared.values).astype(np.int16),
         "labels": labels,
-        "annotated": np.array(_annotated(case, empty), np.uint8),
+        "annotated": np.array(case.annotated, np.uint8),
         "spacing": np.array(prepared.spacing, np.float32),
     }
+
+
+_ARRAYS_OF: Mapping[str, Callable[[_Job], dict[str, np.ndarray]]] = {
+    "synthetic": _body,
+    "labelled": _image,
+    "transferred": _transferred,
+    "empty": _image,
+    "pseudo": _image,
+}
 
 
 def _believed(labels: np.ndarray, annotated: tuple[int, ...]) -> np.ndarray:

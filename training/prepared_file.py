@@ -1,4 +1,4 @@
-"""Reading of the files that `training.prepare` writes."""
+"""The files that `training.prepare` writes: where they lie, and how they are read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+
+FOLDER_OF = {
+    "synthetic": "bodies",
+    "labelled": "images",  # and CTs without labels, from which no patch is drawn
+    "transferred": "transferred",
+    "empty": "empty",
+    "pseudo": "pseudo",
+}
+"""Kind of patches, as in a configuration's ``shares``, to the folder of what they are drawn from.
+
+The order is the one in which kinds are drawn by chance: another one would draw other patches.
+"""
 
 # What numpy raises of bytes that are not as they were written.
 _DAMAGE = (
@@ -37,6 +49,23 @@ def opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: damaged; remove it and prepare again") from None
 
 
-def complete_files(folder: Path) -> list[Path]:
-    """The prepared files of a folder, by name; hidden ones are still being written."""
-    return [p for p in sorted(folder.glob("*.npz")) if not p.name.startswith(".")]
+def file_of(prepared: Path, kind: str, name: str) -> Path:
+    """Where a prepared file lies, whether it is there or not.
+
+    Args:
+        prepared: the folder that `training.prepare.prepare` writes.
+        kind: of the patches that are drawn from it, a key of `FOLDER_OF`.
+        name: ``CASE``, or ``CASE__ATLAS``.
+    """
+    return prepared / FOLDER_OF[kind] / f"{name}.npz"
+
+
+def complete_files(prepared: Path, kind: str) -> list[Path]:
+    """The prepared files of a kind, by name; hidden ones are still being written.
+
+    Args:
+        prepared: the folder that `training.prepare.prepare` writes.
+        kind: of the patches that are drawn from them, a key of `FOLDER_OF`.
+    """
+    files = sorted((prepared / FOLDER_OF[kind]).glob("*.npz"))
+    return [path for path in files if not path.name.startswith(".")]

@@ -116,11 +116,13 @@ class Run:
 
     def _claim(self, names: list[str]) -> None:
         """Note for which training these pseudo-labels are prepared; no other one's stay."""
+        from training.prepared_file import file_of
+
         note = self._pseudolabelled_for
         before = note.read_text() if note.exists() else "no fold"
         if before != self._training_in_words:
             for name in names:
-                (self.prepared / "pseudo" / f"{name}.npz").unlink(missing_ok=True)
+                file_of(self.prepared, "pseudo", name).unlink(missing_ok=True)
         self.prepared.mkdir(parents=True, exist_ok=True)
         note.write_text(self._training_in_words)
 

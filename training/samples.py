@@ -30,6 +30,7 @@ from torch import Tensor
 
 from inference.body import body_box
 from inference.grid import Shape, Spacing
+from inference.hounsfield import AIR
 from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
 from training.chance import Chance
@@ -37,10 +38,10 @@ from training.colon import add_colon
 from training.config import Config
 from training.neighbours import add_neighbours
 from training.pancreas import age_pancreas
-from training.prepared_file import complete_files, opened
+from training.prepared_file import FOLDER_OF, complete_files, opened
 from training.synthesis import synthesise
-from training.tissues import AIR, organs_only
 from training.tissues import SPACING as BODY_SPACING
+from training.tissues import organs_only
 from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest, turned_places
 
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
@@ -96,7 +97,7 @@ class Samples:
     """Patches from a prepared folder (`training.prepare`).
 
     Args:
-        folder: holds ``bodies/``, ``images/``, ``transferred/``, ``empty/`` or ``pseudo/``.
+        folder: what `training.prepare.prepare` wrote, or a part of it.
         config: what to draw.
         holdout: cases that no patch may come from, besides the configuration's.
         device: where patches are made, and volumes are kept.
@@ -104,7 +105,7 @@ class Samples:
             memory and copied when they are drawn.
 
     Attributes:
-        sources: kind of data to its files.
+        sources: kind of patches to the files that they are drawn from.
 
     Raises:
         FileNotFoundError: the folder holds nothing to train on.
@@ -281,7 +282,7 @@ def drawn_from(
     """Kind of patches to the prepared files that they come from; kinds without any are left out.
 
     Args:
-        folder: with ``bodies/``, ``images/``, ``transferred/``, ``empty/`` and ``pseudo/``.
+        folder: what `training.prepare.prepare` wrote.
         config: what to draw.
         holdout: cases that no patch may come from, besides the configuration's.
 
@@ -289,13 +290,8 @@ def drawn_from(
         ValueError: a prepared file is damaged.
     """
     kept_aside = {*config.holdout, *holdout}
-    everything = {
-        "synthetic": complete_files(folder / "bodies"),
-        "labelled": [p for p in complete_files(folder / "images") if _is_labelled(p)],
-        "transferred": complete_files(folder / "transferred"),
-        "empty": complete_files(folder / "empty"),
-        "pseudo": complete_files(folder / "pseudo"),
-    }
+    everything = {kind: complete_files(folder, kind) for kind in FOLDER_OF}
+    everything["labelled"] = [path for path in everything["labelled"] if _is_labelled(path)]
     return {
         kind: kept
         for kind, paths in everything.items()

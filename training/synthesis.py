@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from inference.hounsfield import AIR
 from inference.organs import LABEL_OF
 from training.chance import Chance
-from training.separable import blur, share_nearby
-from training.tissues import TISSUES, Tissue
+from training.scanner import add_couch, field_of_view, scanned
+from training.separable import share_nearby
+from training.tissues import TISSUE_COUNT, Tissue
 
 _FULL, _WIDE = 120_000.0, 4000.0  # mm3 of a stomach that is not empty, mm2 of its widest slice
 
@@ -40,28 +42,27 @@ def synthesise(
     tissues = tissues.long()
     hull = hull.float()
     arterial, venous = _phase(chance)
-    table = _hounsfield(chance, arterial, venous)
-    hounsfield = table.to(tissues.device)  # the table itself stays where numbers are cheap
+    mean_hu = _mean_hu(chance, arterial, venous)  # stays where single numbers are cheap to read
 
-    hu = hounsfield[tissues]
-    _fill_body(hu, tissues, hull, table, chance, spacing)
+    hu = mean_hu.to(tissues.device)[tissues]
+    _fill_body(hu, tissues, hull, mean_hu, chance, spacing)
     soft = hu > -300
     texture = chance.field(shape, 8 / spacing) * chance.uniform(1, 8)
     texture += chance.field(shape, 30 / spacing) * chance.uniform(1, 7)
     hu += texture * soft
-    _vessels_and_lesions(hu, tissues, table, chance, spacing)
+    _vessels_and_lesions(hu, tissues, mean_hu, chance, spacing)
     _unmixed_blood(hu, tissues, chance, spacing, arterial, venous)
-    _pancreas(hu, tissues, table, chance, spacing)
+    _pancreas(hu, tissues, mean_hu, chance, spacing)
     _gallbladder(hu, tissues, chance, spacing, venous)
     _kidneys(hu, tissues, chance, arterial, venous)
-    _hollow_organs(hu, tissues, table, chance, spacing)
+    _hollow_organs(hu, tissues, mean_hu, chance, spacing)
     _bones(hu, tissues, chance)
-    _lungs(hu, tissues, table, chance, spacing)
+    _lungs(hu, tissues, mean_hu, chance, spacing)
     if chance.happens(0.5):
-        _table(hu, hull, chance, spacing)
-    hu = _scanner(hu, chance, spacing)
-    seen = _field_of_view(shape, chance).to(hu.device).expand(shape)
-    return hu.masked_fill(~seen, -1024), seen
+        add_couch(hu, hull, chance, spacing)
+    hu = scanned(hu, chance, spacing)
+    seen = field_of_view(shape, chance).to(hu.device).expand(shape)
+    return hu.masked_fill(~seen, AIR), seen
 
 
 def _phase(chance: Chance) -> tuple[float, float]:
@@ -76,7 +77,7 @@ def _phase(chance: Chance) -> tuple[float, float]:
     return chance.uniform(0.1, 0.3), chance.uniform(0.2, 0.6)
 
 
-def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
+def _mean_hu(chance: Chance, a: float, v: float) -> Tensor:
     """Mean Hounsfield units of every tissue for one patient in one phase."""
     liver = chance.uniform(-5, 45) if chance.happens(0.15) else chance.normal(56, 7)
     bile = chance.uniform(20, 70) if chance.happens(0.12) else chance.normal(8, 6)
@@ -104,26 +105,26 @@ def _hounsfield(chance: Chance, a: float, v: float) -> Tensor:
     organ["right_kidney"] = chance.normal(32, 4) + 100 * a + 110 * v
     organ["left_kidney"] = organ["right_kidney"] + chance.normal(0, 4)
     organ["left_adrenal_gland"] = organ["right_adrenal_gland"] + chance.normal(0, 4)
-    table = torch.full((TISSUES,), 30.0)
+    mean_hu = torch.full((TISSUE_COUNT,), 30.0)
     for name, value in organ.items():
-        table[LABEL_OF[name]] = value + chance.normal(0, 4)
+        mean_hu[LABEL_OF[name]] = value + chance.normal(0, 4)
     muscle = chance.normal(52, 9)
-    table[Tissue.NONE] = chance.normal(-104, 8)
-    table[Tissue.MUSCLE] = muscle + 5 * a + 8 * v
-    table[Tissue.BONE] = chance.uniform(90, 280)
-    table[Tissue.LUNG] = chance.uniform(-920, -720)
-    table[Tissue.AIRWAY] = -980
-    table[Tissue.HEART] = blood + chance.uniform(100, 350) * a + 90 * v
-    table[Tissue.VEIN] = blood + 25 * a + chance.uniform(90, 150) * v
-    table[Tissue.ARTERY] = aorta + 20 * v
-    table[Tissue.SMALL_BOWEL] = _bowel_wall(chance, a, v)
-    table[Tissue.COLON] = _bowel_wall(chance, a, v)
+    mean_hu[Tissue.NONE] = chance.normal(-104, 8)
+    mean_hu[Tissue.MUSCLE] = muscle + 5 * a + 8 * v
+    mean_hu[Tissue.BONE] = chance.uniform(90, 280)
+    mean_hu[Tissue.LUNG] = chance.uniform(-920, -720)
+    mean_hu[Tissue.AIRWAY] = -980
+    mean_hu[Tissue.HEART] = blood + chance.uniform(100, 350) * a + 90 * v
+    mean_hu[Tissue.VEIN] = blood + 25 * a + chance.uniform(90, 150) * v
+    mean_hu[Tissue.ARTERY] = aorta + 20 * v
+    mean_hu[Tissue.SMALL_BOWEL] = _bowel_wall(chance, a, v)
+    mean_hu[Tissue.COLON] = _bowel_wall(chance, a, v)
     excreted = chance.happens(0.08)
-    table[Tissue.BLADDER] = chance.uniform(100, 500) if excreted else chance.normal(6, 5)
-    table[Tissue.NERVE] = chance.normal(34, 6)
-    table[Tissue.CARTILAGE] = chance.normal(95, 35)
-    table[Tissue.SOFT] = chance.normal(42, 8) + 20 * v
-    return table
+    mean_hu[Tissue.BLADDER] = chance.uniform(100, 500) if excreted else chance.normal(6, 5)
+    mean_hu[Tissue.NERVE] = chance.normal(34, 6)
+    mean_hu[Tissue.CARTILAGE] = chance.normal(95, 35)
+    mean_hu[Tissue.SOFT] = chance.normal(42, 8) + 20 * v
+    return mean_hu
 
 
 def _bowel_wall(chance: Chance, a: float, v: float) -> float:
@@ -132,7 +133,7 @@ def _bowel_wall(chance: Chance, a: float, v: float) -> float:
 
 
 def _fill_body(
-    hu: Tensor, tissues: Tensor, hull: Tensor, table: Tensor, chance: Chance, spacing: float
+    hu: Tensor, tissues: Tensor, hull: Tensor, mean_hu: Tensor, chance: Chance, spacing: float
 ) -> None:
     """Air, skin, fat, the abdominal wall and what lies loose in the belly, where unlabelled."""
     shape = tissues.shape
@@ -145,7 +146,7 @@ def _fill_body(
     # Muscles outside the ribs too: what an organ touches is the wall, not the fat under the skin.
     outer = chance.uniform(0, 14) * (1 + 0.6 * chance.field(shape, 35 / spacing)).clamp_(min=0)
     outer = torch.minimum(outer, surface - 2)
-    fat = float(table[Tissue.NONE])
+    fat = float(mean_hu[Tissue.NONE])
 
     outside = unlabelled & (hull > surface)
     skin = unlabelled & ~outside & (hull > surface - chance.uniform(1.5, 4))
@@ -165,18 +166,18 @@ def _fill_body(
     # their shape and their folds.
     loops = packed & (chance.field(shape, chance.uniform(10, 25) / spacing) > chance.normal(0, 1))
     folds = chance.field(shape, 4 / spacing) * chance.uniform(0, 25)
-    hu[loops] = float(table[Tissue.SMALL_BOWEL]) + chance.normal(0, 8) + folds[loops]
+    hu[loops] = float(mean_hu[Tissue.SMALL_BOWEL]) + chance.normal(0, 8) + folds[loops]
     if chance.happens(0.06):  # ascites
         hu[loose & ~packed] = chance.normal(8, 5)
     strands = deep & ~packed & chance.tubes(shape, 14 / spacing, chance.uniform(0.1, 0.35))
-    hu[strands] = float(table[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
+    hu[strands] = float(mean_hu[Tissue.VEIN]) * chance.uniform(0.4, 1.0)
     if chance.happens(0.6):
         # Not beside the spinal cord, the lungs and the heart, where there is no bowel.
         elsewhere = torch.isin(tissues, _FAR_FROM_BOWEL.to(tissues.device))
         near = share_nearby(elsewhere, 17) > 0
-        _loose_colon(hu, loose & ~near, table, chance, spacing)
+        _loose_colon(hu, loose & ~near, mean_hu, chance, spacing)
     hu[unlabelled & (hull >= outer)] = fat + chance.normal(0, 4)
-    hu[muscle] = float(table[Tissue.MUSCLE])
+    hu[muscle] = float(mean_hu[Tissue.MUSCLE])
     marbling = muscle & (chance.field(shape, 10 / spacing) > chance.uniform(0.8, 3))
     hu[marbling] = fat
     hu[skin] = chance.uniform(-60, 40)
@@ -189,12 +190,14 @@ def _in_own_fat(tissues: Tensor) -> Tensor:
     return torch.isin(tissues, values)
 
 
-def _loose_colon(hu: Tensor, loose: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
+def _loose_colon(
+    hu: Tensor, loose: Tensor, mean_hu: Tensor, chance: Chance, spacing: float
+) -> None:
     """Stool and gas behind a thin wall, anywhere: gas beside the stomach need not be its own."""
     shape = loose.shape
     depth = chance.field(shape, chance.uniform(18, 40) / spacing) - chance.uniform(0.8, 1.7)
     wall, lumen = loose & (depth > 0), loose & (depth > chance.uniform(0.08, 0.25))
-    wall_hu = float(table[Tissue.COLON]) + chance.normal(0, 8)
+    wall_hu = float(mean_hu[Tissue.COLON]) + chance.normal(0, 8)
     hu[wall] = wall_hu
     stool = chance.uniform(-60, 50) + 45 * chance.noise(shape)
     hu[lumen] = stool[lumen]
@@ -220,12 +223,12 @@ def _folds(shape: torch.Size, chance: Chance, spacing: float) -> Tensor:
 
 
 def _vessels_and_lesions(
-    hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float
+    hu: Tensor, tissues: Tensor, mean_hu: Tensor, chance: Chance, spacing: float
 ) -> None:
     shape = tissues.shape
     liver = tissues == LABEL_OF["liver"]
     tree = liver & chance.tubes(shape, 35 / spacing, chance.uniform(0.1, 0.28))
-    hu[tree] = float(table[Tissue.VEIN])
+    hu[tree] = float(mean_hu[Tissue.VEIN])
     if chance.happens(0.3):
         solid = liver | (tissues == LABEL_OF["spleen"]) | (tissues == LABEL_OF["right_kidney"])
         solid |= tissues == LABEL_OF["left_kidney"]
@@ -261,7 +264,7 @@ def _unmixed_blood(
         hu -= below * cava * (hu - 40).clamp(min=0) * chance.uniform(0, 1) * max(a, v)
 
 
-def _pancreas(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
+def _pancreas(hu: Tensor, tissues: Tensor, mean_hu: Tensor, chance: Chance, spacing: float) -> None:
     """What lies within many and annotators leave in: cysts, masses, a wide duct, some fat.
 
     Little fat: where a third of the organ was, the fat around real ones became pancreas.
@@ -274,7 +277,7 @@ def _pancreas(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacin
         lumps = chance.field(shape, chance.uniform(10, 30) / spacing)
         lesions = pancreas & (lumps > chance.uniform(1.2, 2.2))
         cystic = chance.happens(0.4)
-        darker = float(table[LABEL_OF["pancreas"]]) - chance.uniform(10, 50)
+        darker = float(mean_hu[LABEL_OF["pancreas"]]) - chance.uniform(10, 50)
         hu[lesions] = chance.uniform(0, 25) if cystic else darker
     if chance.happens(0.2):
         core = pancreas & (share_nearby(pancreas, 5) > chance.uniform(0.85, 0.99))
@@ -282,7 +285,7 @@ def _pancreas(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacin
     if chance.happens(0.3):
         lobules = chance.field(shape, chance.uniform(4, 8) / spacing)
         fat = lobules > _exceeded_by(chance.uniform(0.03, 0.15))
-        hu[pancreas & fat] = float(table[Tissue.NONE])
+        hu[pancreas & fat] = float(mean_hu[Tissue.NONE])
 
 
 def _gallbladder(hu: Tensor, tissues: Tensor, chance: Chance, spacing: float, v: float) -> None:
@@ -304,7 +307,7 @@ def _gallbladder(hu: Tensor, tissues: Tensor, chance: Chance, spacing: float, v:
 
 
 def _exceeded_by(share: float) -> float:
-    """What a share of a normal distribution lies above."""
+    """The threshold that a standard normal variable exceeds with this probability."""
     return float(torch.erfinv(torch.tensor(1 - 2 * share))) * 2**0.5
 
 
@@ -319,7 +322,7 @@ def _kidneys(hu: Tensor, tissues: Tensor, chance: Chance, a: float, v: float) ->
 
 
 def _hollow_organs(
-    hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float
+    hu: Tensor, tissues: Tensor, mean_hu: Tensor, chance: Chance, spacing: float
 ) -> None:
     """Fluid, food, stool, oral contrast and gas inside the gut; gas rises to the front."""
     shape = tissues.shape
@@ -363,7 +366,7 @@ def _hollow_organs(
             filled = lumen & (rising > level)
             hu[filled] = -950
             if value == Tissue.COLON:
-                hu[filled & _folds(shape, chance, spacing)] = float(table[Tissue.COLON])
+                hu[filled & _folds(shape, chance, spacing)] = float(mean_hu[Tissue.COLON])
 
 
 def _is_large(stomach: Tensor, spacing: float) -> bool:
@@ -378,7 +381,7 @@ def _bones(hu: Tensor, tissues: Tensor, chance: Chance) -> None:
     hu[cortex] = chance.uniform(250, 700)
 
 
-def _lungs(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: float) -> None:
+def _lungs(hu: Tensor, tissues: Tensor, mean_hu: Tensor, chance: Chance, spacing: float) -> None:
     shape = tissues.shape
     lung = tissues == Tissue.LUNG
     if not lung.any():
@@ -389,57 +392,9 @@ def _lungs(hu: Tensor, tissues: Tensor, table: Tensor, chance: Chance, spacing: 
     grain = chance.field(shape, 8 / spacing) * 30 + dependent
     hu[lung] += grain[lung]
     vessels = lung & chance.tubes(shape, 18 / spacing, chance.uniform(0.1, 0.3))
-    hu[vessels] = float(table[Tissue.HEART]) * chance.uniform(0.3, 1)
+    hu[vessels] = float(mean_hu[Tissue.HEART]) * chance.uniform(0.3, 1)
     if chance.happens(0.1):  # effusion or consolidation behind
         level = torch.linspace(-1, 1, shape[1], device=hu.device)[None, :, None] > chance.uniform(
             0.1, 0.5
         )
         hu[lung & level] = chance.uniform(0, 50)
-
-
-def _table(hu: Tensor, hull: Tensor, chance: Chance, spacing: float) -> None:
-    """A curved couch behind the back: a bright shell around foam."""
-    rows = torch.nonzero((hu > -300).any(dim=2).any(dim=0)).flatten()
-    if not len(rows):
-        return
-    width = hu.shape[2]
-    across = torch.linspace(-1, 1, width, device=hu.device)
-    sag = chance.uniform(0, 45) * across**2
-    top = (float(rows[-1]) + 1) * spacing + chance.uniform(-10, 15) - sag + sag.min()
-    y = (torch.arange(hu.shape[1], device=hu.device) * spacing)[:, None]
-    below = y - top[None, :]
-    thickness = chance.uniform(20, 60)
-    air = (hu < -500) & (hull > 0)
-    foam = air & ((below > 0) & (below < thickness))[None]
-    behind = below - thickness
-    shell = air & (((below > 0) & (below < 4)) | ((behind > 0) & (behind < 4)))[None]
-    hu[foam] = chance.uniform(-960, -800)
-    hu[shell] = chance.uniform(-400, 300)
-
-
-def _scanner(hu: Tensor, chance: Chance, spacing: float) -> Tensor:
-    """Point spread, slice thickness, noise and a slight offset."""
-    in_plane = chance.uniform(0.25, 0.7) if chance.happens(0.8) else chance.uniform(0.7, 1.3)
-    thick = chance.uniform(0.2, 0.6) if chance.happens(0.55) else chance.uniform(0.6, 1.4)
-    hu = blur(hu, (thick * 3 / spacing, in_plane * 3 / spacing, in_plane * 3 / spacing))
-    sigma = min(60.0, 2.718 ** chance.normal(2.0, 0.8))
-    noise = chance.noise(hu.shape)
-    if chance.happens(0.5):
-        noise = blur(noise, (thick, 0.6, 0.6))
-        noise /= noise.std()
-    if chance.happens(0.5):
-        noise *= (1 + 0.4 * chance.field(hu.shape, 30)).clamp_(0.2, 2.5)
-    hu = hu + noise * sigma + chance.normal(0, 4)
-    return hu.clamp_(-1024, 3071)
-
-
-def _field_of_view(shape: torch.Size, chance: Chance) -> Tensor:
-    """Whether a voxel (y, x) was reconstructed: seldom only within a circle."""
-    _, height, width = shape
-    if not chance.happens(0.12):
-        return torch.ones(height, width, dtype=torch.bool)
-    y = torch.linspace(-1, 1, height)[:, None] * height / width
-    x = torch.linspace(-1, 1, width)[None, :]
-    radius = chance.uniform(0.7, 1.0)
-    inside: Tensor = y**2 + x**2 <= radius**2
-    return inside

@@ -1,4 +1,4 @@
-"""The tissues that a synthetic body is made of, and how named structures map to them.
+"""The tissues that a body is made of, how named structures map to them, and where they may lie.
 
 Numbers 1 to 13 are the organs of `inference.organs`, so a tissue map contains its own labels.
 """
@@ -11,12 +11,10 @@ from enum import IntEnum
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from inference.organs import LABEL_OF, ORGANS, label_of
-
-AIR = -1024
-"""HU of air, and of what lies beside a scan."""
 
 SPACING = 2.0
 """Isotropic spacing in mm of tissue maps."""
@@ -44,8 +42,10 @@ class Tissue(IntEnum):
     SOFT = 26
 
 
-TISSUES = 1 + max(Tissue)
+TISSUE_COUNT = 1 + max(Tissue)
 """Number of tissue values, 0 included."""
+
+_IN_HEART = 0.25  # of the ring around a vena cava
 
 _RIGHT_AND_LEFT = (
     ("liver", "spleen"),
@@ -125,3 +125,26 @@ def on_wrong_sides(labels: NDArray[np.uint8]) -> set[int]:
         if all(map(len, places)) and places[0].mean() > places[1].mean():
             wrong.update(pair)
     return wrong
+
+
+def end_at_heart(tissues: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A whole-body map whose vena cava ends where it enters the heart.
+
+    TotalSegmentator's goes on into the right atrium: what lies above the liver, and is a quarter
+    surrounded by heart or more, is heart.
+
+    Args:
+        tissues: (z, y, x), of which z runs to the head.
+
+    Returns:
+        A copy (z, y, x).
+    """
+    tissues = tissues.copy()
+    cava = tissues == LABEL_OF["inferior_vena_cava"]
+    liver = np.flatnonzero((tissues == LABEL_OF["liver"]).any(axis=(1, 2)))
+    for z in range(int(liver[-1]) + 1 if len(liver) else 0, len(tissues)):
+        ring = ndimage.binary_dilation(cava[z], iterations=2) & ~cava[z]
+        if ring.any() and (tissues[z][ring] == Tissue.HEART).mean() >= _IN_HEART:
+            tissues[z:][cava[z:]] = Tissue.HEART
+            break
+    return tissues

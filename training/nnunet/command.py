@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import torch
 from torch import nn
 
+from inference.cases import Case
 from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
 from inference.network import Network
@@ -19,11 +22,11 @@ from inference.plan import NETWORK_FILES, Plan
 from training.model_folder import check_place, model_folder
 from training.network import parameter_count
 from training.nnunet.card import write_card
-from training.nnunet.checkpoint import load_checkpoint
+from training.nnunet.checkpoint import Checkpoint, load_checkpoint
 from training.nnunet.fast import calibration_cases, calibration_patches, compare
 from training.nnunet.label_map import LabelMap
 from training.nnunet.network import Together, architecture_of, build, keep_outputs, strides_of
-from training.nnunet.plan import inputs_of, outputs_of, plan_of
+from training.nnunet.plan import Outputs, inputs_of, outputs_of, plan_as_exported, plan_of
 from training.nnunet.results import (
     Results,
     configuration_in_name,
@@ -122,6 +125,60 @@ def _fold(text: str) -> str:
 
 
 def _import(results: Results, options: argparse.Namespace, label_map: LabelMap | None) -> None:
+    source = _read(results, options, label_map)
+    network = _build(source)
+    cases = calibration_cases(options.calibrate, source.inputs) if options.calibrate else []
+    plan = _write(results, source, network, cases, options)
+    folds = ", ".join(results.checkpoints)
+    print(f"{options.out}: {source.configuration}, fold(s) {folds}, {plan.precision}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What nnU-Net's results say, understood.
+
+    Attributes:
+        configuration: name of the one that was trained.
+        checkpoints: of the folds.
+        inputs: number of input channels.
+        outputs: what the output channels mean.
+        dimensions: 2 or 3.
+        architecture: what `architecture_of` gives.
+        strides: what `strides_of` gives.
+        plan: for nnU-Net's own way.
+    """
+
+    configuration: str
+    checkpoints: list[Checkpoint]
+    inputs: int
+    outputs: Outputs
+    dimensions: int
+    architecture: Mapping[str, Any]
+    strides: tuple[int, ...] | None
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The folds in one network.
+
+    Attributes:
+        torch: in PyTorch.
+        openvino: the same, in OpenVINO.
+        parameters: of one fold.
+    """
+
+    torch: Together
+    openvino: ov.Model
+    parameters: int
+
+
+def _read(results: Results, options: argparse.Namespace, label_map: LabelMap | None) -> _Source:
+    """Read and understand all there is: what cannot be served is refused before it is built.
+
+    Raises:
+        ModelError: it cannot be served, or not in this way.
+    """
     checkpoints = [
         load_checkpoint(path, options.trust_checkpoint) for path in results.checkpoints.values()
     ]
@@ -134,73 +191,91 @@ def _import(results: Results, options: argparse.Namespace, label_map: LabelMap |
     with written_by_nnunet("dataset.json"):
         outputs = outputs_of(results.dataset, label_map)
         inputs = len(inputs_of(results.dataset))
-    # The plan first: what cannot be served is refused before anything is built.
-    plan_with = partial(
-        plan_of,
-        options.out.name,
-        results.plans,
-        configuration,
-        results.dataset,
-        outputs,
-        mirror=first.mirror_axes if options.mirror else (),
-    )
-    networks = {precision: NETWORK_FILES[precision] for precision in ("f32", "bf16")}
     with written_by_nnunet("plans.json"):
-        exact_plan = plan_with(
-            strides=None, tiling="nnunet", networks=networks, precision="f32", bytes_per_voxel=0.0
+        plan = plan_of(
+            options.out.name,
+            results.plans,
+            configuration,
+            results.dataset,
+            outputs,
+            first.mirror_axes if options.mirror else (),
         )
         architecture = architecture_of(configuration)
         dimensions = len(required(configuration, "patch_size"))
         strides = strides_of(architecture, dimensions)
-    if options.mirror and not exact_plan.mirror:
+    if options.mirror and not plan.mirror:
         print("note: this model was trained without mirroring; --mirror changes nothing")
     if not first.trainer.startswith("nnUNetTrainer"):
         print(f"note: trainer {first.trainer!r} is not nnU-Net's own; its network is the plans'")
     if options.tiling == "whole" and strides is None:
         raise ModelError("this network takes patches of one size alone: not --tiling whole")
-    folds = [build(architecture, c, inputs, outputs.channels) for c in checkpoints]
+    return _Source(chosen, checkpoints, inputs, outputs, dimensions, architecture, strides, plan)
+
+
+def _build(source: _Source) -> _Network:
+    """Put the folds into one network, in PyTorch and in OpenVINO.
+
+    Raises:
+        ModelError: the weights are not the network's, or OpenVINO cannot convert it.
+    """
+    outputs, plan = source.outputs, source.plan
+    folds = [
+        build(source.architecture, checkpoint, source.inputs, outputs.channels)
+        for checkpoint in source.checkpoints
+    ]
     parameters = parameter_count(folds[0])
     if len(outputs.kept) < outputs.channels:
         folds = [keep_outputs(fold, outputs.kept) for fold in folds]
-    network = Together(folds, flat=dimensions == 2)
+    network = Together(folds, flat=source.dimensions == 2)
     try:
-        model = to_openvino(network, exact_plan.patch, inputs, strides is not None)
+        model = to_openvino(network, plan.patch, source.inputs, source.strides is not None)
     except Exception as failure:  # PyTorch's tracer and OpenVINO raise many kinds
         reason = (str(failure).strip() or type(failure).__name__).splitlines()[-1].strip()
         raise ModelError(f"OpenVINO cannot convert this network ({reason})") from None
+    return _Network(network, model, parameters)
 
-    cases = calibration_cases(options.calibrate, inputs) if options.calibrate else []
+
+def _write(
+    results: Results,
+    source: _Source,
+    network: _Network,
+    cases: list[Case],
+    options: argparse.Namespace,
+) -> Plan:
+    """Write the model folder, with comparisons on the cases that calibrate it, if any.
+
+    Raises:
+        CaseError: a case cannot be read or segmented.
+        ModelError: the exported network is not PyTorch's.
+    """
+    int8 = options.precision == "int8"
     with model_folder(options.out) as folder:
         exact = folder.parent / "exact.xml"
-        ov.save_model(model, exact, compress_to_fp16=False)
+        ov.save_model(network.openvino, exact, compress_to_fp16=False)
         floating = folder / NETWORK_FILES["f32"]
-        ov.save_model(model, floating, compress_to_fp16=options.precision != "fp32")
-        error = _check(network, floating, exact_plan)
-        if options.precision == "int8":
-            networks = NETWORK_FILES
-        plan = plan_with(
-            strides=strides,
-            tiling=options.tiling,
-            networks=networks,
-            precision="int8" if options.precision == "int8" else "f32",
-            bytes_per_voxel=bytes_per_voxel(exact, exact_plan.patch, inputs),
-        )
-        if options.precision == "int8":
-            patches = calibration_patches(cases, plan)
-            ov.save_model(
-                quantise(model, patches), folder / NETWORK_FILES["int8"], compress_to_fp16=True
-            )
+        ov.save_model(network.openvino, floating, compress_to_fp16=options.precision != "fp32")
+        error = _check(network.torch, floating, source.plan)
+        memory = bytes_per_voxel(exact, source.plan.patch, source.inputs)
+        plan = plan_as_exported(source.plan, source.strides, options.tiling, int8, memory)
+        if int8:
+            quantised = quantise(network.openvino, calibration_patches(cases, plan))
+            ov.save_model(quantised, folder / NETWORK_FILES["int8"], compress_to_fp16=True)
         plan.save(folder)
-        comparisons = []
-        if cases:
-            comparisons = compare(cases, plan, folder, exact_plan, exact)
-            for comparison in comparisons:
-                print(comparison, flush=True)
-        stored = "single" if options.precision == "fp32" else "half"
+        comparisons = compare(cases, plan, folder, source.plan, exact) if cases else []
+        for comparison in comparisons:
+            print(comparison, flush=True)
         write_card(
-            folder, plan, results, chosen, checkpoints, comparisons, parameters, stored, error
+            folder,
+            plan,
+            results,
+            source.configuration,
+            source.checkpoints,
+            comparisons,
+            network.parameters,
+            "single" if options.precision == "fp32" else "half",
+            error,
         )
-    print(f"{options.out}: {chosen}, fold(s) {', '.join(results.checkpoints)}, {plan.precision}")
+    return plan
 
 
 def _check(network: nn.Module, path: Path, plan: Plan) -> float:

@@ -15,7 +15,8 @@ from inference.errors import CaseError
 from inference.machine import usable_threads
 from inference.model import Model
 from inference.network import Network
-from inference.pipeline import prepare, segment_in_stages
+from inference.nnunet.channels import preprocess_channels
+from inference.pipeline import segment_in_stages, turn_case
 from inference.plan import Plan
 from inference.reading import read
 from training.agreement import dice
@@ -79,8 +80,10 @@ def calibration_patches(cases: Sequence[Case], plan: Plan) -> list[np.ndarray]:
     for case in cases:
         images = _images(case)
         with _named(case):
-            prepared, _, _ = prepare(images, plan, usable_threads())
-        values = prepared.values
+            turned = turn_case(images, plan)
+            values = preprocess_channels(
+                turned.volumes, turned.spacing, plan, usable_threads()
+            ).values
         frame = [max(0, n - m) for n, m in zip(plan.patch, values.shape[1:], strict=True)]
         values = np.pad(values, [(0, 0), *((f // 2, f - f // 2) for f in frame)])
         for _ in range(-(-_PATCHES // len(cases))):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.errors import ModelError
-from inference.plan import Plan
+from inference.hounsfield import AIR, DENSEST
+from inference.plan import NETWORK_FILES, Plan
 from training.nnunet.label_map import LabelMap
 from training.nnunet.results import required
 
@@ -143,14 +144,11 @@ def plan_of(
     configuration: Mapping[str, Any],
     dataset: Mapping[str, Any],
     outputs: Outputs,
-    strides: tuple[int, ...] | None,
-    tiling: str,
-    mirror: tuple[int, ...],
-    networks: Mapping[str, str],
-    precision: str,
-    bytes_per_voxel: float,
+    mirror: tuple[int, ...] = (),
 ) -> Plan:
-    """The plan of an nnU-Net model.
+    """The plan of an nnU-Net model that is run in nnU-Net's own way: its tiling, in fp32.
+
+    How much memory a pass takes it does not say yet: see `plan_as_exported`.
 
     Args:
         name: of the model folder.
@@ -158,12 +156,7 @@ def plan_of(
         configuration: the one that was trained, with what it inherits.
         dataset: nnU-Net's dataset description.
         outputs: what `outputs_of` found.
-        strides: the network's total stride per axis, if it takes sizes other than the patch.
-        tiling: "nnunet" or "whole".
         mirror: axes of nnU-Net along which the input is mirrored.
-        networks: precision to file name.
-        precision: the one that is used by default.
-        bytes_per_voxel: peak memory of a pass per voxel.
 
     Raises:
         ModelError: the plans ask for something that cannot be served.
@@ -178,16 +171,13 @@ def plan_of(
     _known("image reader", reader, _READERS)
     patch = list(required(configuration, "patch_size"))
     spacing = list(required(configuration, "spacing"))
-    multiple = list(strides or patch)
     if not len(patch) == len(spacing) or len(patch) not in (2, 3):
         raise ModelError(f"plans: patch_size {patch} and spacing {spacing} are not of 2 or 3 axes")
     if len(patch) == 2:
-        patch, multiple = [1, *patch], [1, *multiple]
+        patch = [1, *patch]
         mirror = tuple(axis + 1 for axis in mirror)
     if len(spacing) == 2:
         spacing = [None, *spacing]
-    if any(size % step for size, step in zip(patch, multiple, strict=True)):
-        multiple = list(patch)
     channels = _channels(plans, configuration, inputs_of(dataset))
     first = next((c for c in channels if c["normalisation"] == "ct"), {})
     return Plan(
@@ -195,30 +185,67 @@ def plan_of(
         version=str(dataset.get("release") or "1"),
         spacing=(spacing[0], spacing[1], spacing[2]),
         # For readers of the plan; the channels say what is done.
-        clip=first.get("clip", (-1024.0, 3071.0)),
+        clip=first.get("clip", (float(AIR), float(DENSEST))),
         subtract=first.get("subtract", 0.0),
         divide=first.get("divide", 1.0) or 1.0,
         patch=(patch[0], patch[1], patch[2]),
-        multiple=(multiple[0], multiple[1], multiple[2]),
-        networks=networks,
-        precision=precision,
+        multiple=(patch[0], patch[1], patch[2]),
+        networks={precision: NETWORK_FILES[precision] for precision in ("f32", "bf16")},
+        precision="f32",
         labels=outputs.labels,
-        bytes_per_voxel=bytes_per_voxel,
+        bytes_per_voxel=0.0,
         orientation=_READERS[reader],
         crop="nonzero",
-        tiling=tiling,
+        tiling="nnunet",
         overlap=0.5,
         channels=tuple(channels),
         transpose=tuple(required(plans, "transpose_forward")),
         resampling={
             "data": _rule(configuration, "data"),
-            "logits": _rule(configuration, "probabilities", half=tiling == "nnunet"),
+            "logits": _rule(configuration, "probabilities", half=True),  # as its tiling sums up
         },
         outside=0.0,
         mirror=mirror,
         outputs=outputs.values,
         regions=outputs.regions,
         members={name: list(values) for name, values in outputs.members.items()},
+    )
+
+
+def plan_as_exported(
+    exact: Plan,
+    strides: tuple[int, ...] | None,
+    tiling: str,
+    int8: bool,
+    bytes_per_voxel: float,
+) -> Plan:
+    """The plan of the form that is exported, which may be a faster one than nnU-Net's own way.
+
+    Args:
+        exact: what `plan_of` found.
+        strides: the network's total stride per axis of nnU-Net's (2 or 3), if it takes sizes
+            other than the patch.
+        tiling: "nnunet" or "whole".
+        int8: whether there is a quantised network too, which is then the one to use.
+        bytes_per_voxel: peak memory of a pass per voxel.
+    """
+    multiple = exact.multiple
+    if strides:
+        z, y, x = (1, *strides) if len(strides) == 2 else strides
+        if not any(size % step for size, step in zip(exact.patch, (z, y, x), strict=True)):
+            multiple = z, y, x
+    resampling = exact.resampling
+    if tiling != "nnunet" and (rule := resampling["logits"]):
+        # Only nnU-Net's tiling sums logits up in half precision.
+        resampling = {**resampling, "logits": {k: v for k, v in rule.items() if k != "half"}}
+    return replace(
+        exact,
+        multiple=multiple,
+        networks=NETWORK_FILES if int8 else exact.networks,
+        precision="int8" if int8 else exact.precision,
+        bytes_per_voxel=bytes_per_voxel,
+        tiling=tiling,
+        resampling=resampling,
     )
 
 
