@@ -69,7 +69,7 @@ def test_parts_that_the_field_of_view_cuts_stay(
     parts["far"][11, 8:14, 10:16] = True  # cut at the end where the largest is not
     for mask in parts.values():
         labels[mask if end == 0 else mask[::-1]] = 1
-    step = {"step": "keep_largest", "labels": [1]}
+    step: dict[str, Any] = {"step": "keep_largest", "labels": [1]}
     if millilitres is not None:
         step["cut_millilitres"] = millilitres
     found = winners(apply(tiny, labels, step))[:: 1 if end == 0 else -1] == 1
