@@ -51,7 +51,7 @@ class Plan:
             ``clip`` comes after that. ``None`` for ``clip`` before, nnU-Net's order.
         subtract: taken from the clipped intensities.
         divide: then they are divided by this.
-        patch: voxels (z, y, x) of a window.
+        patch: voxels (z, y, x) of a window, and of any pass at least: what is smaller is padded.
         multiple: input sizes must be multiples of these (z, y, x), the network's total stride.
         tiling: "whole" (one pass where memory allows, else windows), "window", or "nnunet"
             (windows as nnU-Net sums them up, in half precision: `inference.nnunet.patches`).

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.organs import LABEL_OF, ORGANS
+from inference.preprocess import preprocess
 from training.__main__ import main
 from training.cases import find_cases
 from training.config import Config
@@ -803,3 +804,21 @@ def test_an_interrupted_preparation_ends_and_leaves_whole_files(
         assert not name.startswith(".")
         with np.load(bodies / name) as content:
             assert torch.from_numpy(content["tissues"]).any()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "training/configs").glob("*.yaml")), ids=str)
+def test_training_sees_what_inference_sees(path: Path) -> None:
+    """Of a CT in whole HU: prepared and normalised, or preprocessed by the exported plan."""
+    config = Config.load(path)
+    plan = config.plan((1, 1, 1))
+    spacing = tuple(step or 2.0 for step in plan.spacing)
+    hu = np.random.default_rng(0).integers(-1024, 3071, (6, 20, 24)).astype(np.int16)
+    seen = preprocess(hu, (spacing[0], spacing[1], spacing[2]), plan).values
+    prepared = preprocess(hu, (spacing[0], spacing[1], spacing[2]), config.plan_in_hu).values
+    if plan.size == (None, None, None):  # else it is resized: rounded once on the way
+        prepared = np.round(prepared)
+    np.testing.assert_allclose(config.normalise(prepared), seen, atol=1e-5)
+    lowest, highest = plan.clip
+    assert seen.min() == pytest.approx((lowest - plan.subtract) / plan.divide, abs=1e-5)
+    assert config.air == pytest.approx(float(seen.min()), abs=1e-5)
+    assert seen.max() <= (highest - plan.subtract) / plan.divide + 1e-5
