@@ -256,7 +256,8 @@ def _cases_of_series(source: Path, files: list[Path], folder: Path, channels: in
 
 def _first_below(folder: Path) -> Path | None:
     """A CT by its ending in one of the subfolders, which are searched for DICOM alone."""
-    return next((p for p in sorted(folder.rglob("*")) if ending(p) and is_file(p)), None)
+    files = (path for path in sorted(folder.rglob("[!.]*")) if is_file(path))
+    return next(filter(ending, files), None)
 
 
 def _without_ending(file: Path) -> str:

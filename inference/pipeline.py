@@ -135,10 +135,11 @@ def segment_in_stages(
             offset = case.intensities.offset
             if plan.channels:
                 prepared = preprocess_channels(case.volumes, case.spacing, plan, model.threads)
-                memory = _grant(model, images, prepared.values.shape[-3:])
+                memory = _grant_and_compile(model, images, prepared.values.shape[-3:])
             else:
                 placed = place(case.volumes[0], case.spacing, plan, offset)
-                memory = _grant(model, images, placed.shape)  # compiles while the CT is resized
+                # The network compiles while the CT is resized.
+                memory = _grant_and_compile(model, images, placed.shape)
                 prepared = fill(case.volumes[0], case.spacing, placed, plan, offset, model.threads)
         if plan.look:
             with _timed("look", seconds, tell):
@@ -229,8 +230,8 @@ def turn_case(images: Sequence[sitk.Image], plan: Plan) -> TurnedCase:
     return TurnedCase(images, volumes, (z, y, x), turn, intensities)
 
 
-def _grant(model: Model, images: Sequence[sitk.Image], shape: tuple[int, ...]) -> int:
-    """Bytes that the passes over a volume (z, y, x) may use; the network begins to compile."""
+def _grant_and_compile(model: Model, images: Sequence[sitk.Image], shape: tuple[int, ...]) -> int:
+    """Bytes that passes over a volume (z, y, x) may use; the network begins to compile for it."""
     held = sum(each.GetNumberOfPixels() * each.GetSizeOfPixelComponent() for each in images)
     labels = images[0].GetNumberOfPixels()  # a byte each
     memory = model.budget.grant(shape, model.plan, model.network, held=held, reserved=labels)

@@ -40,9 +40,9 @@ def postprocess(
     The steps, each for the organs in its ``labels`` (label values):
 
     - ``{"step": "keep_largest", "labels": [...]}``: all connected parts but the largest go. With
-      ``"cut_millilitres": x``, parts from x on stay if the CT's first or last slice cuts them and
-      the largest one alike: outside the field of view they may be one, as the ascending and the
-      descending aorta are in the arch.
+      ``"cut_millilitres": x``, parts from x on stay if the first or the last slice of the logits
+      cuts them and the largest one alike: outside the field of view they may be one, as the
+      ascending and the descending aorta are in the arch.
     - ``{"step": "remove_small", "labels": [...], "millilitres": x}``: parts below x go.
     - ``{"step": "close", "labels": [...]}``: holes and notches of up to one voxel that are
       background are filled (morphological closing, 3 x 3 x 3).
@@ -116,7 +116,7 @@ class _Parts:
         z, y, x = np.unravel_index(there, winning.shape)
         return _Parts((z, y, x), part, sizes, channels)
 
-    def reach(self, z: int) -> NDArray[np.bool_]:
+    def cut_by(self, z: int) -> NDArray[np.bool_]:
         """Whether each part has voxels in a slice."""
         there = np.zeros(len(self.sizes), bool)
         there[self.part[self.voxels[0] == z]] = True
@@ -186,7 +186,7 @@ def _keep_largest(answer: _Answer, channels: list[int], step: Mapping[str, Any])
     gone = np.isin(parts.channels, channels)
     least = float(step.get("cut_millilitres", np.inf))
     large = parts.sizes * voxel_millilitres(answer.spacing) >= least
-    ends = [parts.reach(z) for z in (0, len(answer.winning) - 1)] if large.any() else []
+    ends = [parts.cut_by(z) for z in (0, len(answer.winning) - 1)] if large.any() else []
     for channel in channels:
         mine = np.flatnonzero(parts.channels == channel)
         if not len(mine):
