@@ -36,7 +36,10 @@ _STEPS: dict[str, dict[str, Kind]] = {
     "sides": {},
 }
 # What a step may have besides.
-_STEP_OPTIONS: dict[str, dict[str, Kind]] = {"keep_largest": {"cut_millilitres": number(above=0)}}
+_STEP_OPTIONS: dict[str, dict[str, Kind]] = {
+    "keep_largest": {"cut_millilitres": number(above=0)},
+    "foreign_gas": {"wall": FLAG},
+}
 
 
 def _fits_orientation(value: Any) -> bool:

@@ -49,11 +49,13 @@ def postprocess(
     - ``{"step": "foreign_gas", "labels": [...], "hu": h, "share": s}``: gas fills one organ, so a
       pocket of it (voxels below h that are connected through faces) of which less than the share
       s is labelled as an organ is not that organ's: its label goes from there, from the pocket's
-      blurred edge and from one voxel around them. Meant for colon beside the stomach, and for
-      the airways beside the esophagus (an h below the lung's). With an h
-      as low as -800 a wall of 2 mm keeps pockets apart, and from the lung, in slices of up to
-      8 mm. What lies further than 40 mm from the organ is not looked at. Unlike the other steps
-      it cuts through parts, so the surface of what touches them may move.
+      blurred edge and from one voxel around them, its wall. Meant for colon beside the stomach, and
+      for the airways beside the esophagus (an h below the lung's). With ``"wall": false`` that
+      voxel stays: meant for lung beside the esophagus (an h above the lung's), where the nearest
+      wall is the organ's own. With an h as low as -800 a wall of 2 mm keeps pockets apart, and from
+      the lung, in slices of up to 8 mm. What lies further than 40 mm from the organ is not looked
+      at. Unlike the other steps it cuts through parts, so the surface of what touches them may
+      move.
     - ``{"step": "sides", "labels": [middle, right, left, right, left, ...]}``: a part of a right
       organ that lies to the left of the middle organ (the aorta, say) is the left organ's, and
       the reverse. The last axis must run to the patient's left, as it does in LPS orientation;
@@ -243,7 +245,7 @@ def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) 
                 foreign | (grown(foreign) & edges & ~own),
                 own | (grown(own) & edges & ~foreign),
             )
-        gone = mine & grown(foreign) & ~own
+        gone = mine & (grown(foreign) if step.get("wall", True) else foreign) & ~own
         z, y, x = (at + part.start for at, part in zip(np.nonzero(gone), box, strict=True))
         answer.clear((z, y, x))
     answer.forget_parts()

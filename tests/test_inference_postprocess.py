@@ -210,6 +210,31 @@ def test_gas_that_lies_mostly_beside_an_organ_is_not_its(
         assert np.array_equal(without_gas(tiny, labels, hu, GAS | changed), labels)
 
 
+def test_what_gas_touches_may_stay(
+    tiny: Model, beside_colon: tuple[NDArray[np.uint8], NDArray[np.int16]]
+) -> None:
+    labels, hu = beside_colon
+    expected = labels.copy()
+    expected[6:14, 6:14, 17:20] = 0  # without the wall around
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS | {"wall": False}), expected)
+    hu[6:14, 6:14, 16] = -500  # the pocket's blurred edge is no wall
+    expected[6:14, 6:14, 16] = 0
+    assert np.array_equal(without_gas(tiny, labels, hu, GAS | {"wall": False}), expected)
+
+
+def test_lung_around_an_organ_that_holds_gas_goes(tiny: Model) -> None:
+    """An esophagus between the lungs, of which a network takes some for its gas."""
+    hu = np.full((20, 30, 40), -850)
+    hu[:, 8:22, 16:24] = 40
+    hu[4:16, 10:20, 18:22] = -980
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[2:18, 6:24, 13:27] = 1
+    step = {"step": "foreign_gas", "labels": [1], "hu": -700, "share": 0.5, "wall": False}
+    expected = np.zeros(hu.shape, np.uint8)
+    expected[2:18, 8:22, 16:24] = 1
+    assert np.array_equal(without_gas(tiny, labels, hu, step), expected)
+
+
 def test_gas_is_sought_in_a_ct_of_any_grid(
     tiny: Model, beside_colon: tuple[NDArray[np.uint8], NDArray[np.int16]]
 ) -> None:
