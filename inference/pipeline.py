@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.checks import Intensities, check_geometry, check_intensities
+from inference.checks import Intensities, check_geometry, check_intensities, check_sides
 from inference.errors import CaseError, ModelError
 from inference.grid import Spacing, voxel_millilitres
 from inference.labels import fill_labels
@@ -175,14 +175,14 @@ def segment_in_stages(
             )
             counts = _count(labels, model.threads)
         passes = model.network.passes - passes
-    notes = list(case.intensities.warnings)
+    millilitres = _millilitres(counts, voxel_millilitres(image.GetSpacing()), plan)
+    notes = [*case.intensities.warnings, *check_sides(millilitres)]
     if not counts[1:].any():
         notes.append(
             "nothing was found; is this an image of the kind the model knows?"
             if plan.channels
             else "no organ was found; is there an abdomen in this CT?"
         )
-    millilitres = _millilitres(counts, voxel_millilitres(image.GetSpacing()), plan)
     return Segmentation(labels, millilitres, seconds, offset, tuple(notes), window, passes)
 
 

@@ -16,8 +16,11 @@ import SimpleITK as sitk
 from tiny_model import make_ct, make_tiny_model
 
 import inference
+from inference.checks import check_sides
 from inference.errors import ModelError
 from inference.model import Model
+
+SHARED = Path(__file__).parents[2] / "shared"
 
 
 def test_a_model_may_be_shared_by_threads(tiny_folder: Path) -> None:
@@ -89,3 +92,37 @@ def test_what_a_user_should_know_is_a_warning(tiny: Model) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inference.segment(make_ct(), tiny)
+
+
+@pytest.mark.parametrize(
+    ("liver", "spleen", "told"),
+    [
+        (1500.0, 300.0, False),
+        (132.0, 704.0, True),
+        (0.0, 720.0, True),
+        (400.0, 400.0, False),
+        (20.0, 90.0, False),  # a slab
+        (None, 400.0, False),  # a model of other organs
+    ],
+)
+def test_more_spleen_than_liver_is_told(liver: float | None, spleen: float, told: bool) -> None:
+    found = {"spleen": spleen, **({} if liver is None else {"liver": liver})}
+    assert bool(check_sides(found)) is told
+
+
+@pytest.mark.real_ct
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real_ct: ../shared is absent")
+@pytest.mark.parametrize("model", ["abdoseg", "dsunet_eca"])
+@pytest.mark.parametrize(
+    ("flipped", "told"), [("", False), ("x", True), ("xy", True)], ids=["as it is", "x", "xy"]
+)
+def test_a_ct_that_is_mirrored_against_its_header_is_told(
+    model: str, flipped: str, told: bool
+) -> None:
+    ct = sitk.ReadImage(SHARED / "cases/totalseg_example_ct_3mm/ct.nii.gz")
+    turned = sitk.Flip(ct, [axis in flipped for axis in "xyz"])
+    turned.CopyInformation(ct)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inference.segment(turned, model)
+    assert [("larger than the liver" in str(one.message)) for one in caught] == [True] * told

@@ -135,6 +135,20 @@ def test_fat_leaves_small_solid_organs_and_the_others_keep_theirs() -> None:
         assert (labels[0, 0] == UNKNOWN).all()
 
 
+def test_fat_leaves_the_esophagus_but_not_its_wall_beside_lung() -> None:
+    hu = np.full((20, 40, 40), -100)
+    hu[:, 14:26, 14:26] = 30
+    hu[:, 18:22, 18:22] = -980
+    hu[:, :, 26:] = -850
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[2:18, 8:30, 8:26] = LABEL_OF["esophagus"]
+    drop_fat(labels, hu.astype(np.int16), SPACING)
+    found = labels == LABEL_OF["esophagus"]
+    assert found[2:18, 14:26, 14:26].all()
+    assert not found[:, :13, :23].any() and not found[:, 27:, :23].any()
+    assert not found[:, :, :13].any()
+
+
 def test_gas_is_not_doubted_where_hu_say_so(tmp_path: Path) -> None:
     labels = np.zeros((2, 2, 4), np.uint8)
     labels[:, 1] = AORTA

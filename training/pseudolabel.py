@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import nn
 from tqdm import tqdm
 
 from inference.decode import winners
 from inference.errors import AbdosegError
 from inference.grid import Spacing, voxel_millilitres
+from inference.hounsfield import NO_TISSUE
 from inference.organs import LABEL_OF, ORGANS
 from inference.orientation import turn_to
 from inference.postprocess import postprocess
@@ -65,6 +67,9 @@ _PLAUSIBLE_ML: dict[str, tuple[float, float]] = {
 _SMALL_SOLID = ("right_adrenal_gland", "left_adrenal_gland", "gallbladder")
 _FAT = (-250.0, -50.0)
 """HU of fat, and of voxels of which it fills more than half; below there may be lung."""
+
+_BLUR, _LITTLE = 1.5, 0.02
+"""mm over which gas and lung blur into soft tissue, and how much of them leaves it as it is."""
 
 
 @dataclass(frozen=True)
@@ -225,18 +230,21 @@ def look_at(
 
 
 def drop_fat(labels: np.ndarray, hu: np.ndarray, spacing: Spacing) -> None:
-    """Take the fat around adrenal glands and gallbladder from them, in place.
+    """Take the fat around adrenal glands, gallbladder and esophagus from them, in place.
 
     A network calls a little of it theirs, and would teach the next one to call it more. The
-    large organs gain nothing by it; pancreas, kidneys and bowel hold fat of their own.
+    large organs gain nothing by it; pancreas, kidneys and bowel hold fat of their own. Between lung
+    and its own gas the esophagus' wall looks like fat, and stays.
 
     Args:
         labels: uint8 (z, y, x).
         hu: of the same shape.
         spacing: mm per axis.
     """
-    organs = [LABEL_OF[name] for name in _SMALL_SOLID]
-    labels[np.isin(labels, organs) & tissue(hu, spacing, *_FAT)] = 0
+    fat = tissue(hu, spacing, *_FAT)
+    labels[np.isin(labels, [LABEL_OF[name] for name in _SMALL_SOLID]) & fat] = 0
+    gas = ndimage.gaussian_filter((hu < NO_TISSUE).astype(np.float32), [_BLUR / mm for mm in spacing])
+    labels[(labels == LABEL_OF["esophagus"]) & fat & (gas < _LITTLE)] = 0
 
 
 def judge(
