@@ -82,7 +82,7 @@ def package(
     """
     tag = tag_for(out)
     if case is not None and not is_file(case):
-        raise UsageError(f"{case}: no such file")
+        raise UsageError(f"{case}: is no file" if case.exists() else f"{case}: no such file")
     if case is not None and ending(case) is None:
         raise UsageError(f"{case}: not a CT by its ending ({', '.join(ENDINGS)})")
     try:

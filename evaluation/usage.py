@@ -22,6 +22,9 @@ from inference.errors import UsageError
 
 SAMPLING_SECONDS = 0.03
 
+_MARK = "ABDOSEG_TIMED_RUN"
+"""Environment variable by which processes are found that a run has started, wherever they went."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -127,6 +130,7 @@ def run_command(
     if cpus is not None and hasattr(os, "sched_getaffinity"):
         allowed = set(sorted(os.sched_getaffinity(0))[:cpus])
         pin = lambda: os.sched_setaffinity(0, allowed)  # noqa: E731
+    mark = os.urandom(8).hex()
     with log.open("wb") as file:
         start = time.perf_counter()
         try:
@@ -137,11 +141,11 @@ def run_command(
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=pin,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {}), _MARK: mark},
             )
         except OSError as error:
             raise UsageError(f"{command[0]}: cannot be run ({error.strerror})") from None
-        watch = _TreeWatch(process.pid, None if give_up is None else start + give_up)
+        watch = _TreeWatch(process.pid, mark, None if give_up is None else start + give_up)
         watch.start()
         try:
             _, status, used = os.wait4(process.pid, 0)
@@ -166,8 +170,9 @@ def run_command(
 class _TreeWatch(threading.Thread):
     """Samples the resident memory of a process and its descendants until told to stop."""
 
-    def __init__(self, pid: int, deadline: float | None) -> None:
+    def __init__(self, pid: int, mark: str, deadline: float | None) -> None:
         super().__init__(daemon=True)
+        self._mark = mark
         self.peak = 0
         self.killed = False
         self._pid = pid
@@ -187,9 +192,13 @@ class _TreeWatch(threading.Thread):
         self.join()
 
     def kill(self) -> None:
-        """End the process and what it started (they share its session's process group)."""
+        """End the process and what it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
+        for process in psutil.process_iter():  # what left its process group
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(_MARK) == self._mark:
+                    process.kill()
 
     def _high_water(self) -> int:
         """The kernel's maximum for the program itself (Linux; else 0).

@@ -7,9 +7,10 @@ whether a difference between two systems is more than chance.
 
 from __future__ import annotations
 
+import errno
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,11 @@ class Labelled:
         return Labelled(ct, self.labels)
 
     @property
+    def shows_something(self) -> bool:
+        """Whether any organ is left, in a CT that is not the same everywhere."""
+        return bool(self.organs.any() and np.ptp(self.hu) > 0)
+
+    @property
     def hu(self) -> NDArray[np.float32]:
         """HU (z, y, x)."""
         return sitk.GetArrayFromImage(self.ct)
@@ -120,13 +126,13 @@ def _unchanged(case: Labelled, rng: np.random.Generator) -> Labelled:
 def _thick(case: Labelled, rng: np.random.Generator, thickness: float) -> Labelled | None:
     """Slices of so many mm, each the mean of what lies within."""
     x, y, z = case.ct.GetSpacing()
-    if z >= thickness:
+    width, height, depth = case.ct.GetSize()
+    if not z < thickness <= depth * z:
         return None
     # As wide as the mean over a slice, less what the CT's own slices have blurred already.
     variance = (thickness**2 - z**2) / 12
     ct = sitk.DiscreteGaussian(case.ct, [0.0, 0.0, variance], useImageSpacing=True)
-    width, height, depth = case.ct.GetSize()
-    size = (width, height, max(1, int(depth * z / thickness)))
+    size = (width, height, int(depth * z / thickness))
     return _resampled(Labelled(ct, case.labels), spacing=(x, y, thickness), size=size)
 
 
@@ -157,11 +163,13 @@ def _of_size(case: Labelled, rng: np.random.Generator, factor: float) -> Labelle
     return result
 
 
-def _round_view(case: Labelled, rng: np.random.Generator) -> Labelled:
+def _round_view(case: Labelled, rng: np.random.Generator) -> Labelled | None:
     """Only a circle was reconstructed, too small for the body."""
     hu, organs = case.hu, case.organs
     x, y, _ = case.ct.GetSpacing()
     rows, columns = np.nonzero((hu > -300).any(axis=0))
+    if not len(rows):
+        return None
     away = np.hypot(
         (np.arange(hu.shape[1]) - rows.mean())[:, None] * y,
         (np.arange(hu.shape[2]) - columns.mean()) * x,
@@ -303,13 +311,24 @@ def make_variants(
             except CaseError as error:
                 refused.append(str(error))
                 continue
-            for variant, make in VARIANTS.items():
-                seed = zlib.crc32(f"{name} {variant}".encode())
-                if made := make(case, np.random.default_rng(seed)):
-                    written.append(_write(made, out, f"{name}__{variant}"))
+            try:
+                written += _write_variants(case, name, out)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                refused.append(f"{name}: its name is too long for its variants'")
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror or error})") from None
     return written, refused
+
+
+def _write_variants(case: Labelled, name: str, out: Path) -> Iterator[Path]:
+    """Write the variants of a case that show some organ; yields the CTs."""
+    for variant, make in VARIANTS.items():
+        seed = zlib.crc32(f"{name} {variant}".encode())
+        made = make(case, np.random.default_rng(seed))
+        if made and made.shows_something:
+            yield _write(made, out, f"{name}__{variant}")
 
 
 def _write(case: Labelled, out: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inference.errors import AbdosegError, CaseError, ModelError, UsageError
+    from inference.errors import AbdosegError, CaseError, CaseWarning, ModelError, UsageError
     from inference.model import Model
     from inference.organs import ORGANS
     from inference.pipeline import segment
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 # the network that it was imported. What reads patients' images reports nothing to anybody.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-__version__ = "0.19.0"
+__version__ = "0.20.0"
 
 __all__ = [
     "ORGANS",
     "AbdosegError",
     "CaseError",
+    "CaseWarning",
     "Model",
     "ModelError",
     "Plan",
@@ -41,6 +42,7 @@ _HOME = {
     "ORGANS": "organs",
     "AbdosegError": "errors",
     "CaseError": "errors",
+    "CaseWarning": "errors",
     "Model": "model",
     "ModelError": "errors",
     "Plan": "plan",

@@ -101,8 +101,8 @@ def check_sides(millilitres: Mapping[str, float]) -> tuple[str, ...]:
     if liver is None or spleen < _MUCH_SPLEEN or spleen <= liver:
         return ()
     return (
-        f"the spleen came out larger than the liver ({spleen:.0f} and {liver:.0f} ml): if it is not, "
-        "the CT is mirrored or turned against its header and the labels are useless",
+        f"the spleen came out larger than the liver ({spleen:.0f} and {liver:.0f} ml): if it is "
+        "not, the CT is mirrored or turned against its header and the labels are useless",
     )
 
 

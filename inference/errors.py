@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 
 class AbdosegError(Exception):
@@ -19,6 +20,14 @@ class CaseError(AbdosegError):
 
 class ModelError(AbdosegError):
     """A model folder is missing, incomplete or contradicts itself."""
+
+
+class CaseWarning(UserWarning):
+    """What a user should know about one case. Python shows each of them, unless told otherwise."""
+
+
+# Else it would show those of the first CT in a loop alone, where the next has the same.
+warnings.simplefilter("always", CaseWarning, append=True)
 
 
 def last_line(error: BaseException) -> str:

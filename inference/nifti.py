@@ -38,6 +38,7 @@ _TIGHTEST = 1032  # deflate makes no byte out of more than so many
 _LONGEST = 1 << 26  # bytes of header and extensions that are believed
 
 _SIZE = 348  # bytes of a NIfTI-1 header; SimpleITK does not read NIfTI-2
+_SIZE_OF_2 = 540
 _FIELDS: dict[str, tuple[int, str]] = {  # offset, struct format
     "dim": (40, "8h"),
     "intent": (56, "3fh"),
@@ -59,6 +60,11 @@ NO_ORIENTATION = "its header does not say where right and left are; labels may b
 _UINT8 = 2
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 """Bits per voxel by data type, of real ones; the header's own number may be anything."""
+_OF_SEVERAL_VALUES = (32, 128, 1792, 2304)  # colours and complex numbers: ITK reads them
+_NAMES = {
+    _UINT8: "uint8", 4: "int16", 8: "int32", 16: "float32", 64: "float64", 256: "int8",
+    512: "uint16", 768: "uint32", 1024: "int64", 1280: "uint64",
+}  # fmt: skip
 _HALF_TURN = 4e-7  # of a quaternion in float32: what is left for a half turn's first number
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # of a metre and a micrometre; else mm
 
@@ -132,6 +138,12 @@ class Header:
     def spacing(self) -> tuple[float, ...]:
         """The spacing x, y, z as the file gives it, in the file's unit, wrong as it may be."""
         return self.get("pixdim")[1:4]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether SimpleITK knows the voxels' data type."""
+        number = self.get("datatype")[0]
+        return number in _BITS or number in _OF_SEVERAL_VALUES
 
     @property
     def bytes_needed(self) -> int:
@@ -385,6 +397,33 @@ def _deflated(start: bytes, voxels: memoryview, threads: int) -> Iterator[bytes]
 def _bytes_of(voxels: NDArray[Any]) -> memoryview:
     """An array's memory, not copied if it is contiguous."""
     return memoryview(cast("Any", np.ascontiguousarray(voxels))).cast("B")
+
+
+def data_type(path: Path) -> str | None:
+    """What a file's header says of its voxels ("int16"), be it NIfTI-1 or NIfTI-2.
+
+    Returns:
+        ``None`` of any other file.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as probe:
+        compressed = probe.read(2) == _GZIP
+    try:
+        with _open(path, compressed) as file:
+            raw = file.read(_SIZE)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return None
+    if raw[344:347] in (b"n+1", b"ni1"):
+        size, at = _SIZE, _FIELDS["datatype"][0]
+    elif raw[4:7] in (b"n+2", b"ni2"):
+        size, at = _SIZE_OF_2, 12
+    else:
+        return None
+    order = "<" if raw[:4] == struct.pack("<i", size) else ">"
+    number = struct.unpack_from(order + "h", raw, at)[0]
+    return _NAMES.get(number, f"NIfTI data type {number}")
 
 
 def _open(path: Path, compressed: bool) -> BinaryIO:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.checks import Intensities, check_geometry, check_intensities, check_sides
-from inference.errors import CaseError, ModelError
+from inference.errors import CaseError, CaseWarning, ModelError
 from inference.grid import Spacing, voxel_millilitres
 from inference.labels import fill_labels
 from inference.locate import locate, look_shape
@@ -73,7 +73,7 @@ def segment(
     >>> sitk.WriteImage(labels, "labels.nii.gz")
 
     Several threads may share a loaded model; it segments one CT at a time. What a user should know
-    about the CT (its values do not look like HU, no organ was found) is told by `warnings.warn`.
+    about the CT (its values do not look like HU, no organ was found) is told by a `CaseWarning`.
 
     Args:
         image: CT in HU, 3D, any orientation, any real voxel type; for a model of several
@@ -109,7 +109,7 @@ def segment(
         raise ValueError("threads and precision belong to Model.load when a model is passed")
     found = segment_in_stages(images, model, progress)
     for text in found.warnings:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, CaseWarning, stacklevel=2)
     labels = sitk.GetImageFromArray(found.labels)
     labels.CopyInformation(images[0])
     return labels

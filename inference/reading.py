@@ -24,6 +24,7 @@ Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""
 
 _NO_SPACING = "its header does not say how large its voxels are; taken as 1 mm along every axis"
+_NO_IMAGE = "is not an image, whatever its name says"
 _READERS = {
     ".nii.gz": "NiftiImageIO",
     ".nii": "NiftiImageIO",
@@ -97,7 +98,10 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
             reader.ReadImageInformation()
             check_kind(reader.GetSize(), reader.GetNumberOfComponents())
         except RuntimeError as error:
-            raise CaseError(_reason(error)) from None
+            reason = _reason(error)
+            if header is not None and header.compressed and reason == _NO_IMAGE:
+                reason = "is damaged or truncated"  # its header was read above
+            raise CaseError(reason) from None
     try:
         image = _inflated(path, header, reader, watch)
         whole = image is not None
@@ -207,6 +211,8 @@ def _check_header(path: Path, header: Header) -> None:
     suffix = path.name[-len(ending(path) or "") :]
     if suffix not in (suffix.lower(), suffix.upper()):
         raise CaseError(f"ends in {suffix}; rename it so that it ends in {suffix.lower()}")
+    if not header.is_known:
+        raise CaseError(f"has voxels of NIfTI data type {header.get('datatype')[0]}, not numbers")
     if header.compressed and not suffix.lower().endswith(".gz"):
         raise CaseError(f"is compressed; rename it so that it ends in {suffix}.gz")
 
@@ -230,7 +236,7 @@ def _reason(error: RuntimeError) -> str:
     """What a SimpleITK exception means, in a few words."""
     message = str(error)
     for sign, meaning in {
-        "Unable to determine ImageIO reader": "is not an image, whatever its name says",
+        "Unable to determine ImageIO reader": _NO_IMAGE,
         "File cannot be read": "cannot be read, perhaps damaged or truncated",
         "orthonormal": "has axes that are not perpendicular",
         "Zero-valued spacing": "has a spacing of 0 mm",

@@ -32,6 +32,17 @@ WITH_TEXT_HEADER = (".mha", ".mhd", ".nrrd")
 """File name endings of the formats that have one."""
 
 
+def is_text_header(path: Path) -> bool:
+    """Whether a file begins like a NRRD or MetaImage header.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(_MOST)
+    return start.startswith(b"NRRD") or b"ElementDataFile" in start
+
+
 @dataclass(frozen=True)
 class TextHeader:
     """A few fields of a header.

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError, UsageError
 from inference.itk_noise import without_noise
-from inference.nifti import Header, write_labels
+from inference.nifti import Header, data_type, write_labels
 from inference.paths import is_unicode
 from inference.reading import Scan, ending
+from inference.text_header import is_text_header
 
 
 @contextmanager
@@ -80,23 +81,40 @@ def check_replaceable(path: Path) -> None:
     """See that labels written there replace nothing, or labels: never a CT of the same name.
 
     Raises:
-        CaseError: an image lies there whose voxels are no labels (uint8).
+        CaseError: an image lies there whose voxels are no labels (uint8), or a file that nobody
+            can look into.
     """
     if not path.is_file():
         return
+    try:
+        kind = _other_than_labels(path)
+    except OSError as error:
+        kind = f"cannot be read: {error.strerror}"
+    if kind:
+        raise CaseError(
+            f"its labels would replace {path}, which holds no labels ({kind}); choose another"
+            " output folder"
+        )
+
+
+def _other_than_labels(path: Path) -> str:
+    """What an image's voxels are if they are no labels; empty for labels, and for no image.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    # Not by ITK, which reads neither NIfTI-2 nor impossible axes.
+    if (kind := data_type(path)) is not None:
+        return "" if kind == "uint8" else kind
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         with without_noise():
             reader.ReadImageInformation()
-    except RuntimeError:  # no image
-        return
-    if reader.GetPixelID() != sitk.sitkUInt8:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise CaseError(
-            f"its labels would replace {path}, which holds no labels ({kind}); choose another"
-            " output folder"
-        )
+    except RuntimeError:
+        return "a header that cannot be read" if is_text_header(path) else ""
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    return "" if reader.GetPixelID() == sitk.sitkUInt8 else kind
 
 
 def write(path: Path, labels: NDArray[np.uint8], scan: Scan, threads: int = 1) -> None:

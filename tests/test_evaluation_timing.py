@@ -158,10 +158,12 @@ def test_stopping_ends_the_children_too(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_what_outlives_a_command_is_ended_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["", "in a session of its own"])
+def test_what_outlives_a_command_is_ended_with_it(tmp_path: Path, elsewhere: bool) -> None:
     mark = tmp_path / "mark"
     child = f"import time, pathlib; time.sleep(1); pathlib.Path({str(mark)!r}).touch()"
-    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    start = f"[sys.executable, '-c', {child!r}], start_new_session={elsewhere}"
+    code = f"import subprocess, sys; subprocess.Popen({start})"
     assert run_command([sys.executable, "-c", code], tmp_path / "log.txt").exit_code == 0
     time.sleep(1.5)
     assert not mark.exists()

@@ -226,3 +226,33 @@ def test_variants_are_not_made_among_their_sources(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="would lie among"):
         make_variants(tmp_path / "images", tmp_path / "labels", tmp_path, True)
     assert len(list((tmp_path / "images").iterdir())) == 1
+
+
+def test_a_case_that_has_no_variant_of_a_kind_has_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of lung and air alone, one too thin for thick slices; a name with room for none."""
+    _case(tmp_path)
+    images, labels, out = tmp_path / "images", tmp_path / "labels", tmp_path / "out"
+    ct, marked = sitk.ReadImage(images / "a_0000.nii.gz"), sitk.ReadImage(labels / "a.nii.gz")
+    middle = int(np.nonzero(sitk.GetArrayViewFromImage(marked))[0].mean())
+    thin = slice(middle, middle + 2)
+    for name, image, its in (
+        ("airy", sitk.Cast(sitk.Cast(ct, sitk.sitkFloat32) * 0.2 - 800, sitk.sitkInt16), marked),
+        ("thin", ct[:, :, thin], marked[:, :, thin]),
+        ("x" * 236, ct, marked),
+    ):
+        for each, folder in ((image, images), (its, labels)):
+            if name == "thin":
+                each.SetSpacing((*each.GetSpacing()[:2], 1.0))
+            sitk.WriteImage(each, folder / f"{name}.nii.gz")
+    written, refused = make_variants(images, labels, out, True)
+    found = {path.name.removesuffix("_0000.nii.gz") for path in written}
+    assert {f"a__{variant}" for variant in VARIANTS} <= found
+    assert "airy__noise_30hu" in found and "airy__round_view" not in found
+    assert "thin__noise_30hu" in found and "thin__slices_5mm" not in found
+    assert len(refused) == 1 and refused[0].endswith("its name is too long for its variants'")
+    for path in written:
+        labelled = sitk.ReadImage(out / "labels" / path.name.replace("_0000", ""))
+        assert sitk.GetArrayViewFromImage(labelled).any()
+        assert np.ptp(sitk.GetArrayViewFromImage(sitk.ReadImage(path))) > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import gzip
 import itertools
 import json
 import os
@@ -22,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -398,6 +401,67 @@ def test_a_ct_elsewhere_is_never_replaced(
     assert there.read_bytes() == before and "b.nii.gz" in desk.there()
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert f"{desk.inputs / name}: its labels would replace {there}, which holds no labels" in line
+
+
+def _as_nifti_2(path: Path) -> None:
+    nib.save(nib.Nifti2Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), path)
+
+
+def _without_axes(path: Path) -> None:
+    """A header that ITK refuses: an sform of zeros."""
+    sitk.WriteImage(make_ct(), path)
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[252:256], raw[280:328] = b"\0\0\1\0", bytes(48)
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+def _with_a_broken_header(path: Path) -> None:
+    path.write_bytes(b"NRRD0004\ntype: short\nnonsense\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.nii.gz", _as_nifti_2),
+        ("a.nii.gz", _without_axes),
+        ("a.nrrd", _with_a_broken_header),
+    ],
+)
+def test_a_ct_that_itk_does_not_read_is_not_replaced(
+    desk: Desk, capfd: pytest.CaptureFixture[str], name: str, make: Callable[[Path], None]
+) -> None:
+    desk.put(name)
+    desk.outputs.mkdir()
+    there = desk.outputs / name
+    make(there)
+    before = there.read_bytes()
+    assert desk.run() == 1
+    assert there.read_bytes() == before
+    assert "which holds no labels" in capfd.readouterr().err
+
+
+def test_what_cannot_be_looked_into_is_not_replaced(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("inference.writing.data_type", refuse)
+    desk.put("a.nii.gz")
+    desk.outputs.mkdir()
+    (desk.outputs / "a.nii.gz").write_text("whatever")
+    assert desk.run() == 1
+    assert "(cannot be read: Permission denied)" in capfd.readouterr().err
+    assert (desk.outputs / "a.nii.gz").read_text() == "whatever"
+
+
+def test_labels_in_nifti_2_are_labels(desk: Desk) -> None:
+    desk.put("a.nii.gz")
+    desk.outputs.mkdir()
+    labels = nib.Nifti2Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+    nib.save(labels, desk.outputs / "a.nii.gz")
+    assert desk.run() == 0
+    assert sitk.ReadImage(desk.outputs / "a.nii.gz").GetSize() == make_ct().GetSize()
 
 
 def test_one_folder_under_two_names_is_one_folder(desk: Desk) -> None:

@@ -101,6 +101,7 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"postprocessing": [{**GAS, "share": 1.5}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "hu": "low"}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "hu": 40}]}, "bad postprocessing"),
+        ({"postprocessing": [{**GAS, "wall": 0}]}, "bad postprocessing"),
         (imported(postprocessing=[GAS]), "'foreign_gas' needs a CT in HU, not channels"),
         ({"outputs": [0, 1, 77]}, "outputs [77] are values of no label"),
         ({"outputs": [*LABELS.values(), 0]}, "do not begin with background, 0"),

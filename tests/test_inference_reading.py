@@ -64,6 +64,13 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
+def wrong_checksum(path: Path) -> None:
+    """Of a file so small that ITK looks at all of it before it says what it is."""
+    sitk.WriteImage(volume()[:4, :4, :2], path, True)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-8] + bytes(4) + raw[-4:])
+
+
 def made(spoil: Spoil, path: Path) -> bytes:
     spoil(path)
     return path.read_bytes()
@@ -110,6 +117,9 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
     "truncated": ("a.nii.gz", cut(0.5), "is damaged or truncated"),
     "almost whole": ("a.nii.gz", cut(0.999), "is damaged or truncated"),
     "only a header": ("a.nii.gz", cut(0.005), "is damaged or truncated"),
+    "wrong checksum": ("a.nii.gz", wrong_checksum, "is damaged or truncated"),
+    "bits": ("a.nii.gz", nifti({70: struct.pack("<h", 1)}), "of NIfTI data type 1, not numbers"),
+    "no type": ("a.nii", nifti({70: struct.pack("<h", 9999)}, compress=False), "data type 9999"),
     "truncated nii": ("a.nii", cut(0.5), "is truncated"),
     "truncated mha": ("a.mha", cut(0.5), "cannot be read, perhaps damaged"),
     "truncated nrrd": ("a.nrrd", cut(0.5), "cannot be read, perhaps damaged"),

@@ -243,7 +243,8 @@ def drop_fat(labels: np.ndarray, hu: np.ndarray, spacing: Spacing) -> None:
     """
     fat = tissue(hu, spacing, *_FAT)
     labels[np.isin(labels, [LABEL_OF[name] for name in _SMALL_SOLID]) & fat] = 0
-    gas = ndimage.gaussian_filter((hu < NO_TISSUE).astype(np.float32), [_BLUR / mm for mm in spacing])
+    gas = (hu < NO_TISSUE).astype(np.float32)
+    gas = ndimage.gaussian_filter(gas, [_BLUR / mm for mm in spacing])
     labels[(labels == LABEL_OF["esophagus"]) & fat & (gas < _LITTLE)] = 0
 
 
