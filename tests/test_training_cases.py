@@ -313,6 +313,7 @@ def test_names_that_no_case_has_are_refused(
         ({"labels": {"liver": 1, "ignore": -1}}, 'labels are "name": number, not "ignore": -1'),
         ({"labels": {"1": "liver"}}, 'labels are "name": number, not "1": \'liver\''),
         ({"labels": {"both": [1, 3]}}, "label 'both' is a region"),
+        ({"labels": {"liver": 1, "tumour": 1}}, "two labels have the value 1, 'tumour' is one"),
     ],
 )
 def test_descriptions_that_mean_nothing_are_refused(
@@ -323,6 +324,30 @@ def test_descriptions_that_mean_nothing_are_refused(
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         find_cases(data)
     assert str(data / "dataset.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["labelsTr", "pseudolabelsTr"])
+def test_labels_in_two_files_are_refused(tmp_path: Path, folder: str) -> None:
+    data = dataset(tmp_path)
+    hu, labels = a_patient()
+    add(data, "P1", hu, None)
+    write(data / folder / "P1.nii.gz", labels)
+    write(data / folder / "P1.nii", labels)
+    with pytest.raises(ValueError, match=r"P1\.nii\.gz: the labels are there twice, as P1\.nii"):
+        find_cases(data)
+
+
+@pytest.mark.parametrize("folder", ["labelsTr", "pseudolabelsTr"])
+def test_pseudolabels_lie_elsewhere_than_the_datas_labels(
+    tmp_path: Path, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """There the numbers are those of dataset.json; ours would be read as other organs."""
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *a_patient())
+    arguments = ["--config", str(configuration(tmp_path)), "--data", str(data)]
+    own = ["--pseudolabels", str(data / folder), "--work", str(tmp_path / "work")]
+    assert main(["pseudolabel", *arguments, *own]) == 2
+    assert f"{data / folder}: lies among the data's labels" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["labelsTr", "pseudolabelsTr"])

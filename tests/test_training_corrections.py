@@ -249,7 +249,12 @@ def test_a_case_that_is_named_twice_is_said(tmp_path: Path) -> None:
     [
         ("a: 2024-13-01\n", "not YAML"),
         ("a: !!bool x\n", "not YAML"),
-        ("a:\n  - {grow: [liver], hu: [1" + "0" * 400 + ", 1]}\n", "not corrections"),
+        ("a:\n  - {grow: [liver], hu: [1" + "0" * 400 + ", 1]}\n", "not corrections of a"),
+        ("a:\n  - trust liver\n", "not a list of corrections of a"),
+        ("a:\n", "not a list of corrections of a"),
+        ("- trust: [liver]\n", "not corrections: it names no cases"),
+        ("a:\n  - {trust: []}\n", "not corrections of a .*names no organ"),
+        ("a:\n  - {doubt: [liver], z: 5}\n", "not corrections of a"),
     ],
 )
 def test_odd_values_are_one_line(tmp_path: Path, text: str, said: str) -> None:

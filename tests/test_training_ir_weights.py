@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,29 @@ def test_a_training_begins_with_a_model_folder(
     variance = before_norm.var((0, 2, 3, 4), correction=0)
     assert torch.allclose(norm.running_var, variance, rtol=1e-2)
     assert (tmp_path / "run" / "initial.txt").read_text() == f"abdoseg {config.version}\n"
+
+
+@pytest.mark.parametrize("name", ["batch norm", "biases before batch norm", "its baseline"])
+def test_kernels_come_back_in_the_size_that_they_are_trained_in(name: str, tmp_path: Path) -> None:
+    """Folded into one, a norm that divides by much leaves a kernel that is too small to train."""
+    config, trained = _config(NETWORKS[name]), _trained(NETWORKS[name])
+    with torch.no_grad():
+        for _, norm in _before_norms(trained):
+            assert norm.running_var is not None
+            norm.running_var.mul_(1000)
+    again = load_average(_shipped(trained, config, tmp_path / "model"), config)
+    for convolution, _ in _before_norms(again):
+        rows = convolution.weight.flatten(1).square().mean(1).sqrt()
+        assert torch.allclose(rows, torch.tensor(0.2), rtol=1e-4)
+    patch = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        difference = (again(patch) - trained(patch)).norm() / trained(patch).norm()
+    assert difference < 2e-3
+
+
+def _before_norms(network: torch.nn.Module) -> list[tuple[Any, torch.nn.BatchNorm3d]]:
+    layers = [m for m in network.modules() if not list(m.children())]
+    return [(a, b) for a, b in pairwise(layers) if isinstance(b, torch.nn.BatchNorm3d)]
 
 
 def test_a_folder_that_cannot_be_begun_with_is_one_line(tmp_path: Path) -> None:

@@ -1008,6 +1008,20 @@ def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path)
     assert steps("--pseudolabels", str(tmp_path)) == "prepare0 train0 export0"
     with pytest.raises(ValueError, match="no pseudo-labels here"):
         steps("--pseudolabels", str(tmp_path / "mistyped"))
+    for name in ("work", "."):  # the model folder is replaced as a whole
+        (tmp_path / name / "plan.json").touch()
+        with pytest.raises(ValueError, match="would take the place of the training"):
+            steps("--out", str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"typo\.yaml: no such file"):
+        steps("--corrections", str(tmp_path / "typo.yaml"))
+    with pytest.raises(ValueError, match="no rounds that label CTs"):
+        steps("--pseudolabels", str(tmp_path), "--corrections", str(tmp_path / "annotated.json"))
+    (tmp_path / "failures.md").write_bytes("Fältchen".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"failures\.md: not UTF-8"):
+        steps("--known-failures", str(tmp_path / "failures.md"))
+    with pytest.raises(ValueError, match="run 'pseudolabel --round 2' first"):
+        given = ["--config", "c", "--data", str(data), "--work", str(tmp_path / "work")]
+        Run(config, parse(["prepare", *given, "--round", "2"])).prepare()
     for option in (["--initial"], ["--teacher", str(CONFIG)], ["--known-failures"]):
         with pytest.raises(ValueError, match="mistyped: no such file or folder"):
             steps(*option, str(tmp_path / "mistyped"))

@@ -268,6 +268,8 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
             raise ValueError(f"{description}: label {name!r} is a region; one number is needed")
         if not isinstance(value, int) or value < 0:
             raise ValueError(f'{description}: labels are "name": number, not "{name}": {value!r}')
+        if value in values and value not in (0, UNKNOWN):
+            raise ValueError(f"{description}: two labels have the value {value}, {name!r} is one")
         values[value] = _our_label(name) if value else 0
     organs = tuple(sorted({v for v in values.values() if 0 < v < UNKNOWN}))
     if not organs:
@@ -316,11 +318,15 @@ def _nnunet_dataset(folder: Path) -> list[Case]:
 
 
 def _labels(folder: Path) -> dict[str, Path]:
-    return {
-        path.name[: -len(end)]: path
-        for path in sorted(folder.glob("[!.]*"))
-        if (end := ending(path)) is not None
-    }
+    labels: dict[str, Path] = {}
+    for path in sorted(folder.glob("[!.]*")):
+        if (end := ending(path)) is None:
+            continue
+        name = path.name[: -len(end)]
+        if name in labels:
+            raise ValueError(f"{path}: the labels are there twice, as {labels[name].name} too")
+        labels[name] = path
+    return labels
 
 
 def _our_label(name: str) -> int:

@@ -86,10 +86,17 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
         FileNotFoundError: there is no such file.
     """
     content = load_yaml(path) or {}
-    try:
-        return {str(case): [_edit(entry) for entry in edits] for case, edits in content.items()}
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: not corrections ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not corrections: it names no cases")
+    corrections = {}
+    for case, edits in content.items():
+        if not isinstance(edits, list) or not all(isinstance(entry, dict) for entry in edits):
+            raise ValueError(f"{path}: not a list of corrections of {case}")
+        try:
+            corrections[str(case)] = [_edit(entry) for entry in edits]
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: not corrections of {case} ({error})") from None
+    return corrections
 
 
 def refuse_unknown(corrections: Mapping[str, Sequence[Edit]], cases: Iterable[Case]) -> None:
@@ -125,6 +132,8 @@ def _edit(entry: Mapping[str, Any]) -> Edit:
         organs = tuple(organ for organ in ORGANS if organ not in spared)
     else:
         organs = _organs(entry[kind])
+        if not organs:
+            raise ValueError(f"{dict(entry)} names no organ")
     z, y, x = (_range(entry[axis]) if axis in entry else slice(None) for axis in _AXES)
     if kind in ("grow", "draw") and "hu" not in entry:
         raise ValueError(f"{dict(entry)} has no hu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ _NORMS = (nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d)
 _LAYERS = _CONVOLUTIONS + _NORMS
 """What has weights in `training.network`."""
 
+_KERNEL_RMS = 0.2
+"""About what kernels before a batch norm have after ten thousand steps."""
+
 
 @torch.no_grad()
 def fill_from_ir(network: nn.Module, folder: Path) -> Plan:
     """Give a network the floating-point weights of a model folder.
 
-    The export has folded each batch norm into the convolution before it. Such a norm does nothing
-    here but add what it added (statistics 0 and 1); `measure_norms` gives it statistics again.
+    The export has folded each batch norm into the convolution before it. Such a norm has statistics
+    of 0 and 1 here; `measure_norms` gives it others. A folded kernel may be a hundred times smaller
+    than the one that was trained, and Muon's and AdamW's steps are as large for a small kernel as
+    for a large one. So each of its channels is scaled to the size that kernels have in training,
+    and its norm scales back.
     Outputs of deep supervision are not exported and stay as they are. Weights are stored in
     half precision: that is how exactly they come back.
 
@@ -68,7 +75,20 @@ def fill_from_ir(network: nn.Module, folder: Path) -> Plan:
         raise ValueError(f"{folder}: its network is another one")
     for parameter, values in zip(stored, constants, strict=True):
         parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    for layer, after in pairwise(layers):
+        if isinstance(layer, _CONVOLUTIONS) and isinstance(after, nn.BatchNorm3d):
+            _scale_to_training(layer, after)
     return plan
+
+
+def _scale_to_training(convolution: Any, norm: nn.BatchNorm3d) -> None:
+    """Give each of a kernel's output channels the usual size, and let the norm scale back."""
+    kernel = convolution.weight
+    outputs = 1 if isinstance(convolution, nn.ConvTranspose3d) else 0
+    size = kernel.square().mean([n for n in range(kernel.ndim) if n != outputs]).sqrt()
+    factor = torch.where(size > 0, _KERNEL_RMS / size, 1.0)
+    kernel.mul_(factor.reshape([-1 if n == outputs else 1 for n in range(kernel.ndim)]))
+    norm.weight.div_(factor)
 
 
 @torch.no_grad()

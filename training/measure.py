@@ -26,7 +26,14 @@ from inference.precision import bf16_pays
 from training.config import Config
 from training.losses import loss_at_all_depths, partial_dice_cross_entropy
 from training.machine import cpu_in_words
-from training.network import autocast, make_network, multiple_of, multiply_adds, parameter_count
+from training.network import (
+    autocast,
+    check_network,
+    make_network,
+    multiple_of,
+    multiply_adds,
+    parameter_count,
+)
 from training.openvino_model import quantise, to_openvino
 from training.samples import Patch
 from training.train import make_optimiser
@@ -52,11 +59,15 @@ def measure(configs: Sequence[Config], repeats: int = 3) -> Iterator[str]:
 
     Yields:
         A row for each configuration, as Markdown.
+
+    Raises:
+        ValueError: there is no such network, or it does not take such a patch.
     """
     known: list[tuple[Config, list[str]]] = []
     for config in configs:
         cells = next((cells for other, cells in known if _cost_the_same(config, other)), None)
         if cells is None:
+            check_network(dict(config.network), [config.patch])
             network = make_network(dict(config.network))
             work = multiply_adds(network, config.patch) / math.prod(config.patch) / 1e3
             cells = [f"{parameter_count(network):,}", f"{work:.1f}"]

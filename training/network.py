@@ -96,7 +96,7 @@ def check_network(options: dict[str, Any], patches: Sequence[Sequence[int]]) -> 
                 raise ValueError(f"patch {list(patch)} is no multiple of the network's {multiple}")
             try:
                 network(torch.empty(1, 1, *patch))
-            except (RuntimeError, TypeError) as error:
+            except (LookupError, RuntimeError, TypeError) as error:
                 what = f"takes no patch of {list(patch)} voxels"
                 raise ValueError(f"network: {what} ({first_line(error)})") from None
 

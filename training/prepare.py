@@ -286,7 +286,12 @@ def _try(job: _Job) -> str | None:
         return os_error_line(error)
     except (AbdosegError, ValueError, RuntimeError) as error:
         return last_line(error)  # SimpleITK writes several
-    except (IndexError, KeyError, TypeError) as error:  # odd names or numbers of tissues
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        TypeError,
+    ) as error:  # odd names or numbers of tissues
         return f"failed unexpectedly ({type(error).__name__}: {last_line(error)})"
     with appearing(job.target) as temporary:
         np.savez_compressed(temporary, **arrays, **{MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
@@ -336,7 +341,7 @@ def _image(job: _Job) -> dict[str, np.ndarray]:
     if case.label_file is not None and job.kind != "empty":
         original, _ = case.labels()
         labels = resize_labels(original[prepared.box], labels.shape)
-        if not labels.any():
+        if not np.isin(labels, [*ORGANS]).any():
             raise ValueError("nothing is labelled")
         _check_sides(labels, prepared.values)
         labels = _believed(labels, case.annotated)

@@ -79,6 +79,11 @@ class Run:
         self.pseudolabels: Path = options.pseudolabels or own
         if options.step != "pseudolabel":
             _check_pseudolabels(options)
+        inside = {self.pseudolabels.resolve(), *self.pseudolabels.resolve().parents}
+        if inside & {(options.data / own).resolve() for own in ("labelsTr", "pseudolabelsTr")}:
+            raise ValueError(
+                f"{self.pseudolabels}: lies among the data's labels, whose numbers are its own"
+            )
         self.cases: list[Case] = find_cases(options.data, self.pseudolabels)
         _check_names(config, {case.name for case in self.cases}, options.data)
         self.holdout: tuple[str, ...] = ()
@@ -90,11 +95,16 @@ class Run:
 
     def prepare(self) -> None:
         """Check and resample the data."""
-        from training.cases import what_is_not_taught
+        from training.cases import ANNOTATED, what_is_not_taught
         from training.prepare import prepare, what_is_not_drawn
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
+        if self.round and not (self.pseudolabels / ANNOTATED).is_file():
+            raise ValueError(
+                f"{self.pseudolabels}: no pseudo-labels here; run 'pseudolabel --round "
+                f"{self.round}' first"
+            )
         if self.config.empty and not {*self.config.empty} & {case.name for case in self.cases}:
             names = ", ".join(self.config.empty)
             print(f"empty: {self.options.data} has none of {names}", file=sys.stderr)
@@ -181,8 +191,7 @@ class Run:
         if len(self.checkpoints) > 1:
             raise ValueError("'export' takes one --checkpoint")
         (checkpoint,) = self.checkpoints
-        failures = self.options.known_failures
-        told = failures.read_text(encoding="utf-8") if failures else ""
+        told = _known_failures(self.options)
 
         def describe(folder: Path, agreements: list[Agreement]) -> None:
             for agreement in agreements:
@@ -251,6 +260,15 @@ def _check_names(config: Config, names: set[str], data: Path) -> None:
             )
 
 
+def _known_failures(options: Options) -> str:
+    """The model card's last section; empty without one."""
+    path = options.known_failures
+    try:
+        return path.read_text(encoding="utf-8") if path else ""
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8") from None
+
+
 def _check_pseudolabels(options: Options) -> None:
     """Refuse a folder without pseudo-labels: mistyped, it would be as if there were none."""
     from training.cases import ANNOTATED
@@ -270,10 +288,17 @@ def steps_left(config: Config, options: Options) -> list[list[str]]:
     """
     from training.model_folder import check_place
 
-    check_place(options.out or Path("weights") / config.name)
-    for path in (*options.initial, *(options.teacher or ()), options.known_failures):
+    out, work = options.out or Path("weights") / config.name, _work_of(config, options)
+    check_place(out)
+    if out.resolve() in (work.resolve(), *work.resolve().parents):
+        raise ValueError(f"{out}: the model would take the place of the training in {work}")
+    named = (*options.initial, *(options.teacher or ()), options.known_failures)
+    for path in (*named, options.corrections):
         if path and not path.exists():
             raise ValueError(f"{path}: no such file or folder")
+    _known_failures(options)
+    if options.corrections and (options.pseudolabels or not config.rounds):
+        raise ValueError("--corrections: this training has no rounds that label CTs")
     _check_pseudolabels(options)
     if options.round is not None:
         raise ValueError("--round is for one step alone; without one all rounds are made")

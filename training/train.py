@@ -97,6 +97,8 @@ def train(
         start = 0
         if checkpoint.exists():
             state = load(checkpoint)
+            if not {"network", "optimiser", "iteration"} <= state.keys():
+                raise ValueError(f"{checkpoint}: has weights alone, no training goes on from it")
             fill(network, state["network"], checkpoint, config)
             fill(average, state["average"], checkpoint, config)
             continue_optimiser(optimiser, state["optimiser"], checkpoint, config)
@@ -106,7 +108,8 @@ def train(
                     f"{checkpoint}: {start} steps were made, and the configuration has "
                     f"{config.iterations}; is it another training's? (--run and --work name them)"
                 )
-            _say(team, f"going on at iteration {start}")
+            own = ", with its own weights" if initial else ""
+            _say(team, f"going on at iteration {start}{own}")
         if team.leads and (changed := changed_settings(run, config)):
             _say(team, f"changed since it was last trained: {', '.join(changed)}")
 
