@@ -44,8 +44,8 @@ def usable_threads(root: Path = Path("/")) -> int:
 def free_memory(root: Path = Path("/")) -> int:
     """Bytes that can still be used without swapping or being killed.
 
-    The least of what the system has available and what each cgroup around this process leaves.
-    File cache counts as free: the kernel drops it first.
+    The least of what the system has available, what each cgroup around this process leaves and
+    what its own limit does (``ulimit -v``). File cache counts as free: the kernel drops it first.
 
     Args:
         root: where ``/proc`` and ``/sys`` are.
@@ -69,6 +69,8 @@ def free_memory(root: Path = Path("/")) -> int:
                     int(words[1]) for words in _lines(folder / "memory.stat") if words[0] in caches
                 )
                 free = min(free, int(limit[0]) - int(usage[0]) + cache)
+    if (left := _address_space_left()) is not None:
+        free = min(free, left)
     if free == _UNLIMITED:  # neither Linux' files nor a limit: all of the machine's memory
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(0, free)
@@ -97,6 +99,15 @@ def peak_memory() -> int:
             return int(words[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _address_space_left() -> int | None:
+    """Bytes that this process may still map; ``None`` without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    pages = int((_words(Path("/proc/self/statm")) or ["0"])[0])
+    return limit - pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

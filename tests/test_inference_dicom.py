@@ -21,6 +21,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     UID,
     BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -50,6 +51,13 @@ def edit(path: Path, **changes: Any) -> Path:
         setattr(data, name, value)
     data.save_as(path)
     return path
+
+
+def deflated(path: Path, pixels: bytes) -> None:
+    data = pydicom.dcmread(path)
+    data.PixelData = pixels
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
 
 
 def moved(path: Path, *by: float) -> Path:
@@ -184,6 +192,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "cut in the preamble": (lambda paths: paths[-1].write_bytes(bytes(100)), "IM0000 is empty"),
     "too few pixels": (
         lambda paths: edit(paths[2], PixelData=pydicom.dcmread(paths[2]).PixelData[:-1000]),
+        "too few pixels",
+    ),
+    "too few pixels, deflated": (
+        lambda paths: deflated(paths[2], pydicom.dcmread(paths[2]).PixelData[:-1000]),
         "too few pixels",
     ),
     "more rows than pixels": (lambda paths: [edit(p, Rows=42) for p in paths], "too few pixels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,14 @@ MEMINFO = f"MemTotal: {32 * GIB // 1024} kB\nMemAvailable: {20 * GIB // 1024} kB
 )
 def test_memory_follows_the_limit(tmp_path: Path, files: dict[str, str], free: int) -> None:
     assert free_memory(write(tmp_path, files)) == free
+
+
+def test_memory_follows_the_process_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As clusters set it: ``ulimit -v``."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = mapped + 512 * 2**20
+    monkeypatch.setattr("inference.machine.resource.getrlimit", lambda kind: (limit, limit))
+    assert 400 * 2**20 < free_memory() < 520 * 2**20
 
 
 def test_here_there_is_some_of_both() -> None:

@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from inference.itk_noise import without_noise
 from inference.reading import Scan, Watch, writable
 
 _PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(?P<long>.{4})|(?P<plain>.{4}))", re.DOTALL)
-_PIXEL_GROUP = 0x7FE0
+_PIXEL_GROUP, _PIXEL_DATA = 0x7FE0, 0x7FE00010
 _MOST_AT_ONCE = 1 << 25  # bytes
 _ENCAPSULATED = 0xFFFFFFFF  # the length of compressed pixels
 
@@ -48,7 +49,7 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
         CaseError: a slice cannot be read, they are no regular stack, or too large for the memory
             there is. The message names slices, not the folder.
     """
-    slices, step, warnings = stack(slices)
+    slices, step, notes = stack(slices)
     first = slices[0]
     spacing = (*first.spacing, step)
     check_spacing(spacing)
@@ -75,7 +76,7 @@ def read_series(slices: Sequence[Slice], watch: Watch | None = None) -> Scan:
         ready += len(indices)
         if watch is not None:
             watch(image, ready)
-    return Scan(image, warnings=warnings)
+    return Scan(image, warnings=notes)
 
 
 def bytes_needed(slices: Sequence[Slice]) -> int:
@@ -143,22 +144,49 @@ def _lacks_pixels(one: Slice) -> bool:
         with one.path.open("rb") as file:
             # A mapped file that shrinks, or a disk that fails, would end the program.
             if os.fstat(file.fileno()).st_size <= _MOST_AT_ONCE:
-                return _is_too_short(file.read(), one.nbytes)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _is_too_short(data, one.nbytes)
+                counted = _counted(file.read())
+            else:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    counted = _counted(data)
     except (OSError, ValueError) as error:  # a file that is empty by now
         raise CaseError(f"cannot be read: {one.path.name} ({last_line(error)})") from None
+    if counted is None:
+        counted = _counted_slowly(one.path)
+    return counted is not None and counted < one.nbytes
 
 
-def _is_too_short(data: bytes | mmap.mmap, nbytes: int) -> bool:
+def _counted(data: bytes | mmap.mmap) -> int | None:
+    """Bytes of pixels in a file, by its own count; `_ENCAPSULATED` of compressed ones.
+
+    Returns:
+        ``None`` where they are not written as nearly all files have them.
+    """
     most = None
     for found in _PIXELS.finditer(data):
         length = int.from_bytes(found["long"] or found["plain"], "little")
         if length == _ENCAPSULATED:
-            return False
+            return _ENCAPSULATED
         end = found.end() + length
         follows = int.from_bytes(data[end : end + 2], "little")
         # The same bytes may lie in a private element: after pixels there is padding at most.
         if end == len(data) or (end < len(data) and follows > _PIXEL_GROUP):
             most = max(most or 0, length)
-    return most is not None and most < nbytes
+    return most
+
+
+def _counted_slowly(path: Path) -> int | None:
+    """The same of a file in any of DICOM's ways to write (big-endian, deflated); by pydicom.
+
+    Raises:
+        CaseError: the file cannot be read.
+    """
+    import pydicom  # most series need it not
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = pydicom.dcmread(path, force=True, specific_tags=[_PIXEL_DATA])
+            pixels = found.get_item(_PIXEL_DATA)
+    except Exception as error:  # pydicom raises many kinds for a file that is damaged
+        raise CaseError(damaged(path, error)) from None
+    return None if pixels is None or pixels.value is None else len(pixels.value)
