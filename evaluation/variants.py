@@ -301,7 +301,8 @@ def make_variants(
     pairs = {name: path for name, path in list_volumes(labels).items() if name in cts}
     if not pairs:
         raise UsageError(f"{images}: no CT has labels of its name in {labels}")
-    written, refused = [], []
+    written: list[Path] = []
+    refused: list[str] = []
     try:
         for folder in (out / "images", out / "labels"):
             make_folder(folder)

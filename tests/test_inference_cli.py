@@ -403,8 +403,12 @@ def test_a_ct_elsewhere_is_never_replaced(
     assert f"{desk.inputs / name}: its labels would replace {there}, which holds no labels" in line
 
 
+def _save_nifti_2(voxels: np.ndarray, path: Path) -> None:
+    nib.save(nib.Nifti2Image(voxels, np.eye(4)), path)  # type: ignore[no-untyped-call]
+
+
 def _as_nifti_2(path: Path) -> None:
-    nib.save(nib.Nifti2Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), path)
+    _save_nifti_2(np.zeros((4, 4, 4), np.int16), path)
 
 
 def _without_axes(path: Path) -> None:
@@ -458,8 +462,7 @@ def test_what_cannot_be_looked_into_is_not_replaced(
 def test_labels_in_nifti_2_are_labels(desk: Desk) -> None:
     desk.put("a.nii.gz")
     desk.outputs.mkdir()
-    labels = nib.Nifti2Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
-    nib.save(labels, desk.outputs / "a.nii.gz")
+    _save_nifti_2(np.zeros((4, 4, 4), np.uint8), desk.outputs / "a.nii.gz")
     assert desk.run() == 0
     assert sitk.ReadImage(desk.outputs / "a.nii.gz").GetSize() == make_ct().GetSize()
 
