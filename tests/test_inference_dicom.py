@@ -53,6 +53,13 @@ def edit(path: Path, **changes: Any) -> Path:
     return path
 
 
+def compressed(path: Path) -> bytes:
+    data = pydicom.dcmread(path)
+    data.compress(RLELossless, generate_instance_uid=False)
+    data.save_as(path)
+    return path.read_bytes()
+
+
 def deflated(path: Path, pixels: bytes) -> None:
     data = pydicom.dcmread(path)
     data.PixelData = pixels
@@ -193,6 +200,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "too few pixels": (
         lambda paths: edit(paths[2], PixelData=pydicom.dcmread(paths[2]).PixelData[:-1000]),
         "too few pixels",
+    ),
+    "cut in compressed pixels": (
+        lambda paths: paths[2].write_bytes(compressed(paths[2])[:-100]),
+        "is damaged or truncated: IM",
     ),
     "too few pixels, deflated": (
         lambda paths: deflated(paths[2], pydicom.dcmread(paths[2]).PixelData[:-1000]),

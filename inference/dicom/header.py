@@ -13,7 +13,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from inference.dicom.file import damaged, reader_of, storage_class
+from inference.dicom.file import check_fragments, damaged, reader_of, storage_class
 from inference.errors import CaseError
 from inference.itk_noise import without_noise
 from inference.paths import is_unicode
@@ -97,6 +97,7 @@ def read_slices(path: Path) -> list[Slice]:
         return []
     if not is_unicode(path):
         raise CaseError("has a slice whose name is not UTF-8; rename it")
+    check_fragments(path)
     reader = reader_of(path)
     with without_noise():
         try:
