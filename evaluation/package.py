@@ -29,7 +29,7 @@ from evaluation.usage import Usage, run_folders
 from inference.cases import label_name
 from inference.console import say
 from inference.errors import CaseError, UsageError
-from inference.paths import is_file
+from inference.paths import is_file, is_there
 from inference.phantom import make_phantom
 from inference.reading import ENDINGS, ending, read
 from inference.writing import appearing, make_folder, write_image
@@ -82,7 +82,7 @@ def package(
     """
     tag = tag_for(out)
     if case is not None and not is_file(case):
-        raise UsageError(f"{case}: is no file" if case.exists() else f"{case}: no such file")
+        raise UsageError(f"{case}: is no file" if is_there(case) else f"{case}: no such file")
     if case is not None and ending(case) is None:
         raise UsageError(f"{case}: not a CT by its ending ({', '.join(ENDINGS)})")
     try:

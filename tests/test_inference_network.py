@@ -27,9 +27,9 @@ def test_bf16_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run(Model.load(tmp_path / "m", precision=precision), volume)
         for precision in ("f32", "bf16")
     )
-    has_bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert exact.dtype == np.float32
-    assert rounded.dtype == (np.uint16 if has_bf16 else np.float32)
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert rounded.dtype == np.uint16  # without it a processor may have either
     assert np.abs(exact - floats(rounded)).max() < 0.2  # of values up to 15
 
 
