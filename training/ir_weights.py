@@ -22,7 +22,8 @@ _LAYERS = _CONVOLUTIONS + _NORMS
 """What has weights in `training.network`."""
 
 _KERNEL_RMS = 0.2
-"""About what kernels before a batch norm have after ten thousand steps."""
+"""About what kernels before a batch norm have in a long training, to judge by how far its last 500
+steps, at a rate of 0.0012, moved those of `abdoseg` (2 to 12 %)."""
 
 
 @torch.no_grad()
