@@ -18,6 +18,7 @@ pytest.importorskip("nncf", reason="the training extra is not installed")
 
 from inference.organs import ORGANS
 from inference.plan import Plan
+from inference.processor import instruction_sets
 from training.agreement import Agreement
 from training.cases import Case
 from training.config import Config
@@ -209,7 +210,9 @@ def test_upsampling_behind_a_leaky_relu_runs_in_int8() -> None:
     """OpenVINO itself says in what it computed."""
     result = result_of(_UPSAMPLE)
     assert result["precision"].lower() in ("i8", "u8")
-    assert result["error"] < 0.03
+    # Without VNNI two products of 8 bits are added in 16 bits: of weights like these some overflow.
+    exact = {"avx512_vnni", "avx_vnni", "amx_int8"} & instruction_sets()
+    assert result["error"] < (0.03 if exact else 0.2)
 
 
 def test_held_out_cases_calibrate_only_where_there_are_no_others(tmp_path: Path) -> None:

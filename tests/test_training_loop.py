@@ -598,7 +598,7 @@ def test_a_training_that_goes_on_says_what_is_another_than_before(
     longer = replace(config, iterations=13, learning_rate=0.001)
     loop.train(longer, prepared, tmp_path / "run", initial=[begun])
     said = capsys.readouterr().out
-    assert "going on at iteration 12\n" in said
+    assert "going on at iteration 12, with its own weights\n" in said
     assert "changed since it was last trained: iterations, learning_rate\n" in said
     with pytest.raises(ValueError, match="13 steps were made, and the configuration has 12"):
         loop.train(config, prepared, tmp_path / "run")
