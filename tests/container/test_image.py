@@ -174,7 +174,10 @@ def test_threads_follow_the_quota(folders: Folders, phantom: sitk.Image) -> None
 
 
 def test_start_up_is_short(folders: Folders) -> None:
-    """Imports, network and a CT of next to nothing: processor time, which no neighbour changes."""
+    """Imports, network and a CT of next to nothing, in processor time.
+
+    Two seconds and a half with AVX2 alone, where the network's one pass is half of it.
+    """
     folders.add("tiny.nii.gz", make_phantom((16, 24, 24), (6.0, 14.0, 14.0))[0])
     start = time.perf_counter()
     result = docker(
@@ -187,7 +190,7 @@ def test_start_up_is_short(folders: Folders) -> None:
     children = result.stdout.splitlines()[1]  # user and system time, as "0m0.612s 0m0.204s"
     used = sum(60 * float(m) + float(s) for m, s in re.findall(r"(\d+)m([\d.]+)s", children))
     print(f"start-up: {used:.2f} s of processor time, {wall:.2f} s with docker run")
-    assert 0 < used < 3
+    assert 0 < used < 6
 
 
 def test_image_is_lean() -> None:
