@@ -91,8 +91,7 @@ class Header:
             CaseError: the file is no NIfTI file, ends within the header, or has no voxels.
             OSError: it cannot be opened.
         """
-        with path.open("rb") as probe:
-            compressed = probe.read(2) == _GZIP
+        compressed = _is_compressed(path)
         try:
             with _open(path, compressed) as file:
                 raw = file.read(_SIZE)
@@ -408,8 +407,7 @@ def data_type(path: Path) -> str | None:
     Raises:
         OSError: it cannot be opened.
     """
-    with path.open("rb") as probe:
-        compressed = probe.read(2) == _GZIP
+    compressed = _is_compressed(path)
     try:
         with _open(path, compressed) as file:
             raw = file.read(_SIZE)
@@ -424,6 +422,11 @@ def data_type(path: Path) -> str | None:
     order = "<" if raw[:4] == struct.pack("<i", size) else ">"
     number = struct.unpack_from(order + "h", raw, at)[0]
     return _NAMES.get(number, f"NIfTI data type {number}")
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP
 
 
 def _open(path: Path, compressed: bool) -> BinaryIO:
