@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.checks import Intensities, check_geometry, check_intensities, check_sides
+from inference.checks import Intensities, check_geometry, check_intensities, check_orientation
 from inference.errors import CaseError, CaseWarning, ModelError
 from inference.grid import Spacing, voxel_millilitres
 from inference.labels import fill_labels
@@ -176,7 +176,7 @@ def segment_in_stages(
             counts = _count(labels, model.threads)
         passes = model.network.passes - passes
     millilitres = _millilitres(counts, voxel_millilitres(image.GetSpacing()), plan)
-    notes = [*case.intensities.warnings, *check_sides(millilitres)]
+    notes = [*case.intensities.warnings, *check_orientation(millilitres)]
     if not counts[1:].any():
         notes.append(
             "nothing was found; is this an image of the kind the model knows?"

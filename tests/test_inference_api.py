@@ -16,9 +16,10 @@ import SimpleITK as sitk
 from tiny_model import make_ct, make_tiny_model
 
 import inference
-from inference.checks import check_sides
+from inference.checks import check_orientation
 from inference.errors import ModelError
 from inference.model import Model
+from inference.organs import ORGANS
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -111,17 +112,43 @@ def test_what_a_user_should_know_is_a_warning(tiny: Model) -> None:
 )
 def test_more_spleen_than_liver_is_told(liver: float | None, spleen: float, told: bool) -> None:
     found = {"spleen": spleen, **({} if liver is None else {"liver": liver})}
-    assert bool(check_sides(found)) is told
+    assert bool(check_orientation(found)) is told
+
+
+@pytest.mark.parametrize(
+    ("liver", "vena_cava", "told"),
+    [
+        (1500.0, 50.0, False),
+        (1300.0, 0.0, True),
+        (1424.0, 4.0, True),
+        (500.0, 5.8, False),  # a slab
+        (330.0, 0.0, False),  # the liver's dome
+        (1500.0, None, False),  # a model of other organs
+    ],
+)
+def test_a_liver_without_a_vena_cava_is_told(
+    liver: float, vena_cava: float | None, told: bool
+) -> None:
+    found = {"liver": liver, **({} if vena_cava is None else {ORGANS[6]: vena_cava})}
+    assert bool(check_orientation(found)) is told
 
 
 @pytest.mark.real_ct
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real_ct: ../shared is absent")
-@pytest.mark.parametrize("model", ["abdoseg", "dsunet_eca"])
 @pytest.mark.parametrize(
-    ("flipped", "told"), [("", False), ("x", True), ("xy", True)], ids=["as it is", "x", "xy"]
+    ("model", "flipped", "told"),
+    [
+        ("abdoseg", "", None),
+        ("abdoseg", "x", "larger than the liver"),
+        ("abdoseg", "xy", "larger than the liver"),
+        ("abdoseg", "y", "vena cava"),
+        ("dsunet_eca", "", None),
+        ("dsunet_eca", "x", "larger than the liver"),
+        ("dsunet_eca", "xy", "larger than the liver"),  # y: it finds a bit of every organ
+    ],
 )
 def test_a_ct_that_is_mirrored_against_its_header_is_told(
-    model: str, flipped: str, told: bool
+    model: str, flipped: str, told: str | None
 ) -> None:
     ct = sitk.ReadImage(SHARED / "cases/totalseg_example_ct_3mm/ct.nii.gz")
     turned = sitk.Flip(ct, [axis in flipped for axis in "xyz"])
@@ -129,4 +156,4 @@ def test_a_ct_that_is_mirrored_against_its_header_is_told(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         inference.segment(turned, model)
-    assert [("larger than the liver" in str(one.message)) for one in caught] == [True] * told
+    assert [told is not None and told in str(one.message) for one in caught] == [True] * bool(told)
