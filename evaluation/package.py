@@ -194,7 +194,8 @@ def _check(
                 )
         return usage
     finally:
-        docker("image", "rm", tag)
+        with suppress(UsageError):  # would hide what was wrong
+            docker("image", "rm", tag)
 
 
 def load_as(archive: Path, tag: str) -> None:

@@ -1,7 +1,7 @@
 """Fast CPU segmentation of 13 abdominal organs in CT.
 
->>> import inference, SimpleITK as sitk
->>> labels = inference.segment(sitk.ReadImage("ct.nii.gz"))
+>>> import inference
+>>> labels = inference.segment("ct.nii.gz")  # a SimpleITK image
 
 Names are imported when they are first used: ``import inference`` alone loads neither OpenVINO
 nor SimpleITK.
@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inference.api import segment
     from inference.errors import AbdosegError, CaseError, CaseWarning, ModelError, UsageError
     from inference.model import Model
     from inference.organs import ORGANS
-    from inference.pipeline import segment
     from inference.plan import Plan
 
 # Where the package openvino_telemetry is installed (openvino asks for it), OpenVINO reports over
@@ -47,7 +47,7 @@ _HOME = {
     "ModelError": "errors",
     "Plan": "plan",
     "UsageError": "errors",
-    "segment": "pipeline",
+    "segment": "api",
 }
 
 

@@ -7,7 +7,7 @@ it is small beside the free memory, since it is not known yet what the one befor
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import SimpleITK as sitk
 
@@ -28,25 +28,26 @@ class Reader:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "read")
-        self._left = threading.Event()
-        self._case: Case | None = None
-        self._task: Future[Scan] | None = None
+        self._reading: _Reading | None = None
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
+        self._drop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def begin(self, case: Case) -> None:
         """Begin to read a CT, if it is one that can be read ahead; does not wait.
 
         That is a ``.nii.gz`` file or a DICOM series: its size is known at once, and it can be
-        broken off.
+        broken off. One that was begun before and never taken is let go of.
         """
-        if self._task is None and _is_small(case):
-            self._case, self._task = case, self._pool.submit(case.read, self._watch)
+        if self._reading and self._reading.case == case:
+            return
+        self._drop()
+        if _is_small(case):
+            self._reading = _Reading(case, self._pool)
 
     def take(self, case: Case) -> Scan:
         """A CT, read ahead or now.
@@ -54,13 +55,39 @@ class Reader:
         Raises:
             CaseError: as `inference.cases.Case.read`.
         """
-        if self._task is None or self._case != case:
+        reading, self._reading = self._reading, None
+        if reading is None or reading.case != case:
+            if reading:
+                reading.break_off()
             return case.read()
-        task, self._task = self._task, None
-        return task.result()
+        return reading.scan.result()
+
+    def _drop(self) -> None:
+        if self._reading:
+            self._reading.break_off()
+        self._reading = None
+
+
+class _Reading:
+    """A CT that is being read.
+
+    Attributes:
+        case: which.
+        scan: what will have been read.
+    """
+
+    def __init__(self, case: Case, pool: Executor) -> None:
+        self.case = case
+        self._unwanted = threading.Event()
+        self.scan: Future[Scan] = pool.submit(case.read, self._watch)
+
+    def break_off(self) -> None:
+        """Stop where it is; does not wait."""
+        self._unwanted.set()
+        self.scan.cancel()
 
     def _watch(self, image: sitk.Image, ready: int) -> None:
-        if self._left.is_set():
+        if self._unwanted.is_set():
             raise CaseError("was not read to the end")
 
 

@@ -17,7 +17,7 @@ from inference.model import Model
 from inference.pipeline import segment_in_stages
 from inference.preview import write_preview
 from inference.progress import Progress
-from inference.reading import Scan, read
+from inference.reading import Scan
 from inference.report import CaseReport, write_report
 from inference.writing import check_replaceable, write
 
@@ -102,15 +102,8 @@ def _read(case: Case, progress: Progress, reader: Reader, entry: CaseReport) -> 
     check_replaceable(case.target)
     start = time.perf_counter()
     progress.stage("read", 0.0)
-    scans = [reader.take(case)]
-    entry.warnings.extend(scans[0].warnings)
-    for path in case.further_channels:
-        try:
-            scan = read(path)
-        except CaseError as error:
-            raise CaseError(f"its channel {path.name} {error}") from None
-        scans.append(scan)
-        entry.warnings.extend(f"channel {path.name}: {warning}" for warning in scan.warnings)
+    scans = [reader.take(case), *case.read_further()]
+    entry.warnings.extend(warning for scan in scans for warning in scan.warnings)
     entry.seconds["read"] = time.perf_counter() - start
     entry.shape = tuple(scans[0].image.GetSize())
     entry.spacing = tuple(scans[0].image.GetSpacing())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.errors import UsageError
+from inference.errors import CaseError, UsageError
 from inference.paths import is_file, is_there, is_unicode
 from inference.reading import ENDINGS, Scan, Watch, ending, read
 
@@ -59,6 +59,22 @@ class Case:
         from inference.dicom.read import read_series
 
         return read_series(self.slices, watch)
+
+    def read_further(self) -> list[Scan]:
+        """Read the channels after the first.
+
+        Raises:
+            CaseError: one of them cannot be read. The message names the channel.
+        """
+        scans = []
+        for path in self.further_channels:
+            try:
+                scan = read(path)
+            except CaseError as error:
+                raise CaseError(f"its channel {path.name} {error}") from None
+            doubts = tuple(f"channel {path.name}: {warning}" for warning in scan.warnings)
+            scans.append(replace(scan, warnings=doubts))
+        return scans
 
     def about(self, text: str) -> str:
         """What is said of the case beside its source's name."""
@@ -119,6 +135,22 @@ def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
     for case in cases:
         claims.setdefault(case.target, []).append(case)
     return [replace(case, problem=_name_problem(case, claims) or case.problem) for case in cases]
+
+
+def only_case(source: Path, channels: int = 1) -> Case:
+    """The one CT that a path names; nothing is meant to be written.
+
+    Args:
+        source: a CT's file, or a folder that holds one CT or one DICOM series.
+        channels: how many files a case has.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    cases = find_cases(source, Path(os.devnull, "labels"), channels)
+    if len(cases) > 1:
+        raise UsageError(f"{source}: holds {len(cases)} CTs; name one of them")
+    return cases[0]
 
 
 def _name_problem(case: Case, claims: dict[Path, list[Case]]) -> str | None:

@@ -11,7 +11,7 @@ class AbdosegError(Exception):
 
 
 class UsageError(AbdosegError):
-    """The command was called wrongly (exit code 2): nothing was segmented."""
+    """A wrong call, or a path that names no CT (exit code 2): nothing was segmented."""
 
 
 class CaseError(AbdosegError):
@@ -19,7 +19,7 @@ class CaseError(AbdosegError):
 
 
 class ModelError(AbdosegError):
-    """A model folder is missing, incomplete or contradicts itself."""
+    """A model is missing, incomplete, contradicts itself or has not the precision asked for."""
 
 
 class CaseWarning(UserWarning):

@@ -16,24 +16,19 @@ import math
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 
+from inference.deflate import GZIP, checksum, gzipped, inflated
 from inference.errors import CaseError
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
-_BITE = 1 << 20  # bytes: what is inflated at once stays in the processor's cache
-DAMAGED = cast("type[Exception]", isal_zlib.error)
-"""What inflating raises of damaged data (isal's types call it an instance)."""
-
 _TIGHTEST = 1032  # deflate makes no byte out of more than so many
 _LONGEST = 1 << 26  # bytes of header and extensions that are believed
 
@@ -248,6 +243,7 @@ def check_possible(path: Path, header: Header) -> None:
 
     Raises:
         CaseError: not even the emptiest of volumes could be packed into so little.
+        OSError: there is no such file any more.
     """
     size = path.stat().st_size
     if header.bytes_needed > _TIGHTEST * size:
@@ -262,8 +258,7 @@ def inflate(
 ) -> bool:
     """Inflate a ``.nii.gz`` file's voxels to where they shall be, and check that they are whole.
 
-    ISA-L (Intel's storage library) inflates about twice as fast as zlib and checks gzip's
-    checksum on the way; nothing is held but the result.
+    Nothing is held but the result.
 
     Args:
         path: the file.
@@ -280,26 +275,16 @@ def inflate(
     """
     needed = header.bytes_needed
     skip, total = header.voxels_at, 0
-    unpacker = isal_zlib.decompressobj(31)  # gzip, with its checksum
     with path.open("rb") as file:
-        packed = b""
-        while not unpacker.eof:
-            packed = packed or file.read(_BITE)
-            if not packed:
-                raise CaseError("is damaged or truncated (the file ends too early)")
-            try:
-                part = unpacker.decompress(packed, _BITE)
-            except DAMAGED as error:
-                raise CaseError(f"is damaged or truncated ({error})") from None
-            packed = unpacker.unconsumed_tail
-            first, last = max(total, skip), min(total + len(part), needed)
+        for piece in inflated(file, GZIP):
+            first, last = max(total, skip), min(total + len(piece), needed)
             if first < last:
-                voxels[first - skip : last - skip] = part[first - total : last - total]
-            total += len(part)
+                voxels[first - skip : last - skip] = piece[first - total : last - total]
+            total += len(piece)
             if told:
                 told(max(0, last - skip))
         if total < needed:
-            if unpacker.unused_data or file.read(1):
+            if file.read(1):
                 return False
             raise CaseError(f"is truncated: {total} of {needed} bytes")
     return True
@@ -319,6 +304,7 @@ def check_complete(path: Path, header: Header, voxels: NDArray[Any]) -> None:
 
     Raises:
         CaseError: the file is truncated or damaged.
+        OSError: it cannot be read.
     """
     needed = header.bytes_needed
     if not header.compressed:
@@ -329,9 +315,8 @@ def check_complete(path: Path, header: Header, voxels: NDArray[Any]) -> None:
     if header.voxels_at + voxels.nbytes == needed and voxels.flags.c_contiguous:
         with path.open("rb") as file:
             file.seek(-8, 2)
-            checksum, length = struct.unpack("<II", file.read(8))
-        found = isal_zlib.crc32(_bytes_of(voxels), isal_zlib.crc32(header.raw))
-        if (checksum, length) == (found, needed % (1 << 32)):
+            written = struct.unpack("<II", file.read(8))
+        if written == (checksum(header.raw, _bytes_of(voxels)), needed % (1 << 32)):
             return
     # Several gzip members, scaled or byte-swapped voxels, something behind them, or damage.
     total = 0
@@ -366,31 +351,8 @@ def write_labels(
         file.write(start)
         file.write(voxels)
         return
-    file.write(b"\x1f\x8b\x08\0\0\0\0\0\x04\xff")  # deflate, no name, no time
-    for part in _deflated(start, voxels, threads):
+    for part in gzipped(start, voxels, threads):
         file.write(part)
-    length = (len(start) + len(voxels)) % (1 << 32)
-    file.write(struct.pack("<II", isal_zlib.crc32(voxels, isal_zlib.crc32(start)), length))
-
-
-def _deflated(start: bytes, voxels: memoryview, threads: int) -> Iterator[bytes]:
-    """One deflate stream, made of parts that are compressed side by side (as pigz does it).
-
-    Of labels ISA-L's level 1 makes little more than half of what zlib's makes, in a seventh of
-    the time.
-    """
-    parts: list[bytes | memoryview] = [start]
-    parts += [voxels[i : i + _CHUNK] for i in range(0, len(voxels), _CHUNK)]
-
-    def deflate(number: int) -> bytes:
-        packer = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)
-        last = number == len(parts) - 1
-        return packer.compress(parts[number]) + packer.flush(
-            isal_zlib.Z_FINISH if last else isal_zlib.Z_FULL_FLUSH
-        )
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        yield from pool.map(deflate, range(len(parts)))
 
 
 def _bytes_of(voxels: NDArray[Any]) -> memoryview:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.checks import Intensities, check_geometry, check_intensities, check_orientation
-from inference.errors import CaseError, CaseWarning, ModelError
+from inference.errors import CaseError, ModelError
 from inference.grid import Spacing, voxel_millilitres
 from inference.labels import fill_labels
 from inference.locate import locate, look_shape
@@ -58,77 +56,25 @@ class Segmentation:
     passes: int
 
 
-def segment(
-    image: sitk.Image | Sequence[sitk.Image],
-    model: Model | str | Path | None = None,
-    *,
-    threads: int | None = None,
-    precision: str | None = None,
-    progress: StageProgress | None = None,
-) -> sitk.Image:
-    """Segment the abdominal organs in a CT.
-
-    >>> import inference, SimpleITK as sitk
-    >>> labels = inference.segment(sitk.ReadImage("ct.nii.gz"))
-    >>> sitk.WriteImage(labels, "labels.nii.gz")
-
-    Several threads may share a loaded model; it segments one CT at a time. What a user should know
-    about the CT (its values do not look like HU, no organ was found) is told by a `CaseWarning`.
-
-    Args:
-        image: CT in HU, 3D, any orientation, any real voxel type; for a model of several
-            channels, one image for each.
-        model: a loaded model (`Model.load`, worth it for several CTs), a model's name or
-            folder, or ``None`` for the default model.
-        threads: how many threads to use where the model is not loaded yet; ``None`` for all
-            that may be used.
-        precision: "f32", "bf16" or "int8" where the model is not loaded yet; ``None`` for what
-            its plan chooses.
-        progress: is told of the progress.
-
-    Returns:
-        uint8 image of the same size, spacing, origin and direction: 0 background, else
-        `inference.ORGANS`.
-
-    Raises:
-        CaseError: the image cannot be segmented.
-        ModelError: the model is not found or broken.
-        TypeError: ``image`` is no SimpleITK image.
-        ValueError: ``threads`` or ``precision`` is given for a loaded model.
-    """
-    images = [image] if isinstance(image, sitk.Image) else image
-    if not (
-        isinstance(images, Sequence)
-        and images
-        and all(isinstance(each, sitk.Image) for each in images)
-    ):
-        raise TypeError("image is no SimpleITK image; SimpleITK.ReadImage makes one of a file")
-    if not isinstance(model, Model):
-        model = Model.load(model, threads=threads, precision=precision)
-    elif threads is not None or precision is not None:
-        raise ValueError("threads and precision belong to Model.load when a model is passed")
-    found = segment_in_stages(images, model, progress)
-    for text in found.warnings:
-        warnings.warn(text, CaseWarning, stacklevel=2)
-    labels = sitk.GetImageFromArray(found.labels)
-    labels.CopyInformation(images[0])
-    return labels
-
-
 def segment_in_stages(
     images: Sequence[sitk.Image], model: Model, progress: StageProgress | None = None
 ) -> Segmentation:
-    """Segment a CT, given as its channels, and tell what it took; see `segment`.
+    """Segment a CT and tell what it took.
+
+    Args:
+        images: its channels, mostly one.
+        model: a loaded model.
+        progress: is told of the progress.
 
     Raises:
-        CaseError: the image cannot be segmented.
+        CaseError: the CT cannot be segmented.
         ModelError: the model is broken.
     """
     plan = model.plan
     tell = progress or _silent
     seconds: dict[str, float] = {}
     image = images[0]
-    with model.lock, _simpleitk_threads(model.threads):
+    with model.lock:
         passes = model.network.passes
         with _timed("preprocess", seconds, tell):
             case = turn_case(images, plan)
@@ -288,17 +234,6 @@ def _timed(stage: str, seconds: dict[str, float], tell: StageProgress) -> Iterat
     yield
     seconds[stage] = time.perf_counter() - start
     tell(stage, 1.0)
-
-
-@contextmanager
-def _simpleitk_threads(threads: int) -> Iterator[None]:
-    """SimpleITK would use as many threads as the host has cores."""
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _silent(stage: str, share: float) -> None:

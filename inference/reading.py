@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,73 +71,107 @@ def read(path: Path, watch: Watch | None = None) -> Scan:
         CaseError: it cannot be read, is damaged or truncated, is not one scalar volume, or has
             a spacing that is not positive. The message does not name the file.
     """
-    header, text = None, None
     if not is_unicode(path):
         raise CaseError("has a name that is not UTF-8; rename it")
     if path.is_symlink() and not is_there(path):
         raise CaseError(f"is a link to {path.readlink()}, which is not there or cannot be reached")
     try:
-        if ending(path) in (".nii", ".nii.gz"):
-            header = Header.read(path)
-            check_spacing(header.spacing, len(header.shape))
-            _check_header(path, header)
-        else:
-            text = TextHeader.read(path)
-            _check_text(path.parent, text)
-    except OSError as error:
-        raise CaseError(f"cannot be read ({error.strerror})") from None
-    noise: list[str] = []
-    with without_noise():
-        # ITK then repairs axes that are not quite perpendicular instead of refusing them.
-        os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        if not path.name.endswith(ENDINGS):  # ITK looks at the case of a name
-            reader.SetImageIO(_READERS[ending(path) or ".nii"])
-        try:
-            reader.ReadImageInformation()
-            check_kind(reader.GetSize(), reader.GetNumberOfComponents())
-        except RuntimeError as error:
-            reason = _reason(error)
-            if header is not None and header.compressed and reason == _NO_IMAGE:
-                reason = "is damaged or truncated"  # its header was read above
-            raise CaseError(reason) from None
-    try:
+        header, text = _headers(path)
+        reader = _begin(path, header)
         image = _inflated(path, header, reader, watch)
-        whole = image is not None
         if image is None:
-            check_room(reader.GetSize(), reader.GetPixelID())
-            _check_beside(path)
-            if text is not None:
-                text.check_packed(path)
-            with without_noise() as noise:
-                image = reader.Execute()
+            image = _read_by_itk(path, header, text, reader)
     except OSError as error:
         raise CaseError(f"cannot be read ({error.strerror})") from None
     except RuntimeError as error:
         raise CaseError(_reason(error)) from None
-    if any("Uncompress failed" in line for line in noise):
-        raise CaseError("is damaged (its compressed voxels cannot be inflated)")
-    if header is not None and not whole:
-        check_complete(path, header, sitk.GetArrayViewFromImage(image))
-        if intercept := header.intercept_not_used:  # ITK adds it all the same
-            image = image - intercept
     while image.GetDimension() > 3:  # one volume, or it would have been refused above
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     check_geometry(image)
-    warnings = []
+    return Scan(image, header, tuple(_doubts(image, header, text, reader)))
+
+
+def _headers(path: Path) -> tuple[Header | None, TextHeader | None]:
+    """A file's header, NIfTI's or a text header, if ITK will not stumble over it.
+
+    Raises:
+        CaseError: it would.
+        OSError: the file cannot be read.
+    """
+    if ending(path) in (".nii", ".nii.gz"):
+        header = Header.read(path)
+        check_spacing(header.spacing, len(header.shape))
+        _check_header(path, header)
+        return header, None
+    text = TextHeader.read(path)
+    _check_text(path.parent, text)
+    return None, text
+
+
+def _begin(path: Path, header: Header | None) -> sitk.ImageFileReader:
+    """ITK's reader of a file, which has read what the image is like.
+
+    Raises:
+        CaseError: ITK cannot read it, or it is not one scalar volume.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    if not path.name.endswith(ENDINGS):  # ITK looks at the case of a name
+        reader.SetImageIO(_READERS[ending(path) or ".nii"])
+    with without_noise():
+        # ITK then repairs axes that are not quite perpendicular instead of refusing them.
+        os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            reason = _reason(error)
+            if header is not None and header.compressed and reason == _NO_IMAGE:
+                reason = "is damaged or truncated"  # its header was read before
+            raise CaseError(reason) from None
+    check_kind(reader.GetSize(), reader.GetNumberOfComponents())
+    return reader
+
+
+def _read_by_itk(
+    path: Path, header: Header | None, text: TextHeader | None, reader: sitk.ImageFileReader
+) -> sitk.Image:
+    """The image of any file, checked for what ITK does not notice.
+
+    Raises:
+        CaseError: the file is truncated or damaged, or too large for the memory there is.
+        OSError: it cannot be read.
+        RuntimeError: ITK cannot.
+    """
+    check_room(reader.GetSize(), reader.GetPixelID())
+    _check_beside(path)
+    if text is not None:
+        text.check_packed(path)
+    with without_noise() as noise:
+        image = reader.Execute()
+    if any("Uncompress failed" in line for line in noise):
+        raise CaseError("is damaged (its compressed voxels cannot be inflated)")
+    if header is not None:
+        check_complete(path, header, sitk.GetArrayViewFromImage(image))
+        if intercept := header.intercept_not_used:  # ITK adds it all the same
+            image = image - intercept
+    return image
+
+
+def _doubts(
+    image: sitk.Image, header: Header | None, text: TextHeader | None, reader: sitk.ImageFileReader
+) -> Iterator[str]:
+    """What a user should know about where the file says that its voxels lie."""
     corrected = "ITK_sform_corrected"
     if not _is_perpendicular(image) or (
         reader.HasMetaDataKey(corrected) and reader.GetMetaData(corrected) == "YES"
     ):
-        warnings.append("its axes are not perpendicular; taken as if they were")
+        yield "its axes are not perpendicular; taken as if they were"
     elif header is not None and (doubt := header.doubt(affine_of(image))):
-        warnings.append(doubt)
+        yield doubt
     if text is not None and not text.has_spacing:
-        warnings.append(_NO_SPACING)
+        yield _NO_SPACING
     if text is not None and not text.has_directions:
-        warnings.append(NO_ORIENTATION)
-    return Scan(image, header, tuple(warnings))
+        yield NO_ORIENTATION
 
 
 def affine_of(image: sitk.Image) -> NDArray[np.float64]:

@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from isal import isal_zlib
-
-from inference.errors import CaseError
-from inference.nifti import DAMAGED
+from inference.deflate import GZIP, ZLIB, inflated
 
 _MOST = 1 << 20  # bytes: a header may be long, since scanners' tags are written into it
 
-_GZIP, _ZLIB = 31, 15  # either with a checksum
 _HERE = ("LOCAL", "Local", "local")  # instead of a file's name: after the header
 
 # Of NRRD's spaces those that say where right and left are.
@@ -81,7 +77,7 @@ class TextHeader:
             spacing = fields.get("spacings", "")
             named = fields.get("space", "").lower().removesuffix("-time") in _SPACES
             directed = named and "(" in fields.get("space directions", "")
-            packed = _GZIP if fields.get("encoding", "").lower() in ("gzip", "gz") else 0
+            packed = GZIP if fields.get("encoding", "").lower() in ("gzip", "gz") else 0
             skips = any(
                 field in fields for field in ("line skip", "lineskip", "byte skip", "byteskip")
             )
@@ -90,7 +86,7 @@ class TextHeader:
             voxels = fields.get("ElementDataFile", "")
             spacing = fields.get("ElementSpacing", "")
             directed = any(key in fields for key in ("TransformMatrix", "Rotation", "Orientation"))
-            packed = _ZLIB if fields.get("CompressedData", "").lower() == "true" else 0
+            packed = ZLIB if fields.get("CompressedData", "").lower() == "true" else 0
             skips = "HeaderSize" in fields
             spaced = "ElementSpacing" in fields or "ElementSize" in fields
         voxel_file = _one_file(voxels)
@@ -118,19 +114,10 @@ class TextHeader:
         if self.packed is None:
             return
         begin, container = self.packed
-        unpacker = isal_zlib.decompressobj(container)
         with (path.parent / (self.voxel_file or path.name)).open("rb") as file:
             file.seek(begin)
-            rest = b""
-            while not unpacker.eof:
-                rest = rest or file.read(_MOST)
-                try:
-                    part = unpacker.decompress(rest, _MOST)
-                except DAMAGED as error:
-                    raise CaseError(f"is damaged or truncated ({error})") from None
-                if not rest and not part:  # it may hold some after it has seen the file's end
-                    raise CaseError("is damaged or truncated (the file ends too early)")
-                rest = unpacker.unconsumed_tail
+            for _ in inflated(file, container):
+                pass
 
 
 def _meta_fields(file: BinaryIO) -> dict[str, str]:

@@ -26,11 +26,11 @@ from evaluation.benchmark_groups import GROUPS
 from evaluation.benchmark_peak import multiply_adds_of
 from evaluation.benchmark_systems import PUBLISHED, System, list_systems
 from evaluation.cli import main
+from inference.api import segment
 from inference.errors import ModelError, UsageError
 from inference.model import Model
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
-from inference.pipeline import segment
 from inference.plan import Plan
 
 WORK = """

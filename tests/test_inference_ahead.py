@@ -57,16 +57,29 @@ def test_errors_come_when_it_is_taken(tmp_path: Path) -> None:
             reader.take(nothing)
 
 
+def test_one_that_is_never_taken_makes_room_for_the_next(tmp_path: Path) -> None:
+    """A case may be refused for its outputs when it has been read already."""
+    cases = [put(tmp_path / f"{number}.nii.gz", number) for number in range(3)]
+    with Reader() as reader:
+        for case in cases:
+            reader.begin(case)
+        assert reader._reading is not None
+        assert reader._reading.case == cases[2]
+        image = reader.take(cases[2]).image
+    now = sitk.ReadImage(cases[2].source)
+    assert np.array_equal(sitk.GetArrayViewFromImage(image), sitk.GetArrayFromImage(now))
+
+
 def test_large_cts_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = put(tmp_path / "a.nii.gz")
     nbytes = sitk.GetArrayViewFromImage(make_ct()).nbytes + 352
     with Reader() as reader:
         monkeypatch.setattr(ahead, "free_memory", lambda: 8 * nbytes)
         reader.begin(case)
-        assert reader._task is None
+        assert reader._reading is None
         monkeypatch.setattr(ahead, "free_memory", lambda: 8 * nbytes + 1)
         reader.begin(case)
-        assert reader._task is not None
+        assert reader._reading is not None
 
 
 def test_a_series_is_read_ahead(tmp_path: Path) -> None:
@@ -74,7 +87,7 @@ def test_a_series_is_read_ahead(tmp_path: Path) -> None:
     (case,) = find_cases(tmp_path / "in", tmp_path / "out")
     with Reader() as reader:
         reader.begin(case)
-        assert reader._task is not None
+        assert reader._reading is not None
         voxels = sitk.GetArrayFromImage(reader.take(case).image)
     assert np.array_equal(voxels, sitk.GetArrayFromImage(make_ct()))
 
@@ -86,21 +99,21 @@ def test_leaving_breaks_a_reading_off(
     """It is stopped after the bytes or the slice that it is at, not at the end."""
     if kind == "file":
         case = put(tmp_path / "a.nii.gz")
-        monkeypatch.setattr("inference.nifti._BITE", 1 << 10)
+        monkeypatch.setattr("inference.deflate._AT_ONCE", 1 << 10)
     else:
         dicom_files.put(tmp_path)
         (case,) = find_cases(tmp_path, tmp_path / "out")
     begun, go = threading.Event(), threading.Event()
     bytes_read: list[int] = []
-    real = Reader._watch
+    real = ahead._Reading._watch
 
-    def slowly(self: Reader, image: sitk.Image, ready: int) -> None:
+    def slowly(self: ahead._Reading, image: sitk.Image, ready: int) -> None:
         bytes_read.append(ready)
         begun.set()
         assert go.wait(30)
         real(self, image, ready)
 
-    monkeypatch.setattr(Reader, "_watch", slowly)
+    monkeypatch.setattr(ahead._Reading, "_watch", slowly)
     with Reader() as reader:
         reader.begin(case)
         assert begun.wait(30)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dicom_files
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -17,7 +18,7 @@ from tiny_model import make_ct, make_tiny_model
 
 import inference
 from inference.checks import check_orientation
-from inference.errors import ModelError
+from inference.errors import CaseError, CaseWarning, ModelError, UsageError
 from inference.model import Model
 from inference.organs import ORGANS
 
@@ -40,9 +41,39 @@ def test_a_model_may_be_shared_by_threads(tiny_folder: Path) -> None:
         np.testing.assert_array_equal(labels, alone[number % 2])
 
 
-@pytest.mark.parametrize("image", ["ct.nii.gz", np.zeros((3, 3, 3)), [], ["ct.nii.gz"], None])
+def test_a_path_is_read_as_the_command_reads_it(tiny: Model, tmp_path: Path) -> None:
+    ct = make_ct()
+    wanted = sitk.GetArrayFromImage(inference.segment(ct, tiny))
+    sitk.WriteImage(ct, tmp_path / "ct_0000.nii.gz")
+    dicom_files.put(tmp_path / "series")
+    for path in (str(tmp_path / "ct_0000.nii.gz"), tmp_path / "series"):
+        labels = inference.segment(path, tiny)
+        assert np.array_equal(sitk.GetArrayFromImage(labels), wanted)
+    assert np.allclose(labels.GetSpacing(), ct.GetSpacing())
+
+    header = (tmp_path / "bare.mha", b"NDims = 3\nDimSize = %d %d %d\nElementType = MET_SHORT\n")
+    start = header[1] % ct.GetSize() + b"ElementSpacing = 2 2 2\nElementDataFile = LOCAL\n"
+    header[0].write_bytes(start + sitk.GetArrayFromImage(sitk.Cast(ct, sitk.sitkInt16)).tobytes())
+    with pytest.warns(CaseWarning, match="where right and left are"):
+        inference.segment(header[0], tiny)
+
+
+def test_a_path_that_cannot_be_segmented(tiny: Model, tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        sitk.WriteImage(make_ct(), tmp_path / name)
+    with pytest.raises(UsageError, match="holds 2 CTs"):
+        inference.segment(tmp_path, tiny)
+    with pytest.raises(UsageError, match="no such file"):
+        inference.segment("nothing.nii.gz", tiny)
+    broken = tmp_path / "b.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-3000])
+    with pytest.raises(CaseError, match=r"b\.nii\.gz: is damaged or truncated"):
+        inference.segment(broken, tiny)
+
+
+@pytest.mark.parametrize("image", [np.zeros((3, 3, 3)), [], ["ct.nii.gz"], None])
 def test_what_is_no_image_is_said(image: Any, tiny_folder: Path) -> None:
-    with pytest.raises(TypeError, match="no SimpleITK image"):
+    with pytest.raises(TypeError, match="neither a path nor a SimpleITK image"):
         inference.segment(image, Model.load(tiny_folder))
 
 
@@ -53,16 +84,10 @@ def test_what_a_loaded_model_is_cannot_be_chosen_anew(tiny: Model, given: Any) -
 
 
 def test_threads_are_those_that_were_asked_for(tiny_folder: Path) -> None:
-    """SimpleITK's are the caller's again afterwards."""
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    seen: set[int] = set()
-
-    def watch(stage: str, share: float) -> None:
-        seen.add(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
-
-    inference.segment(make_ct(), tiny_folder, threads=before + 2, progress=watch)
-    assert seen == {before + 2}
-    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
+    model = Model.load(tiny_folder, threads=1)
+    network = model.network.compile(model.plan.patch).get_compiled_model()
+    assert network.get_property("INFERENCE_NUM_THREADS") == 1
+    assert model.threads == 1
 
 
 def test_precision_chooses_the_network(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from tiny_model import make_ct, make_tiny_model
 
+from inference.api import segment
 from inference.decode import decode, winners
 from inference.errors import ModelError
 from inference.logits import floats
 from inference.model import Model
-from inference.pipeline import segment
 from inference.postprocess import postprocess
 
 SPACING = (2.0, 2.0, 2.5)  # 0.01 ml a voxel

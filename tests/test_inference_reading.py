@@ -338,7 +338,7 @@ def test_plain_files_are_inflated_and_equal_what_itk_reads(
         there = sitk.GetArrayViewFromImage(image)[:ready]
         assert np.array_equal(there, sitk.GetArrayViewFromImage(theirs)[:ready])
 
-    monkeypatch.setattr("inference.nifti._BITE", 1 << 12)
+    monkeypatch.setattr("inference.deflate._AT_ONCE", 1 << 12)
     monkeypatch.setattr("inference.reading.check_complete", None)  # ITK's way ends with it
     ours = read(tmp_path / "a.nii.gz", watch).image
     assert seen == sorted(seen)
@@ -359,6 +359,18 @@ def test_damage_is_found_wherever_it_is(tmp_path: Path) -> None:
         (tmp_path / "a.nii.gz").write_bytes(spoilt)
         with pytest.raises(CaseError):
             read(tmp_path / "a.nii.gz")
+
+
+def test_a_file_that_goes_away_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    sitk.WriteImage(volume(), tmp_path / "a.nii")
+    monkeypatch.setattr("inference.reading.check_complete", fails)
+    with pytest.raises(CaseError, match=r"^cannot be read \(Input/output error\)$"):
+        read(tmp_path / "a.nii")
 
 
 def test_odd_but_whole_gzip_files_are_read(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
 def test_parts_are_one_gzip_stream(
     header: Header, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.nifti._CHUNK", 1 << 14)
+    monkeypatch.setattr("inference.deflate._PART", 1 << 14)
     labels = np.random.default_rng(0).integers(0, 14, (40, 64, 64)).astype(np.uint8)
     file = io.BytesIO()
     write_labels(file, header, labels, True, threads)

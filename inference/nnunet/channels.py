@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cc3d
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
     """Check that a case's images are what a plan with channels wants, on one grid.
 
     Args:
-        images: the channels, each checked by `inference.reading.check_geometry`.
+        images: the channels, each checked by `inference.checks.check_geometry`.
         plan: the plan.
 
     Returns:
@@ -122,6 +123,6 @@ def _nonzero(volumes: Sequence[NDArray[Any]], masked: bool) -> tuple[Box, Mask |
         return box, None
     # Holes are what cannot be reached from outside through voxels' faces (as in SciPy); the
     # frame makes sure that there is an outside.
-    outside = sitk.GetImageFromArray(np.pad(~mask[box], 1, constant_values=True).astype(np.uint8))
-    reached = sitk.GetArrayFromImage(sitk.ConnectedComponent(outside, False))
+    outside = np.pad(~mask[box], 1, constant_values=True)
+    reached = cc3d.connected_components(outside, connectivity=6)
     return box, (reached != reached[0, 0, 0])[1:-1, 1:-1, 1:-1]
