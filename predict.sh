@@ -95,7 +95,7 @@ first_of() { # the first folder that exists, else the last name
 
 # The packages beside this file, never those of the folder in which it is called, which "-m" puts
 # first (and Python 3.10 knows no PYTHONSAFEPATH).
-program='import sys; sys.path[:] = filter(None, sys.path); from inference.cli import main; sys.exit(main())'
+program='import sys; sys.path[:] = filter(None, sys.path); from inference.cli import program; program()'
 
 run() {
     find_python

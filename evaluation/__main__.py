@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from evaluation.cli import main
+from inference.console import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
 from evaluation.challenge import MEMORY, SHORT_NAMES, TIME_LIMIT
-from inference.console import ending_signals, open_standard_streams, say
+from inference.console import ending_signals, handling, open_standard_streams, say
 from inference.errors import AbdosegError, UsageError, os_error_line
 from inference.machine import usable_threads
 from inference.organs import ORGANS, label_of
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         came.append(number)
         raise KeyboardInterrupt  # what runs is ended, what is unfinished removed
 
-    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
-        return command(options)
+        with handling(ending_signals(), stop):
+            return command(options)
     except UsageError as error:
         say(f"error: {error}", error=True)
         return 2
@@ -64,9 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped", error=True)
         return 128 + (came or [signal.SIGINT])[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

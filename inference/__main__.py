@@ -1,8 +1,6 @@
 """``python -m inference``."""
 
-import sys
-
-from inference.cli import main
+from inference.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import time
 from collections.abc import Sequence
 from os.path import realpath
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-from inference.console import ending_signals, open_standard_streams, say
+from inference.console import (
+    INTERRUPTED,
+    ending_signals,
+    handling,
+    leave,
+    open_standard_streams,
+    printable,
+    say,
+)
 from inference.errors import ModelError, UsageError, last_line, os_error_line
 
-_INTERRUPTED = 130
 _MOST_THREADS = 4096
 _SIGNALLED = 128  # and the signal's number
 
@@ -41,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # as the host has cores. It looks at this when numpy is imported, which is not done yet.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     open_standard_streams()
-    before = {number: signal.signal(number, _end) for number in ending_signals()}
     try:
-        return _run(options)
+        with handling(ending_signals(), _end):
+            return _run(options)
     except (UsageError, ModelError) as error:
-        say(f"error: {error}", error=True)
+        say(printable(f"error: {error}"), error=True)
         return 2
     except OSError as error:
-        say(f"error: {os_error_line(error)}", error=True)
+        say(printable(f"error: {os_error_line(error)}"), error=True)
         return 2
     except ImportError as error:
         if (error.name or "").split(".")[0] == "inference":
@@ -59,10 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         say("interrupted", error=True)
-        return _INTERRUPTED
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return INTERRUPTED
+
+
+def program() -> NoReturn:
+    """Run the command and end the process with its exit code."""
+    leave(main())
 
 
 def _run(options: argparse.Namespace) -> int:

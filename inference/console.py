@@ -7,8 +7,15 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C."""
 
 terminal = threading.RLock()
 """Is held while standard error is another file: who writes there meanwhile must wait."""
@@ -28,6 +35,11 @@ def open_standard_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def printable(text: str) -> str:
+    """A text as one line: names of files may have line breaks and terminals' codes in them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def say(text: str, error: bool = False) -> None:
     """Print, whether or not anyone reads it: what is written to files is what counts."""
     stream = sys.stderr if error else sys.stdout
@@ -45,3 +57,23 @@ def ending_signals() -> list[signal.Signals]:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signals.append(signal.SIGHUP)
     return signals
+
+
+@contextmanager
+def handling(
+    signals: Iterable[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Have a function called when one of these signals comes; afterwards all is as it was."""
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():  # None: set by no Python program
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program. Once it was interrupted, another Ctrl-C does not disturb its ending."""
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

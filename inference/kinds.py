@@ -79,12 +79,16 @@ def several(kind: Kind, count: int | None = None) -> Kind:
 
 
 def by_name(kind: Kind) -> Kind:
-    """Names with a value of a kind each."""
+    """Names, of one line and not blank, with a value of a kind each."""
 
     def fits(value: Any) -> bool:
-        return isinstance(value, Mapping) and all(map(kind.fits, value.values()))
+        return (
+            isinstance(value, Mapping)
+            and all(isinstance(name, str) and name.strip() and name.isprintable() for name in value)
+            and all(map(kind.fits, value.values()))
+        )
 
-    return Kind(f"names with {kind.words} each", fits)
+    return Kind(f"names of one line with {kind.words} each", fits)
 
 
 def with_tuples(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,32 +53,35 @@ def _fits_orientation(value: Any) -> bool:
 
 
 _LABEL = whole(0, 255)
+_MOST = 1e9  # float32 computes with it, whatever it is divided by
+_VALUE = number(-_MOST, _MOST)
+_SIZE = whole(1, 4096)
 _ANYTHING = Kind("any value", lambda value: True)  # it is looked at where it belongs
 PLAN_KINDS: dict[str, Kind] = {
     "name": NAME,
     "version": NAME,
-    "spacing": several(optional(number(above=0)), 3),
-    "clip": several(number(), 2),
-    "clip_first": optional(several(number(), 2)),
-    "subtract": number(),
-    "divide": number(above=0),
-    "patch": several(whole(1), 3),
-    "multiple": several(whole(1), 3),
+    "spacing": several(optional(number(0.001, 10_000)), 3),
+    "clip": several(_VALUE, 2),
+    "clip_first": optional(several(_VALUE, 2)),
+    "subtract": _VALUE,
+    "divide": number(1e-6, _MOST),
+    "patch": several(_SIZE, 3),
+    "multiple": several(_SIZE, 3),
     "networks": by_name(NAME),
     "precision": one_of(*PRECISIONS),
     "labels": by_name(whole(1, 255)),
     "bytes_per_voxel": number(0),
     "orientation": Kind("three letters as LPS, or null", _fits_orientation),
-    "size": several(optional(whole(1)), 3),
+    "size": several(optional(_SIZE), 3),
     "crop": one_of("body", "none"),
     "tiling": one_of("whole", "window", "nnunet"),
     "overlap": number(0, 0.99),
     "postprocessing": several(by_name(_ANYTHING)),
-    "look": by_name(number(above=0)),
+    "look": by_name(number(0.001, 10_000)),
     "channels": several(by_name(_ANYTHING)),
     "transpose": several(whole(0, 2), 3),
     "resampling": by_name(optional(by_name(_ANYTHING))),
-    "outside": optional(number()),
+    "outside": optional(_VALUE),
     "mirror": several(whole(0, 2)),
     "outputs": several(_LABEL),
     "regions": FLAG,

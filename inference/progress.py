@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.console import say, terminal
+from inference.console import printable, say, terminal
 
 STAGES = {
     "read": 10,
@@ -67,7 +67,7 @@ class Progress:
 
     def _print(self, line: str, error: bool = False) -> None:
         with terminal:
-            say(line, error)
+            say(printable(line), error)
 
 
 class Bars(Progress):
@@ -94,7 +94,7 @@ class Bars(Progress):
         """A case begins."""
         super().start(source)
         with terminal:
-            self._cases.set_description(source.name or str(source))
+            self._cases.set_description(printable(source.name or str(source)))
             self._steps.reset()
 
     def stage(self, name: str, share: float) -> None:

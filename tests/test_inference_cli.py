@@ -839,6 +839,41 @@ def test_stopped_in_a_long_pass(desk: Desk) -> None:
     assert desk.there() == []
 
 
+def test_ctrl_c_twice_while_the_network_compiles(desk: Desk) -> None:
+    """The compiling thread is waited for at the very end, when the first Ctrl-C was seen to."""
+    desk.put("a.nii.gz")
+    slow = (
+        "import sys, time, inference.network as n, inference.cli as c\n"
+        "real = n.Network._compile\n"
+        "def slowly(*a):\n"
+        "    print('compiles', flush=True); time.sleep(4); return real(*a)\n"
+        "n.Network._compile = slowly\n"
+        "c.program()\n"
+    )
+    process = start("-c", slow, *desk.arguments())
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "compiles\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "interrupted\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert desk.there() == []
+
+
+def test_names_with_line_breaks_and_terminal_codes(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.put("a.nii.gz")
+    name = "bad\nerror: all\x1b[2J.nii.gz"
+    (desk.inputs / name).write_bytes(b"nothing")
+    assert desk.run() == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "bad\\nerror: all\\x1b[2J.nii.gz: is " in lines[0]
+    assert desk.there() == ["a.nii.gz"]
+
+
 def test_bars_on_a_terminal(desk: Desk) -> None:
     desk.put("a.nii.gz", "b.nii.gz")
     (desk.inputs / "c.nii.gz").write_text("hello")

@@ -459,6 +459,41 @@ def test_a_series_in_several_folders_is_not_segmented_in_part(tmp_path: Path) ->
     assert case.problem and "IM77 is empty" in case.problem
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: shutil.copytree(folder / "3", folder / "3b"), "slices in one place"),
+        (
+            lambda folder: edit(next((folder / "7").iterdir()), PixelSpacing=[1.5, 1.5]),
+            "different pixel spacing",
+        ),
+    ],
+    ids=["doubled", "other"],
+)
+def test_a_series_of_one_slice_a_folder_is_not_left_alone(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    for index, path in enumerate(put(tmp_path / "whole")):
+        (tmp_path / "in" / str(index)).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "in" / str(index))
+    assert names(tmp_path / "in") == ["in.nii.gz"]
+    spoil(tmp_path / "in")
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(CaseError, match=said):
+        case.read()
+
+
+def test_halves_with_a_slice_in_common_are_not_two_cts(tmp_path: Path) -> None:
+    for index, path in enumerate(put(tmp_path / "whole")):
+        for half, here in (("a", index <= 7), ("b", index >= 7)):
+            (tmp_path / "in" / half).mkdir(parents=True, exist_ok=True)
+            if here:
+                shutil.copy(path, tmp_path / "in" / half)
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(CaseError, match="slices in one place"):
+        case.read()
+
+
 def test_what_has_no_position_may_lie_in_several_folders(tmp_path: Path) -> None:
     put(tmp_path / "ct")
     for name in "ab":

@@ -374,6 +374,15 @@ ARGUMENTS = architecture()["arch_kwargs"]
             {"architecture": {**architecture(), "arch_kwargs": ARGUMENTS | {"n_stages": 7}}},
             "architecture of PlainConvUNet: not as nnU-Net writes it",
         ),
+        (
+            {
+                "architecture": {
+                    **architecture(),
+                    "arch_kwargs": ARGUMENTS | {"features_per_stage": [-8, 16]},
+                }
+            },
+            "architecture of PlainConvUNet: not as nnU-Net writes it",
+        ),
         ({"configurations": {}}, "no configuration 'model'"),
         ({"patch_size": [8, 8, 8, 8]}, "are not of 2 or 3 axes"),
         ({"spacing": [2.0, 2.0, float("nan")]}, "spacing is [2.0, 2.0, nan], not"),

@@ -44,7 +44,7 @@ def call(
 def asked(result: subprocess.CompletedProcess[str]) -> list[str]:
     assert result.returncode == 0, result.stderr
     words = result.stdout.splitlines()
-    assert words[0] == "-c" and "from inference.cli import main" in words[1]
+    assert words[0] == "-c" and "from inference.cli import program" in words[1]
     return words[2:]
 
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from inference.console import open_standard_streams
+from inference.console import handling, leave, open_standard_streams
 from inference.errors import AbdosegError, last_line, os_error_line
 from training.options import parse
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given[:1] == ["import-nnunet"]:
             from training.nnunet.command import main as import_nnunet
 
-            with _termination_is_ctrl_c():
+            with handling([signal.SIGTERM], _interrupt):
                 import_nnunet(given[1:])
             return 0
         options = parse(arguments)
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("one --config and --data are needed")
         if options.step is None:
             return _in_processes_of_their_own(steps_left(configs[0], options), given)
-        with _termination_is_ctrl_c():
+        with handling([signal.SIGTERM], _interrupt):
             getattr(Run(configs[0], options), options.step)()
     except OSError as error:
         print(f"training: {os_error_line(error)}", file=sys.stderr)
@@ -107,18 +107,9 @@ def _in_processes_of_their_own(steps: list[list[str]], arguments: list[str]) -> 
     return 0
 
 
-@contextmanager
-def _termination_is_ctrl_c() -> Iterator[None]:
+def _interrupt(*_: object) -> None:
     """SIGTERM ends a step as Ctrl-C does: cleaned up, and with the same line."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -135,13 +126,8 @@ def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         if number == signal.SIGTERM:
             process.terminate()
 
-    handlers: dict[int, Any] = {signal.SIGINT: hand_on, signal.SIGTERM: hand_on}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    with handling((signal.SIGINT, signal.SIGTERM), hand_on):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _measure(configs: list[Config]) -> int:
@@ -155,4 +141,4 @@ def _measure(configs: list[Config]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference.console import handling
 from training.batches import batches
 from training.checkpoint import fill, load, load_mean, save
 from training.config import Config
@@ -306,12 +307,5 @@ def _say(team: Team, text: str) -> None:
 def _stop_request() -> Iterator[dict[str, bool]]:
     """Turn Ctrl-C and SIGTERM into a flag that the loop reads after each step."""
     stop = {"requested": False}
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {
-        number: signal.signal(number, lambda *_: stop.update(requested=True)) for number in numbers
-    }
-    try:
+    with handling((signal.SIGINT, signal.SIGTERM), lambda *_: stop.update(requested=True)):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -165,7 +165,11 @@ def _is_blank(path: Path) -> bool:
 
 
 def _together(parts: list[list[Slice]]) -> list[list[Slice]]:
-    """The parts of a series in several folders: as one where they lie beside each other."""
+    """The parts of a series in several folders: as one where they lie beside each other.
+
+    Also where they ought to but do not fit: what is wrong is then said of the whole. A part of one
+    slice is no CT by itself, and would be left alone without a word.
+    """
     whole = [one for part in parts for one in part]
     if len(parts) == 1:
         return parts
@@ -181,8 +185,27 @@ def _together(parts: list[list[Slice]]) -> list[list[Slice]]:
         if any(low <= high for (_, high), (low, _) in itertools.pairwise(ranges)):
             stack(whole)
     except CaseError:
-        return parts
+        return [whole] if _need_each_other(parts) else parts
     return [whole]
+
+
+def _need_each_other(parts: list[list[Slice]]) -> bool:
+    """Whether parts are no CTs by themselves: one of one place, or two that meet in a slice."""
+    placed = [[one for one in part if one.placed] for part in parts]
+    return any(some and not _is_volume(some) for some in placed) or any(
+        _meet(a, b) for a, b in itertools.combinations(filter(None, placed), 2)
+    )
+
+
+def _meet(a: Sequence[Slice], b: Sequence[Slice]) -> bool:
+    """Whether two parts have slices in the same places, but only where one of them ends."""
+    if {tuple(one.position) for one in a}.isdisjoint(tuple(one.position) for one in b):
+        return False
+    ours, theirs = (np.array([one.position for one in part]) for part in (a, b))
+    axis = np.ptp(np.concatenate([ours, theirs]), axis=0).argmax()
+    ours, theirs = ours[:, axis], theirs[:, axis]
+    common = min(ours.max(), theirs.max()) - max(ours.min(), theirs.min())
+    return bool(common < min(np.ptp(ours), np.ptp(theirs)) / 2)
 
 
 def _problem(group: Sequence[Slice]) -> str | None:

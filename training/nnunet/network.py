@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from inference.errors import ModelError
+from inference.errors import ModelError, first_line
 from training.nnunet.checkpoint import Checkpoint
 from training.nnunet.results import required, written_by_nnunet
 
@@ -101,9 +101,14 @@ def build(
             arguments[key] = _named(arguments[key])
     kind = _network_class(architecture["network_class_name"])
     with written_by_nnunet(f"plans: architecture of {kind.__name__}"):
-        network: nn.Module = kind(
-            input_channels=inputs, num_classes=outputs, deep_supervision=False, **arguments
-        )
+        try:
+            network: nn.Module = kind(
+                input_channels=inputs, num_classes=outputs, deep_supervision=False, **arguments
+            )
+        except RuntimeError as error:  # PyTorch's word for a bad value, and for too little memory
+            if "memory" in str(error):
+                raise
+            raise ValueError(first_line(error)) from None
     try:
         network.load_state_dict(checkpoint.weights)
     except RuntimeError:

@@ -182,7 +182,7 @@ def _read(
             raise ModelError(f"{path}: {folder / name} is missing")
         try:
             content = json.loads(files[folder / name].read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{path}: {folder / name} is not JSON ({error})") from None
         if not isinstance(content, dict):
             raise ModelError(f"{path}: {folder / name} holds no JSON object")
