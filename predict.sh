@@ -3,7 +3,8 @@
 # Try it on a synthetic CT:      sh predict.sh --demo [FOLDER] [OPTIONS]
 #
 # Default folders: /workspace/inputs, /inputs or ./inputs, whichever exists first, with the
-# outputs folder beside it. OPTIONS go to "python -m inference" (see its --help).
+# outputs folder beside it. INPUTS alone: labels go to /workspace/outputs, /outputs or ./outputs.
+# OPTIONS go to "python -m inference" (see its --help).
 # Where no Python with the dependencies is found, .venv is made beside this file first.
 set -eu
 
@@ -86,6 +87,18 @@ find_python() {
     fi
 }
 
+# Any, for what needs no package: nothing is installed to print the help.
+any_python() {
+    if [ -n "${ABDOSEG_PYTHON:-}" ]; then
+        python=$ABDOSEG_PYTHON
+        return
+    fi
+    for python in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        ! supported "$python" || return 0
+    done
+    die "no Python 3.10 to 3.13 found"
+}
+
 first_of() { # the first folder that exists, else the last name
     for folder; do
         [ ! -d "$folder" ] || break
@@ -97,19 +110,24 @@ first_of() { # the first folder that exists, else the last name
 # first (and Python 3.10 knows no PYTHONSAFEPATH).
 program='import sys; sys.path[:] = filter(None, sys.path); from inference.cli import program; program()'
 
-run() {
-    find_python
+start() {
     # Users without a home (docker run --user) get one that can be written.
     [ -w "${HOME:-/nonexistent}" ] || export HOME="${TMPDIR:-/tmp}"
     export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
     exec "$python" -c "$program" "$@"
 }
 
+run() {
+    find_python
+    start "$@"
+}
+
 case ${1:-} in
 -h | --help)
-    sed -n '2,7s/^# \{0,1\}//p' "$script"
+    sed -n '2,8s/^# \{0,1\}//p' "$script"
     echo
-    run --help
+    any_python
+    start --help
     ;;
 --demo)
     shift
@@ -137,7 +155,7 @@ case ${1:-} in
 esac
 
 for option; do # nothing to add where folders are given as options, or none are wanted
-    case $option in -i* | --input | --input=* | --demo | --demo=* | --version) run "$@" ;; esac
+    case $option in --version) any_python && start "$@" ;; -i* | --input | --input=* | --demo | --demo=*) run "$@" ;; esac
 done
 
 inputs='' outputs=''

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_options_that_need_no_folder(echo: Path, folder: Path) -> None:
 
 
 def without_dependencies(
-    tmp_path: Path, folder: Path, python: str
+    tmp_path: Path, folder: Path, python: str, arguments: Sequence[str] = ("in", "out")
 ) -> subprocess.CompletedProcess[str]:
     """Call a copy of the script where the only Python is a stand-in that has no packages.
 
@@ -151,6 +152,7 @@ def without_dependencies(
         tmp_path: where the copy goes, into "checkout".
         folder: where it is called.
         python: what the stand-in does, asked for anything but its packages.
+        arguments: the script's.
     """
     checkout, bin_ = tmp_path / "checkout", tmp_path / "bin"
     (checkout / "inference").mkdir(parents=True)
@@ -165,13 +167,20 @@ def without_dependencies(
     environment = {**os.environ, "PATH": str(bin_)}
     environment.pop("ABDOSEG_PYTHON", None)
     return subprocess.run(
-        [str(SHELL), str(checkout / "predict.sh"), "in", "out"],
+        [str(SHELL), str(checkout / "predict.sh"), *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("option", ["-h", "--help", "--version"])
+def test_nothing_is_installed_to_print_the_help(tmp_path: Path, folder: Path, option: str) -> None:
+    result = without_dependencies(tmp_path, folder, "", [option])
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "checkout" / ".venv").exists()
 
 
 def test_an_environment_of_others_is_left_alone(tmp_path: Path, folder: Path) -> None:

@@ -39,8 +39,8 @@ from training.samples import Patch
 from training.train import make_optimiser
 
 HEADER = (
-    "| configuration | parameters | G multiply-adds per million voxels | int8 s | bf16 s | fp32 s "
-    "| training s per iteration, CPU | GPU |\n|---|---|---|---|---|---|---|---|"
+    "| configuration | parameters | per million voxels: G multiply-adds | int8, s | bf16, s "
+    "| fp32, s | training: s per iteration, CPU | GPU |\n|---|---|---|---|---|---|---|---|"
 )
 _PATIENCE = 20.0
 """Seconds after which nothing is repeated: what takes longer is measured once."""
