@@ -7,6 +7,7 @@ import inference  # noqa: F401  # isort: skip  # before OpenVINO: it must not re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 from tiny_model import make_ct, make_tiny_model
@@ -41,3 +42,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tissues() -> np.ndarray:
+    """A small whole body, to be read only: the phantom's organs, with a spine's worth of bone."""
+    pytest.importorskip("torch")
+    from inference.phantom import make_phantom
+    from training.synthetic.isotropic import isotropic
+    from training.tissues import Tissue
+
+    _, labels = make_phantom(shape=(40, 48, 64), spacing=(6.0, 6.0, 6.0), seed=1)
+    array = isotropic(sitk.GetArrayFromImage(labels), (6.0, 6.0, 6.0))
+    spine = np.zeros(array.shape, bool)
+    spine[:, -60:-45, array.shape[2] // 2 - 8 : array.shape[2] // 2 + 8] = True
+    return np.where((array == 0) & spine, Tissue.BONE, array).astype(np.uint8)

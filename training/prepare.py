@@ -7,9 +7,9 @@ Output, all in LPS orientation with arrays (z, y, x):
   labels), ``spacing`` in mm;
 - ``empty/NAME.npz``: the same, of CTs that the configuration says hold no organ;
 - ``pseudo/NAME.npz``: the same, labels made by a network;
-- ``bodies/NAME.npz``: tissue maps of whole bodies (`training.bodies.Body`), for synthesis, and
-  which organs are the patient's own (``annotated``); a patient with organ labels alone appears
-  once per atlas, as ``NAME__ATLAS.npz``;
+- ``bodies/NAME.npz``: tissue maps of whole bodies (`training.synthetic.bodies.Body`), for
+  synthesis, and which organs are the patient's own (``annotated``); a patient with organ labels
+  alone appears once per atlas, as ``NAME__ATLAS.npz``;
 - ``transferred/NAME__ATLAS.npz``: an atlas's real CT and labels, bent to a patient's anatomy
   (as ``images``, at the bodies' spacing);
 - ``refused.txt``: which cases were refused, and why.
@@ -47,13 +47,13 @@ from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.writing import appearing, write_text
-from training.bodies import complete, finish, transfer
 from training.cases import Case, read_json
 from training.chance import Chance
 from training.config import Config
 from training.fingerprint import MADE_OF, fingerprint, is_up_to_date
-from training.isotropic import isotropic
 from training.prepared_file import FOLDER_OF, complete_files, file_of
+from training.synthetic.bodies import complete, finish, transfer
+from training.synthetic.isotropic import isotropic
 from training.tissues import SPACING, UNKNOWN, end_at_heart, on_wrong_sides
 
 SETTINGS = "settings.json"

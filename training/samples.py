@@ -34,12 +34,12 @@ from inference.hounsfield import AIR
 from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
 from training.chance import Chance
-from training.colon import add_colon
 from training.config import Config
-from training.neighbours import add_neighbours
-from training.pancreas import age_pancreas
 from training.prepared_file import FOLDER_OF, complete_files, opened
-from training.synthesis import synthesise
+from training.synthetic.colon import add_colon
+from training.synthetic.intensities import synthesise
+from training.synthetic.neighbours import add_neighbours
+from training.synthetic.pancreas import age_pancreas
 from training.tissues import SPACING as BODY_SPACING
 from training.tissues import organs_only
 from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest, turned_places

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.chance import Chance
+from training.synthetic.tubes import Point, distance, tube
 from training.tissues import Tissue
-from training.tubes import Point, distance, tube
 
 _LEAST_PANCREAS = 4000.0  # mm3, below which a patch shows too little of one to tell its course
 _NEAR = 15.0  # mm between its neck and where the veins meet

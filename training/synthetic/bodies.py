@@ -19,8 +19,8 @@ from inference.grid import Spacing
 from inference.hounsfield import AIR
 from inference.organs import LABEL_OF, ORGANS
 from training.chance import Chance
-from training.lent_organs import join_to_stomach, lay, lead_past
-from training.registration import lay_over
+from training.synthetic.lent_organs import join_to_stomach, lay, lead_past
+from training.synthetic.registration import lay_over
 from training.tissues import SPACING, Tissue
 from training.warp import NearestVoxels, sample_linear, sample_nearest
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from inference.hounsfield import AIR
 from inference.organs import LABEL_OF
 from training.chance import Chance
-from training.scanner import add_couch, field_of_view, scanned
 from training.separable import share_nearby
+from training.synthetic.scanner import add_couch, field_of_view, scanned
 from training.tissues import TISSUE_COUNT, Tissue
 
 _FULL, _WIDE = 120_000.0, 4000.0  # mm3 of a stomach that is not empty, mm2 of its widest slice

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.chance import Chance
+from training.synthetic.tubes import Point, tube
 from training.tissues import Tissue
-from training.tubes import Point, tube
 
 _LEAST_STOMACH = 15_000.0  # mm3, below which a patch shows too little of one
 _MOST_TAKEN = 0.35  # of the stomach; more would not be an impression but another organ

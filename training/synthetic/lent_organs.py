@@ -10,8 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from inference.organs import LABEL_OF
 from training.chance import Chance
+from training.synthetic.tubes import tube
 from training.tissues import SPACING, Tissue
-from training.tubes import tube
 
 _RESIZED = 1.1  # at most so many times as large as the atlas's, or as small
 _MOVED = 16.0  # mm along an axis, at most, out of the way of what is there
