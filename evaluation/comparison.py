@@ -48,7 +48,8 @@ class Difference:
         better: pairs in which the second is better.
         worse: pairs in which it is worse.
         p: Wilcoxon's p-value; 1 where no pair differs.
-        p_holm: p adjusted for the number of organs (the overall row is not part of it).
+        p_holm: p adjusted for the number of organs (nan in the overall row, which is not
+            part of it).
     """
 
     organ: str
@@ -90,7 +91,8 @@ def compare(
         own = [_difference(organ, metric, values) for organ, values in pairs.items()]
         rows += _with_holm(own)
         means = np.mean(list(pairs.values()), axis=0).reshape(-1, 2)
-        rows.append(_difference(OVERALL, metric, [(float(a), float(b)) for a, b in means]))
+        overall = _difference(OVERALL, metric, [(float(a), float(b)) for a, b in means])
+        rows.append(replace(overall, p_holm=math.nan))
     return rows
 
 

@@ -105,7 +105,7 @@ def _write_summary(
             line.organ,
             line.metric,
             str(line.cases),
-            str(line.absent),
+            "-" if line.organ == summary.OVERALL else str(line.absent),
             *(number(v) for v in (line.mean, line.sd, line.median, line.lower, line.upper)),
         ]
         for line in lines
@@ -131,7 +131,8 @@ def _write_summary(
     ]
     by_organ: dict[str, list[str]] = {}
     for line in lines:
-        cells = by_organ.setdefault(line.organ, [line.organ, str(line.cases), str(line.absent)])
+        absent = "-" if line.organ == summary.OVERALL else str(line.absent)
+        cells = by_organ.setdefault(line.organ, [line.organ, str(line.cases), absent])
         cells.append(f"{number(line.mean)} ± {number(line.sd)}")
         cells.append(f"{number(line.median)} ({number(line.lower)} to {number(line.upper)})")
     text.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os.path import realpath
@@ -44,6 +45,19 @@ def appearing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `appearing` could not, where a process was killed or the power failed.
+
+    To be called only while nobody else writes there.
+
+    Args:
+        folder: is looked at itself, not its subfolders.
+    """
+    for path in folder.glob(".*.partial*"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.partial.*", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

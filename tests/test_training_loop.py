@@ -393,6 +393,71 @@ def test_training_overfits_a_small_volume(trained: Path) -> None:
     assert row["stomach"] == ""  # not annotated: not scored
 
 
+def test_organs_that_no_case_tells_are_never_found(
+    trained: Path, prepared: Path, config: Config
+) -> None:
+    """Left open, they would hide in all of the background, and win there."""
+    network = checkpoint.load_average(trained / "checkpoint.pt", config)
+    (case,) = evaluate(network, prepared, config)
+    assert set(np.unique(case.predicted)) <= {0, *ORGANS_SHOWN}
+    told = {0, *ORGANS_SHOWN}
+    left_open = Samples(prepared, config)
+    assert {*left_open.untold} == {*range(14)} - told
+    assert {*left_open[0].annotated.nonzero().flatten().tolist()} == told
+    assert Samples(prepared, config, untold_is_absent=True)[0].annotated.all()
+
+
+def test_weights_to_begin_with_may_know_what_no_case_tells(
+    trained: Path,
+    prepared: Path,
+    tmp_path: Path,
+    config: Config,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    short = replace(config, iterations=2)
+    loop.train(short, prepared, tmp_path / "anew")
+    assert "so taught to be absent: right_kidney, pancreas" in capsys.readouterr().out
+    for _ in range(2):  # it is known when it goes on, too
+        loop.train(short, prepared, tmp_path / "run", initial=[trained / "checkpoint.pt"])
+        assert "so not taught anew: right_kidney, pancreas" in capsys.readouterr().out
+        short = replace(short, iterations=3)
+
+
+def test_what_was_trained_on_is_not_held_out_later(
+    prepared: Path, tmp_path: Path, config: Config
+) -> None:
+    open_ = replace(config, iterations=2, holdout=())
+    loop.train(open_, prepared, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"kept cannot be held out any more, after 2 steps"):
+        loop.train(replace(config, iterations=4), prepared, tmp_path / "run")
+    with pytest.raises(ValueError, match="kept cannot be held out"):
+        loop.train(replace(open_, iterations=4), prepared, tmp_path / "run", ("kept",))
+    loop.train(replace(open_, iterations=3), prepared, tmp_path / "run")
+
+
+def test_a_case_that_is_held_out_and_not_there_is_said(
+    prepared: Path, tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(config, iterations=1, holdout=("kept", "refused"))
+    loop.train(short, prepared, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "held out, but not prepared with labels, so not scored: refused\n" in said
+    with pytest.raises(ValueError, match=r"not scored: refused; .*refused\.txt may say why"):
+        loop.train(replace(short, holdout=()), prepared, tmp_path / "fold", ("refused",))
+
+
+def test_what_a_killed_training_left_is_removed(
+    prepared: Path, tmp_path: Path, config: Config
+) -> None:
+    (tmp_path / "run").mkdir()
+    left = tmp_path / "run" / ".0123456789abcdef.partial.pt"
+    left.write_bytes(b"half")
+    other = tmp_path / "run" / ".mine.partial.pt"
+    other.write_bytes(b"mine")
+    loop.train(replace(config, iterations=1), prepared, tmp_path / "run")
+    assert not left.exists() and other.exists()
+
+
 def test_frozen_norms_keep_their_statistics_and_weights_go_on(
     prepared: Path, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

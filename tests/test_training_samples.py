@@ -110,6 +110,19 @@ def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config
         Samples(prepared, replace(config, shares={"transferred": 1.0}), ("whole",))
 
 
+def test_shares_of_nothing_that_is_there(prepared: Path, config: Config, tmp_path: Path) -> None:
+    only = replace(config, shares={"pseudo": 0.5, "empty": 0.5})
+    with pytest.raises(
+        FileNotFoundError, match=r"it has .*labelled.*, and the shares are of pseudo, e"
+    ):
+        Samples(prepared, only)
+    (tmp_path / "refused.txt").write_text("a: is no CT\n")
+    with pytest.raises(
+        FileNotFoundError, match=r"every case was refused \(.*refused\.txt says why"
+    ):
+        Samples(tmp_path, only)
+
+
 def test_held_out_cases_never_become_patches(data: Path, tmp_path: Path, config: Config) -> None:
     prepare(find_cases(data), tmp_path, _config(holdout=("whole",)))
     # The only atlas is held out, and of organs without a body nothing is drawn.
@@ -129,6 +142,8 @@ def test_organs_are_drawn_without_a_body_only_where_there_is_no_ct(
     maps = [replace(case, kind="labelmap", image=None) for case in cases if case.name == "good"]
     said = what_is_not_drawn(maps, _config())
     assert said is not None and "organs are drawn alone" in said
+    said = what_is_not_drawn([], _config())
+    assert said is not None and "no CT is drawn" in said
     prepare(maps, tmp_path / "maps", _config())
     assert [p.name for p in (tmp_path / "maps" / "bodies").glob("*.npz")] == ["good.npz"]
     assert what_is_not_drawn(find_cases(data), _config()) is None

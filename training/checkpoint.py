@@ -64,7 +64,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not what it wants
-        raise ValueError(f"{path}: no checkpoint ({first_line(error)})") from None
+        reason = first_line(error)
+        raise ValueError(f"{path}: no checkpoint, or a damaged one ({reason})") from None
     if not isinstance(state, dict) or "average" not in state:
         raise ValueError(f"{path}: no checkpoint of this trainer")
     return state
@@ -132,5 +133,6 @@ def fill(network: nn.Module, weights: dict[str, Any], path: Path, config: Config
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        reason = first_line(error)
+        # PyTorch's first line names its class; the first difference is in the next.
+        reason = str(error).strip().splitlines()[:2][-1].strip()
         raise ValueError(f"{path}: not of {config.name}'s network ({reason})") from None

@@ -99,14 +99,22 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
     return corrections
 
 
-def refuse_unknown(corrections: Mapping[str, Sequence[Edit]], cases: Iterable[Case]) -> None:
+def refuse_unknown(
+    corrections: Mapping[str, Sequence[Edit]], cases: Iterable[Case], path: Path | None = None
+) -> None:
     """Refuse corrections of cases that there are not: mistyped, they would not be made.
+
+    Args:
+        corrections: by case.
+        cases: those that there are.
+        path: the file that the corrections are from, for the message.
 
     Raises:
         ValueError: there are some.
     """
     if unknown := sorted(set(corrections) - {case.name for case in cases}):
-        raise ValueError(f"corrections of {', '.join(unknown)}: there is no such case")
+        where = f"{path}: " if path else ""
+        raise ValueError(f"{where}corrections of {', '.join(unknown)}: there is no such case")
 
 
 def _edit(entry: Mapping[str, Any]) -> Edit:

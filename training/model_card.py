@@ -22,7 +22,7 @@ from training.cases import Case
 from training.config import Config
 from training.network import make_network, multiply_adds, parameter_count
 from training.records import INITIAL, MACHINES, read_lines, read_rows
-from training.samples import drawn_from, shows
+from training.samples import drawn_from, shows, untold
 
 
 def write_model_card(
@@ -67,6 +67,7 @@ def write_model_card(
             *_kinds(config, drawn),
             "### Sources",
             _sources(cases, config, holdout, drawn),
+            *_untold(drawn, begun_with),
         ]
     scores = read_rows(runs[-1] / "scores.csv") if runs else []
     last = [row for row in scores if row["iteration"] == scores[-1]["iteration"]] if scores else []
@@ -252,6 +253,16 @@ def _sources(
     return "\n".join(lines)
 
 
+def _untold(drawn: Mapping[str, list[Path]], begun_with: Sequence[str]) -> list[str]:
+    """The organs that the training said nothing about."""
+    names = ", ".join(ORGANS[organ] for organ in untold(drawn))
+    if not names:
+        return []
+    if begun_with:
+        return [f"Labelled in none of these cases: {names}. What it began with may know them."]
+    return [f"Labelled in none of these cases, so the model never finds them: {names}."]
+
+
 def _numbered(source: str) -> tuple[str, str]:
     """What a case comes from, and its number there: numbered cases of one data set are one."""
     found = re.fullmatch(r"(.*?\D)(\d+)", source)
@@ -261,6 +272,8 @@ def _numbered(source: str) -> tuple[str, str]:
 def _accuracy(
     rows: list[dict[str, str]], holdout: tuple[str, ...], begun_with: Sequence[str]
 ) -> str:
+    if not rows and holdout:
+        return f"Not measured: the held-out cases ({', '.join(holdout)}) have no labels here."
     if not rows:
         return "Not measured: no labelled case was held out."
     names = [row["case"] for row in rows]

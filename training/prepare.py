@@ -214,7 +214,8 @@ def what_is_not_drawn(cases: list[Case], config: Config) -> str | None:
     trusted = _trusted(cases, config)
     if not config.shares.get("synthetic", 0) or any(case.tissue_file for case in trusted):
         return None
-    drawn = "no CT is drawn" if any(case.image for case in trusted) else "organs are drawn alone"
+    alone = trusted and not any(case.image for case in trusted)
+    drawn = "organs are drawn alone" if alone else "no CT is drawn"
     return f"synthetic: no case has all tissues labelled (full_labels.nii.gz): {drawn}"
 
 

@@ -163,7 +163,9 @@ def alone_in(run: Path) -> Iterator[None]:
         yield
 
 
-def changed_settings(run: Path, config: Config) -> list[str]:
+def changed_settings(
+    run: Path, config: Config, holdout: Sequence[str] = (), done: int = 0
+) -> list[str]:
     """Which settings are not those with which a training was begun or went on last.
 
     They are noted for the next time.
@@ -171,9 +173,20 @@ def changed_settings(run: Path, config: Config) -> list[str]:
     Args:
         run: the training's folder.
         config: with what it goes on.
+        holdout: cases that are held out besides the configuration's.
+        done: steps that were made.
+
+    Raises:
+        ValueError: a case is held out that was not before: it would be called unseen.
     """
-    path, now = run / _SETTINGS, json.loads(json.dumps(asdict(config)))
+    aside = sorted({*config.holdout, *holdout})
+    path, now = run / _SETTINGS, json.loads(json.dumps(asdict(config) | {"holdout": aside}))
     before = read_json(path) if path.is_file() else now
+    if done and (seen := sorted({*aside} - {*before.get("holdout", aside)})):
+        raise ValueError(
+            f"{run}: {', '.join(seen)} cannot be held out any more, after {done} steps with it; "
+            "another --run begins anew"
+        )
     write_text(path, json.dumps(now, indent=1) + "\n")
     return sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
 

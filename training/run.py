@@ -328,7 +328,7 @@ def _possible_rounds(config: Config, options: Options) -> int:
 
     cases = find_cases(options.data)
     if options.corrections:
-        refuse_unknown(load_corrections(options.corrections), cases)
+        refuse_unknown(load_corrections(options.corrections), cases, options.corrections)
     aside = {*config.holdout, *config.empty}
     if any(case.kind == "unlabelled" and case.name not in aside for case in cases):
         return config.rounds

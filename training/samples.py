@@ -103,9 +103,13 @@ class Samples:
         device: where patches are made, and volumes are kept.
         room: bytes of the device's memory for volumes; those beyond are kept in the host's
             memory and copied when they are drawn.
+        untold_is_absent: whether an organ that no file tells counts as told, and absent. Where it
+            is left open, nothing keeps a network that knows nothing yet from calling all of the
+            background so.
 
     Attributes:
         sources: kind of patches to the files that they are drawn from.
+        untold: label values of the organs that none of these files tells.
 
     Raises:
         FileNotFoundError: the folder holds nothing to train on.
@@ -119,6 +123,7 @@ class Samples:
         holdout: tuple[str, ...] = (),
         device: torch.device | str = "cpu",
         room: float = math.inf,
+        untold_is_absent: bool = False,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
@@ -127,7 +132,9 @@ class Samples:
         self._drawn: tuple[int | None, list[Patch]] = (None, [])
         self.sources = drawn_from(folder, config, holdout)
         if not self.sources:
-            raise FileNotFoundError(f"{folder}: nothing to train on (run the preparation first)")
+            raise FileNotFoundError(f"{folder}: nothing to train on{_instead(folder, config)}")
+        self.untold = untold(self.sources)
+        self._always_told = self.untold if untold_is_absent else ()
         self._frequency = {
             kind: [_frequency(path) if kind == "synthetic" else 1.0 for path in paths]
             for kind, paths in self.sources.items()
@@ -155,7 +162,7 @@ class Samples:
         config = self.config
         image, labels = vary_intensities(config.normalise(hu), labels, config.augmentation, chance)
         annotated = torch.zeros(1 + len(ORGANS), dtype=torch.bool)
-        annotated[[0, *source.annotated]] = True
+        annotated[[0, *source.annotated, *self._always_told]] = True
         weight = torch.tensor(config.pseudo_weight if kind == "pseudo" else 1.0)
         annotated, weight = annotated.to(self.device), weight.to(self.device)
         return [
@@ -298,6 +305,34 @@ def drawn_from(
         if config.shares.get(kind, 0) > 0
         and (kept := [p for p in paths if not any(shows(p.stem, n) for n in kept_aside)])
     }
+
+
+def untold(sources: Mapping[str, Sequence[Path]]) -> tuple[int, ...]:
+    """Label values of the organs that no prepared file tells.
+
+    Args:
+        sources: kind of patches to the files, as `drawn_from` gives them.
+    """
+    told = {
+        organ
+        for kind, paths in sources.items()
+        for path in paths
+        for organ in (ORGANS if kind == "synthetic" else _annotated(path))
+    }
+    return tuple(organ for organ in ORGANS if organ not in told)
+
+
+def _instead(folder: Path, config: Config) -> str:
+    """What a folder holds where there is nothing to train on in it."""
+    there = {kind: len(paths) for kind in FOLDER_OF if (paths := complete_files(folder, kind))}
+    if there:
+        found = ", ".join(f"{number} {kind}" for kind, number in there.items())
+        wanted = ", ".join(kind for kind, share in config.shares.items() if share > 0)
+        return f": it has {found} (some perhaps held out), and the shares are of {wanted}"
+    refused = folder / "refused.txt"
+    if refused.is_file() and refused.stat().st_size:
+        return f": every case was refused ({refused} says why)"
+    return " (run the preparation first)"
 
 
 def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -> _Source:

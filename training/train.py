@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.console import handling
+from inference.organs import ORGANS
+from inference.writing import remove_unfinished
 from training.batches import batches
 from training.checkpoint import fill, load, load_mean, save
 from training.config import Config
@@ -28,7 +30,8 @@ from training.losses import (
 )
 from training.muon import Muon
 from training.network import autocast, make_network, multiple_of
-from training.records import Records, alone_in, changed_settings
+from training.prepared_file import file_of
+from training.records import INITIAL, Records, alone_in, changed_settings
 from training.samples import Samples
 from training.teacher import Teacher
 from training.team import Team, join
@@ -76,9 +79,11 @@ def train(
         FileNotFoundError: nothing is prepared, or there is no such initial checkpoint.
         ModelError: an initial folder holds no model.
         ValueError: a checkpoint is of another network or optimiser, the loss is no number any
-            more, another process trains there, more steps than the configuration's were made, or
-            the batch does not divide among the GPUs.
+            more, another process trains there, more steps than the configuration's were made, the
+            batch does not divide among the GPUs, a case is held out that was trained on before, or
+            none of a fold's cases was prepared.
     """
+    aside = list(dict.fromkeys((*config.holdout, *holdout)))
     with join() as team, _stop_request() as stop, ExitStack() as until_the_end:
         # What is trained, and its moving average, which is what will be exported.
         device = team.device
@@ -94,6 +99,7 @@ def train(
 
         if team.leads:
             until_the_end.enter_context(alone_in(run))
+            remove_unfinished(run)
         # Go on where the last checkpoint was written.
         start = 0
         if checkpoint.exists():
@@ -111,13 +117,23 @@ def train(
                 )
             own = ", with its own weights" if initial else ""
             _say(team, f"going on at iteration {start}{own}")
-        if team.leads and (changed := changed_settings(run, config)):
+        if team.leads and (changed := changed_settings(run, config, holdout, start)):
             _say(team, f"changed since it was last trained: {', '.join(changed)}")
+        if lost := [n for n in aside if not file_of(prepared, "labelled", n).exists()]:
+            text = f"held out, but not prepared with labels, so not scored: {', '.join(lost)}"
+            if holdout and len(lost) == len(aside):
+                raise ValueError(f"{text}; {prepared / 'refused.txt'} may say why")
+            _say(team, text)
 
         # Patches: number i of a seed is always the same, whoever draws it.
         room = torch.cuda.mem_get_info()[0] * _RESIDENT if device.type == "cuda" else math.inf
-        samples = Samples(prepared, config, holdout, device, room)
+        knows_nothing = not initial and not (run / INITIAL).exists() and teacher is None
+        samples = Samples(prepared, config, holdout, device, room, knows_nothing)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
+        if samples.untold:
+            names = ", ".join(ORGANS[organ] for organ in samples.untold)
+            how = "taught to be absent" if knows_nothing else "not taught anew"
+            _say(team, f"labelled in no case, so {how}: {names}")
         multiple = multiple_of(network)
         if device.type == "cuda":
             samples.load_all()
