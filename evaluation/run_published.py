@@ -19,7 +19,8 @@ from torch.nn.functional import interpolate
 from evaluation.stages import run, timed
 from inference.plan import Plan
 from inference.resample import Float32Array, shape_at_spacing
-from inference.windows import box_at, pad, window_starts
+from inference.tiling import window_starts
+from inference.windows import box_at, pad
 
 
 def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:

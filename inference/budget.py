@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from inference.machine import free_memory
 from inference.plan import Plan
-from inference.windows import padded_shape
+from inference.tiling import padded_shape
 
 if TYPE_CHECKING:
     from inference.network import Network

@@ -26,7 +26,8 @@ from inference.orientation import Turn, turn_to
 from inference.plan import Plan
 from inference.postprocess import postprocess
 from inference.preprocess import Prepared, air, fill, place
-from inference.windows import predict_in_windows, window_for
+from inference.tiling import window_for
+from inference.windows import predict_in_windows
 
 StageProgress = Callable[[str, float], None]
 """Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""

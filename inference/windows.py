@@ -1,12 +1,7 @@
-"""One pass over a volume, or as many windows as it takes.
+"""One pass over a volume, or as many windows as it takes, put together again.
 
-How a volume is cut is the plan's ``tiling``:
-
-- "whole": as few windows as memory allows, which is one for all but long scans. They overlap by
-  a part of a patch and are faded into each other there.
-- "window": patches of the plan's size with nnU-Net's overlap and Gaussian weights.
-
-nnU-Net's own sums, with its roundings, are in `inference.nnunet.patches`.
+How a volume is cut is arithmetic: `inference.tiling`. nnU-Net's own sums, with its roundings, are
+in `inference.nnunet.patches`.
 """
 
 from __future__ import annotations
@@ -21,6 +16,15 @@ from inference.decode import OnShare
 from inference.logits import Logits, check_room_for_logits, floats, stored
 from inference.plan import Plan
 from inference.resample import Float32Array
+from inference.tiling import (
+    even_starts,
+    gathered_bytes,
+    memory_is_short,
+    overlap_of,
+    window_for,
+    window_shares,
+    window_starts,
+)
 
 
 class Runner(Protocol):
@@ -63,7 +67,7 @@ def predict_in_windows(
     grown = padded.shape[-3:]
     whole = plan.tiling == "whole"
     starts = [
-        even_starts(n, size, _overlap(plan, axis))
+        even_starts(n, size, overlap_of(plan, axis))
         if whole
         else window_starts(n, size, plan.overlap)
         for axis, (n, size) in enumerate(zip(grown, window, strict=True))
@@ -81,9 +85,9 @@ def predict_in_windows(
 
     if count == 1:
         return run(padded)[inside]
-    short = _short(grown, plan, memory)
+    short = memory_is_short(grown, plan, memory)
     if whole:
-        check_room_for_logits(_gathered(grown, window, plan, memory), memory)
+        check_room_for_logits(gathered_bytes(grown, window, plan, memory), memory)
         return _faded(run, padded, window, starts, short)[inside]
     channels = len(plan.label_values)
     check_room_for_logits(channels * math.prod(grown) * (2 if short else 4), memory)
@@ -196,128 +200,3 @@ def pad(
 def box_at(start: Sequence[int], size: Sequence[int]) -> tuple[Any, ...]:
     """The index of a box of a size (z, y, x) in an array (..., z, y, x)."""
     return (..., *(slice(s, s + n) for s, n in zip(start, size, strict=True)))
-
-
-def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]:
-    """The input (z, y, x) of each pass over a volume.
-
-    Args:
-        shape: voxels (z, y, x) of the volume on the network's grid.
-        plan: its tiling, patch, overlap, multiple and bytes per voxel.
-        memory: bytes that may be used.
-    """
-    if plan.tiling != "whole":
-        return plan.patch
-    return largest_window(padded_shape(shape, plan), plan, memory)
-
-
-def padded_shape(shape: Sequence[int], plan: Plan) -> tuple[int, ...]:
-    """The voxels (z, y, x) that a volume is grown to for a single pass.
-
-    Multiples of the network's, and a patch at least: a network has seen nothing smaller, and of a
-    slab of few slices its coarse levels would see little but the zeros that convolutions add.
-    """
-    return tuple(
-        math.ceil(max(n, size) / step) * step
-        for n, size, step in zip(shape, plan.patch, plan.multiple, strict=True)
-    )
-
-
-def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int, ...]:
-    """The whole volume if memory allows it, else a part of it.
-
-    The axis along which a window is longest, in patches, is cut into one window more until it is
-    small enough or a patch. Few large windows overlap less than many patches.
-
-    Args:
-        whole: voxels (z, y, x) of the volume, multiples of ``plan.multiple``.
-        plan: its patch, overlap, multiple and bytes per voxel; with 0 of these, nothing is cut.
-        memory: bytes that a pass and the logits of the whole may use.
-    """
-    window, counts = list(whole), [1, 1, 1]
-    each = plan.bytes_per_voxel
-    while each and math.prod(window) * each + _gathered(whole, window, plan, memory) > memory:
-        ratios = [n / size for n, size in zip(window, plan.patch, strict=True)]
-        axis = ratios.index(max(ratios))
-        if ratios[axis] <= 1:
-            break
-        counts[axis] += 1
-        step = plan.multiple[axis]
-        shared = (counts[axis] - 1) * _overlap(plan, axis)
-        part = math.ceil((whole[axis] + shared) / counts[axis] / step) * step
-        window[axis] = max(plan.patch[axis], part)
-    return tuple(window)
-
-
-def _gathered(whole: Sequence[int], window: Sequence[int], plan: Plan, memory: int) -> int:
-    """Bytes of the logits that `_faded` gathers beside a pass, strip by strip."""
-    voxels = 0
-    strip = list(whole)
-    for axis in range(3):
-        if window[axis] < whole[axis]:
-            voxels += math.prod(strip)
-        strip[axis] = window[axis]
-    return len(plan.label_values) * voxels * (2 if _short(whole, plan, memory) else 4)
-
-
-def _short(whole: Sequence[int], plan: Plan, memory: int) -> bool:
-    """Whether memory is so short that the logits of the whole are kept as float16."""
-    return len(plan.label_values) * math.prod(whole) * 4 > memory // 2
-
-
-def _overlap(plan: Plan, axis: int) -> int:
-    """Voxels by which windows of the tiling "whole" overlap along an axis."""
-    return min(plan.patch[axis] - 1, round(plan.overlap * plan.patch[axis]))
-
-
-def even_starts(n: int, size: int, overlap: int) -> list[int]:
-    """Where windows begin along an axis: as few as possible, evenly spread.
-
-    Args:
-        n: voxels of the axis, at least ``size``.
-        size: voxels of a window; where that is less than ``n``, more than ``overlap``.
-        overlap: voxels that neighbours share at least.
-    """
-    if n == size:
-        return [0]
-    steps = -(-(n - size) // (size - overlap))
-    return [round((n - size) * i / steps) for i in range(steps + 1)]
-
-
-def window_starts(n: int, size: int, overlap: float) -> list[int]:
-    """Where windows begin along an axis: evenly spread, overlapping at least so much.
-
-    This is nnU-Net's rule (Isensee et al. 2021), its roundings too.
-
-    Args:
-        n: voxels of the axis, at least ``size``.
-        size: voxels of a window.
-        overlap: the share of a window that the next one covers again; windows of one voxel, the
-            slices of a 2D network, lie side by side.
-    """
-    steps = math.ceil((n - size) / max(1.0, size * (1 - overlap)))
-    distance = (n - size) / steps if steps else 0.0
-    return [round(distance * i) for i in range(steps + 1)]
-
-
-def window_shares(n: int, size: int, starts: Sequence[int]) -> list[Float32Array]:
-    """The weight of every voxel of every window along an axis.
-
-    A Gaussian around the window's centre with nnU-Net's sigma, an eighth of the window, scaled
-    so that at each voxel the weights of all windows that hold it add up to 1. Windows stand on
-    a grid, so the product of three axes' weights does so too.
-
-    Args:
-        n: voxels of the axis.
-        size: voxels of a window.
-        starts: where the windows begin.
-
-    Returns:
-        One float32 array of ``size`` weights per window.
-    """
-    distance = np.arange(size) - (size - 1) / 2
-    gaussian = np.exp(-0.5 * (distance / (size / 8)) ** 2)
-    total = np.zeros(n)
-    for start in starts:
-        total[start : start + size] += gaussian
-    return [(gaussian / total[s : s + size]).astype(np.float32) for s in starts]

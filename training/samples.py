@@ -57,7 +57,7 @@ class Patch(NamedTuple):
 
     Attributes:
         image: float32 (1, z, y, x), normalised.
-        labels: uint8 (z, y, x), organ labels, `UNKNOWN` where unknown.
+        labels: uint8 (z, y, x), organ labels, `training.tissues.UNKNOWN` where unknown.
         annotated: bool (14,), which classes the labels tell; the others may hide in background.
         weight: float32 (), what the patch counts in the loss.
     """

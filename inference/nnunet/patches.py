@@ -22,7 +22,8 @@ from inference.errors import CaseError
 from inference.logits import Logits, check_room_for_logits, floats
 from inference.plan import Plan
 from inference.resample import Float32Array
-from inference.windows import Runner, box_at, pad, window_starts
+from inference.tiling import window_starts
+from inference.windows import Runner, box_at, pad
 
 Float16Array = NDArray[np.float16]
 
