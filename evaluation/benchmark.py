@@ -171,6 +171,22 @@ def _run(
     quick: bool,
     quiet: bool,
 ) -> tuple[list[Row], Peaks]:
+    """Run all systems in turns, so that a slower minute of the machine meets each of them.
+
+    Args:
+        systems: what is run.
+        work: folder of the case and of all that is made on the way.
+        out: folder of the results, in which logs stay.
+        threads: of systems that have no number of their own.
+        repeats: turns.
+        case_name: the CT's file name in ``work``.
+        groups: those that were asked for.
+        quick: whether a rough peak is enough.
+        quiet: whether no bar is shown.
+
+    Returns:
+        A row per system, and the machine's peak for each instruction set and number of threads.
+    """
     rows = [Row(system, problem=system.problem) for system in systems]
     measured: dict[int, list[tuple[Usage, dict[str, float]]]] = {i: [] for i in range(len(rows))}
     peaks: Peaks = {}
@@ -229,6 +245,17 @@ def _measure_peak(peaks: Peaks, isa: str | None, threads: int, quick: bool) -> N
 def _run_once(
     system: System, index: int, turn: int, work: Path, out: Path, threads: int, case_name: str
 ) -> tuple[Usage, dict[str, float]]:
+    """Run one system on the case once: what it took, and its seconds by stage, if it tells them.
+
+    Args:
+        system: what is run.
+        index: its number, for its folder.
+        turn: the turn's number, for its log.
+        work: folder of the case.
+        out: folder of the results.
+        threads: of a system that has no number of its own.
+        case_name: the CT's file name.
+    """
     threads = system.threads or threads
     outputs, stages = work / f"labels_{index}", work / "stages.json"
     shutil.rmtree(outputs, ignore_errors=True)

@@ -38,9 +38,12 @@ _SPINE = (
 
 @dataclass(frozen=True)
 class Paint:
-    """One brush stroke: a solid, what HU it has and what label it gets (0 for none).
+    """One brush stroke.
 
     Attributes:
+        solid: what is painted.
+        hu: its HU.
+        label: its label, 0 for none.
         halo: millimetres of fat around the solid, painted first.
         in_abdomen: whether the solid ends at the diaphragm and the abdominal wall.
     """
