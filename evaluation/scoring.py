@@ -27,8 +27,9 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from glob import escape
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +42,7 @@ from tqdm import tqdm
 from evaluation.challenge import COLUMN_OF, DECIMALS, METRICS
 from evaluation.metrics import is_single_slice, score_organ
 from evaluation.volumes import (
+    SUFFIXES,
     LabelVolume,
     check_header,
     check_same_grid,
@@ -260,7 +262,21 @@ def score_folders(
         if case not in truths or (strict and shown(path) not in names)
     ]
     of_name = doubled | {score.name: score for score in results}
-    return [of_name[shown(own[0])] for own in truths.values()] + extras
+    scores = [of_name[shown(own[0])] for own in truths.values()]
+    found = zip(truths, scores, strict=True)
+    return [_with_what_is_there(score, case, prediction) for case, score in found] + extras
+
+
+def _with_what_is_there(score: CaseScore, case: str, folder: Path) -> CaseScore:
+    """Name the file that a missing prediction may be, where it is not read."""
+    if score.status != "missing":
+        return score
+    for path in sorted(folder.rglob(f"{escape(case)}.*")):
+        read = path.parent == folder and path.name.lower().endswith(SUFFIXES)
+        if path.is_file() and not read:
+            unread = f"{path} is there, but only NIfTI files in the folder itself are read"
+            return replace(score, notes=(*score.notes, unread))
+    return score
 
 
 def _score_in_processes(

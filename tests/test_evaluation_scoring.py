@@ -327,6 +327,21 @@ def test_far_stray_voxel_costs_no_memory() -> None:
     assert peak < 8 * truth.size  # a distance map alone is 8 bytes per voxel, and needs indices
 
 
+@pytest.mark.parametrize("there", ["a.mha", "deeper/a.nii.gz"])
+def test_a_prediction_that_is_not_read_is_named(
+    tmp_path: Path, there: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(np.ones((4, 4, 4), np.uint8), (1.0, 1.0, 1.0), tmp_path / "truth" / "a.nii.gz")
+    path = tmp_path / "guess" / there
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"labels")
+    folders = ["--reference", str(tmp_path / "truth"), "--prediction", str(tmp_path / "guess")]
+    assert main(["score", *folders, "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "a.nii.gz: prediction is missing" in said
+    assert f"{path} is there, but only NIfTI files in the folder itself are read" in said
+
+
 def test_missing_and_extra_predictions(tmp_path: Path) -> None:
     truth, guess = random_pair(1)
     for name in ("a", "b"):
