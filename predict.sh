@@ -155,7 +155,10 @@ case ${1:-} in
 esac
 
 for option; do # nothing to add where folders are given as options, or none are wanted
-    case $option in --version) any_python && start "$@" ;; -i* | --input | --input=* | --demo | --demo=*) run "$@" ;; esac
+    case $option in
+    --version) any_python && start "$@" ;;
+    -i* | --input | --input=* | --demo | --demo=*) run "$@" ;;
+    esac
 done
 
 inputs='' outputs=''
