@@ -831,7 +831,7 @@ def _network(**other: Any) -> dict[str, Any]:
         ({"placement": "body"}, "placement is 'body', not names and values"),
         (
             {"shares": {"labelled": None}},
-            "shares is {'labelled': None}, not names with a number from 0 each",
+            "shares is {'labelled': None}, not names of one line with a number from 0 each",
         ),
         ({"tiling": "nnunet"}, "tiling is 'nnunet', not one of whole, window"),
         ({"augmentation": {"warp": {}}}, "warp needs strength"),
