@@ -541,7 +541,7 @@ def test_a_student_learns_from_its_teacher_alone(trained: Path, tmp_path: Path) 
     config = replace(Config.load(CONFIG), **SMALL)
     small = {**config.network, "features": [4, 8, 16]}
     student = replace(
-        config, network=small, iterations=160, checkpoint_every=160, learning_rate=0.01
+        config, network=small, iterations=300, checkpoint_every=300, learning_rate=0.01
     )
     teacher = Teacher(config, trained / "checkpoint.pt", student, weight=1.0)
     path = loop.train(student, told_nothing, tmp_path / "run", teacher=teacher)

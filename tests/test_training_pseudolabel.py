@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,11 @@ def test_agreeing_looks_are_kept() -> None:
 
 
 def test_the_airways_gas_is_not_the_esophagus_in_any_look(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The network takes a fifth of a wide pocket of gas with it, and all of a small one."""
+    config = Config.load(Path(__file__).parents[1] / "training" / "configs" / "abdoseg.yaml")
+    config = replace(config, patch=(32, 32, 48), spacing=(6.0, 6.0, 6.0), coarse_first={})
     esophagus = LABEL_OF["esophagus"]
     hu = np.full((40, 40, 40), 40, np.int16)
     hu[:, 4:20, 10:26] = -1000  # the trachea
