@@ -55,11 +55,11 @@ class Reader:
         Raises:
             CaseError: as `inference.cases.Case.read`.
         """
-        reading, self._reading = self._reading, None
+        reading = self._reading
         if reading is None or reading.case != case:
-            if reading:
-                reading.break_off()
+            self._drop()
             return case.read()
+        self._reading = None
         return reading.scan.result()
 
     def _drop(self) -> None:
