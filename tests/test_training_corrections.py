@@ -264,6 +264,13 @@ def test_odd_values_are_one_line(tmp_path: Path, text: str, said: str) -> None:
         load_corrections(file)
 
 
+def test_corrections_of_a_case_that_there_is_not_name_their_file(tmp_path: Path) -> None:
+    file = tmp_path / "corrections.yaml"
+    file.write_text("P7:\n  - {trust: [liver]}\n")
+    with pytest.raises(ValueError, match=r"corrections\.yaml: corrections of P7: there is no such"):
+        load_corrections(file, [])
+
+
 def test_keys_of_merged_mappings_are_not_given_twice(tmp_path: Path) -> None:
     file = tmp_path / "merged.yaml"
     file.write_text("base: &b {k: 1}\nx: {a: &a {<<: *b, k: 2}}\nc: {<<: *a}\n")

@@ -78,11 +78,16 @@ class Edit:
         return everywhere and self.hu == _EVERY_HU
 
 
-def load_corrections(path: Path) -> dict[str, list[Edit]]:
+def load_corrections(path: Path, cases: Iterable[Case] | None = None) -> dict[str, list[Edit]]:
     """Read a file of corrections.
 
+    Args:
+        path: the file.
+        cases: those that there are. Corrections of others, mistyped ones, would not be made, and
+            are refused.
+
     Raises:
-        ValueError: not YAML, or an entry is of no known kind, in one line.
+        ValueError: not YAML, an entry is of no known kind, or there is no such case, in one line.
         FileNotFoundError: there is no such file.
     """
     content = load_yaml(path) or {}
@@ -96,25 +101,9 @@ def load_corrections(path: Path) -> dict[str, list[Edit]]:
             corrections[str(case)] = [_edit(entry) for entry in edits]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not corrections of {case} ({error})") from None
+    if cases is not None and (lost := sorted(set(corrections) - {case.name for case in cases})):
+        raise ValueError(f"{path}: corrections of {', '.join(lost)}: there is no such case")
     return corrections
-
-
-def refuse_unknown(
-    corrections: Mapping[str, Sequence[Edit]], cases: Iterable[Case], path: Path | None = None
-) -> None:
-    """Refuse corrections of cases that there are not: mistyped, they would not be made.
-
-    Args:
-        corrections: by case.
-        cases: those that there are.
-        path: the file that the corrections are from, for the message.
-
-    Raises:
-        ValueError: there are some.
-    """
-    if unknown := sorted(set(corrections) - {case.name for case in cases}):
-        where = f"{path}: " if path else ""
-        raise ValueError(f"{where}corrections of {', '.join(unknown)}: there is no such case")
 
 
 def _edit(entry: Mapping[str, Any]) -> Edit:

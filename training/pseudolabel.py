@@ -38,7 +38,7 @@ from training.cases import ANNOTATED as _ANNOTATED
 from training.cases import Case, read_annotated, read_json
 from training.checkpoint import load_average
 from training.config import Config
-from training.corrections import Edit, correct, largest_part, of_kind, refuse_unknown, tissue
+from training.corrections import Edit, correct, largest_part, of_kind, tissue
 from training.tissues import UNKNOWN, on_wrong_sides
 from training.torch_runner import logits_of
 
@@ -126,7 +126,6 @@ def pseudolabel(
     Raises:
         FileNotFoundError: a checkpoint is missing.
         ModelError: a folder in the place of one holds no model.
-        ValueError: there are corrections of a case that there is not.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
@@ -136,7 +135,6 @@ def pseudolabel(
     made = {name for name, kept in annotated.items() if not kept or (out / _file_of(name)).exists()}
     marks = read_json(out / _CORRECTED) if (out / _CORRECTED).is_file() else {}
     if corrections is not None:
-        refuse_unknown(corrections, cases)
         made = {n for n in made if marks.get(n, "") == _mark(corrections.get(n, ()))}
     corrections = corrections or {}
     passed_over = {*config.holdout, *config.empty, *made}

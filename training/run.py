@@ -229,14 +229,15 @@ class Run:
         from training.pseudolabel import pseudolabel
 
         by_hand = self.options.corrections
+        cases = find_cases(self.options.data)
         # What lies there stays, so that a pseudo-labelling that was cut goes on.
         judged, refused = pseudolabel(
-            find_cases(self.options.data),
+            cases,
             self.checkpoints,
             self.config,
             self.pseudolabels,
             self.options.agreement,
-            load_corrections(by_hand) if by_hand else None,
+            load_corrections(by_hand, cases) if by_hand else None,
         )
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)
@@ -324,11 +325,11 @@ def steps_left(config: Config, options: Options) -> list[list[str]]:
 def _possible_rounds(config: Config, options: Options) -> int:
     """The configuration's rounds of self-training; none where no CT lacks labels."""
     from training.cases import find_cases
-    from training.corrections import load_corrections, refuse_unknown
+    from training.corrections import load_corrections
 
     cases = find_cases(options.data)
     if options.corrections:
-        refuse_unknown(load_corrections(options.corrections), cases, options.corrections)
+        load_corrections(options.corrections, cases)  # for what is wrong in it
     aside = {*config.holdout, *config.empty}
     if any(case.kind == "unlabelled" and case.name not in aside for case in cases):
         return config.rounds
