@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evaluation.benchmark_groups import GROUPS, ISA_LEVELS
+from evaluation.benchmark.setting import GROUPS, ISA_LEVELS, Setting
 from evaluation.challenge import MEMORY, SHORT_NAMES, TIME_LIMIT
 from inference.console import ending_signals, handling, open_standard_streams, say
 from inference.errors import AbdosegError, UsageError, os_error_line
@@ -345,20 +345,22 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from evaluation.benchmark import benchmark
+    from evaluation.benchmark.run import benchmark
 
     rows = benchmark(
         options.out,
         case=options.case,
         checkpoint=options.checkpoint,
-        groups=options.only,
-        levels=options.isa,
-        threads=options.threads,
-        repeats=options.repeats,
         slices=options.slices,
         plane=options.plane,
-        quick=options.small_patch,
-        quiet=options.quiet,
+        setting=Setting(
+            groups=options.only,
+            levels=options.isa,
+            threads=options.threads,
+            repeats=options.repeats,
+            small=options.small_patch,
+            quiet=options.quiet,
+        ),
     )
     if not options.quiet:
         say((options.out / "benchmark.md").read_text(encoding="utf-8").rstrip())

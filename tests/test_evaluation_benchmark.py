@@ -19,12 +19,14 @@ from tiny_model import make_tiny_model
 pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
 pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
-from evaluation import benchmark as module
-from evaluation import benchmark_network, benchmark_peak, benchmark_systems
-from evaluation.benchmark import benchmark
-from evaluation.benchmark_groups import GROUPS
-from evaluation.benchmark_peak import multiply_adds_of
-from evaluation.benchmark_systems import PUBLISHED, System, list_systems
+from evaluation.benchmark import network as shared_network
+from evaluation.benchmark import peak as peak_program
+from evaluation.benchmark import run as module
+from evaluation.benchmark import systems as systems_module
+from evaluation.benchmark.peak import multiply_adds_of
+from evaluation.benchmark.run import benchmark
+from evaluation.benchmark.setting import Setting
+from evaluation.benchmark.systems import PUBLISHED, System, list_systems
 from evaluation.cli import main
 from inference.api import segment
 from inference.errors import ModelError, UsageError
@@ -63,7 +65,12 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(module, "list_systems", lambda *_: systems)
     monkeypatch.setattr(module, "_make_model", lambda *_: None)
-    rows = benchmark(tmp_path, groups=("models",), repeats=2, slices=2, plane=8, quiet=True)
+    rows = benchmark(
+        tmp_path,
+        slices=2,
+        plane=8,
+        setting=Setting(groups=("models",), repeats=2, quiet=True),
+    )
     slow, published, limited, other, absent, broken = rows
     assert slow.stages["network"] == 0.9
     assert sum(slow.stages.values()) == pytest.approx(slow.seconds)  # medians of two are means
@@ -105,7 +112,7 @@ def test_every_system_gets_the_case_upright_and_alone(
         return []
 
     monkeypatch.setattr(module, "list_systems", look)
-    benchmark(tmp_path / "out", case, groups=("models",), repeats=1, quiet=True)
+    benchmark(tmp_path / "out", case, setting=Setting(groups=("models",), repeats=1, quiet=True))
     (image,) = given
     assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
     assert image.GetOrigin() == pytest.approx(ct.GetOrigin(), abs=1e-4)
@@ -143,10 +150,10 @@ def test_network_that_cannot_be_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[..., None], reason: str
 ) -> None:
     """As where the kernel ends a process that wants more memory than there is."""
-    monkeypatch.setattr(benchmark_network, "missing", lambda: None)
-    monkeypatch.setattr(benchmark_network, "make_model", build)
+    monkeypatch.setattr(shared_network, "missing", lambda: None)
+    monkeypatch.setattr(shared_network, "make_model", build)
     with pytest.raises(UsageError, match=f"the shared network cannot be built: {reason}"):
-        benchmark(tmp_path, groups=("ours",), slices=2, plane=8, quiet=True)
+        benchmark(tmp_path, slices=2, plane=8, setting=Setting(groups=("ours",), quiet=True))
 
 
 @pytest.mark.parametrize("core", [b"core", b"_core"])
@@ -162,10 +169,10 @@ def test_checkpoints_of_either_numpy_are_read(tmp_path: Path, core: bytes) -> No
     pickled = file.read_bytes()
     assert b"numpy._core.multiarray\n" in pickled
     file.write_bytes(pickled.replace(b"numpy._core.", b"numpy." + core + b"."))
-    benchmark_network._load(own, file)
+    shared_network._load(own, file)
     assert torch.equal(own.weight, stored.weight)
     with pytest.raises(UsageError, match="not a checkpoint of this network"):
-        benchmark_network._load(torch.nn.Linear(2, 4), file)
+        shared_network._load(torch.nn.Linear(2, 4), file)
 
 
 def test_multiply_adds_are_those_of_the_network(tmp_path: Path) -> None:
@@ -190,9 +197,9 @@ def test_multiply_adds_are_those_of_the_network(tmp_path: Path) -> None:
 
 def test_peak_is_measured() -> None:
     """int8 convolutions are really int8: their weights are, in the network that is run."""
-    found = benchmark_peak.measure(1, ("f32", "int8"), (4, 8, 8))
+    found = peak_program.measure(1, ("f32", "int8"), (4, 8, 8))
     assert all(speed and speed > 1e8 for speed in found.values())
-    quantised = benchmark_peak.stack((4, 8, 8), True)
+    quantised = peak_program.stack((4, 8, 8), True)
     import openvino as ov
 
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -202,14 +209,16 @@ def test_peak_is_measured() -> None:
         for node in run.get_ops()
         if node.get_rt_info()["layerType"].astype(str) == "Convolution"
     ]
-    assert kinds == ["u8"] * benchmark_peak.LAYERS
+    assert kinds == ["u8"] * peak_program.LAYERS
 
 
 def test_the_peak_alone(tmp_path: Path) -> None:
     rows = benchmark(
-        tmp_path, groups=("peak",), threads=1, repeats=1, slices=8, plane=32, quick=True,
-        quiet=True,
-    )  # fmt: skip
+        tmp_path,
+        slices=8,
+        plane=32,
+        setting=Setting(groups=("peak",), repeats=1, small=True, quiet=True),
+    )
     assert not rows
     assert re.search(r"\| all +\| +1 +\| +[1-9]", (tmp_path / "benchmark.md").read_text())
 
@@ -219,12 +228,16 @@ def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.Monke
     weights = tmp_path / "weights"
     weights.mkdir()
     make_tiny_model(weights / "small")
-    monkeypatch.setattr(benchmark_systems, "weights_folders", lambda: [weights])
-    monkeypatch.setattr(benchmark_systems, "usable_threads", lambda: 2)
+    monkeypatch.setattr(systems_module, "weights_folders", lambda: [weights])
+    monkeypatch.setattr(systems_module, "usable_threads", lambda: 2)
     rows = benchmark(
-        tmp_path / "out", groups=("models", "scaling", "peak"), levels=(), threads=1, repeats=1,
-        slices=16, plane=48, quick=True, quiet=True,
-    )  # fmt: skip
+        tmp_path / "out",
+        slices=16,
+        plane=48,
+        setting=Setting(
+            groups=("models", "scaling", "peak"), levels=(), repeats=1, small=True, quiet=True
+        ),
+    )
     absent, ours, scaled = rows
     assert absent.problem
     assert (ours.problem, scaled.problem) == (None, None)
@@ -244,9 +257,9 @@ def test_network_speed_beside_the_peak(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_systems, "find_spec", lambda name: None)
-    monkeypatch.setattr(benchmark_systems, "weights_folders", lambda: [tmp_path])
-    systems = list_systems(tmp_path, None, tmp_path, tuple(GROUPS), ("AVX2",), 1)
+    monkeypatch.setattr(systems_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(systems_module, "weights_folders", lambda: [tmp_path])
+    systems = list_systems(tmp_path, None, tmp_path, Setting(levels=("AVX2",)))
     problems = {system.name: system.problem for system in systems}
     assert "nnunetv2 is not installed" in (problems["nnU-Net v2 predictor, fp32"] or "")
     assert "torch is not installed" in (problems[PUBLISHED] or "")
@@ -290,7 +303,7 @@ def pointwise_model(folder: Path) -> None:
 def test_published_recipe_is_the_same_computation(tmp_path: Path) -> None:
     """On a network that sees single voxels, windows and full-size logits must change nothing."""
     pytest.importorskip("torch", reason="needs the extra 'training'")
-    from evaluation.run_published import segment as segment_as_published
+    from evaluation.benchmark.published_recipe import segment as segment_as_published
 
     pointwise_model(tmp_path / "model")
     # Coarser than the network's grid: growing interpolates, and averages nothing in either.
@@ -308,7 +321,7 @@ def test_published_recipe_is_the_same_computation(tmp_path: Path) -> None:
 @pytest.mark.nnunet
 def test_shared_network_is_the_published_one() -> None:
     pytest.importorskip("dynamic_network_architectures", reason="needs the extra 'nnunet'")
-    network = benchmark_network.make_network()
+    network = shared_network.make_network()
     assert sum(p.numel() for p in network.parameters()) == 30_713_158
 
 
@@ -321,8 +334,11 @@ def test_nnunet_and_the_recipe_agree(tmp_path: Path) -> None:
     case = tmp_path / "ct.nii.gz"
     sitk.WriteImage(ct, str(case))
     rows = benchmark(
-        tmp_path / "out", case, groups=("nnunet", "published"), levels=(), threads=2, repeats=1,
-        quick=True, quiet=True,
-    )  # fmt: skip
+        tmp_path / "out",
+        case,
+        setting=Setting(
+            groups=("nnunet", "published"), levels=(), threads=2, repeats=1, small=True, quiet=True
+        ),
+    )
     assert [row.problem for row in rows] == [None, None]
     assert rows[0].same_voxels > 0.97

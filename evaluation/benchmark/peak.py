@@ -5,7 +5,7 @@ normalisation, no skips, and channels and sizes that suit the instructions. It i
 same run as the systems, in a process of its own, so that ``ONEDNN_MAX_CPU_ISA`` limits it alike.
 int8 is what OpenVINO makes of quantised weights and activations (FakeQuantize).
 
-    python -m evaluation.benchmark_peak --threads 2
+    python -m evaluation.benchmark.peak --threads 2
 """
 
 from __future__ import annotations

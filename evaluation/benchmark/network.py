@@ -83,14 +83,14 @@ def make_network(classes: int = 14) -> Any:
     return network.eval()
 
 
-def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = False) -> Plan:
+def make_model(folder: Path, checkpoint: Path | None, int8: bool, small: bool = False) -> Plan:
     """Write the network into a model folder that `inference` and the other systems read.
 
     Args:
         folder: where to; its last part is the model's name.
         checkpoint: an nnU-Net checkpoint of exactly this network, if there is one.
         int8: quantise it too (needs NNCF).
-        quick: a small patch, for trying; the same network.
+        small: a small patch, for trying; the same network.
 
     Returns:
         Its plan.
@@ -102,12 +102,12 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, quick: bool = 
     import openvino as ov
     import torch
 
-    patch = (16, 64, 64) if quick else PATCH
+    patch = (16, 64, 64) if small else PATCH
     torch.manual_seed(SEED)
     network = make_network()
-    patches = _phantom_patches((16, 64, 64) if quick else (24, 96, 96))
+    patches = _phantom_patches((16, 64, 64) if small else (24, 96, 96))
     if checkpoint is None:
-        _train(network, patches, 5 if quick else STEPS)
+        _train(network, patches, 5 if small else STEPS)
     else:
         _load(network, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,53 +1,17 @@
-"""What came out of the benchmark, and its table."""
+"""The table of a benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation import benchmark_network, host
-from evaluation.benchmark_groups import ISA_LEVELS
-from evaluation.benchmark_systems import System
+from evaluation import host
+from evaluation.benchmark import network
+from evaluation.benchmark.rows import STAGES, Peaks, Row
+from evaluation.benchmark.setting import ISA_LEVELS, Setting
 from evaluation.tables import csv_text, markdown_text, number
-from inference import progress
 from inference.plan_check import PRECISIONS
 from inference.writing import write_text
-
-STAGES = ("start", "load", *progress.STAGES)
-"""Where the seconds go, as far as the case had to wait for them; "start" is all that is in none of
-the others: the interpreter, imports, exit."""
-
-
-@dataclass
-class Row:
-    """What came out for one system: medians over its runs.
-
-    Attributes:
-        system: what was run.
-        seconds: wall clock around the process.
-        stages: seconds per stage.
-        peak_memory: most bytes of the process and its children.
-        cpu_seconds: processor time.
-        same_voxels: share of voxels labelled as by the reference system.
-        agreement: mean DSC with it over the organs that either has.
-        speed: operations a second of the network stage (a multiply-add is two).
-        problem: why there are no numbers.
-    """
-
-    system: System
-    seconds: float = float("nan")
-    stages: dict[str, float] = field(default_factory=dict)
-    peak_memory: int = 0
-    cpu_seconds: float = float("nan")
-    same_voxels: float = float("nan")
-    agreement: float = float("nan")
-    speed: float = float("nan")
-    problem: str | None = None
-
-
-Peaks = dict[tuple[str | None, int], dict[str, float]]
-"""By limit of the instructions and number of threads: operations a second by precision."""
 
 
 def write_table(
@@ -55,10 +19,9 @@ def write_table(
     peaks: Peaks,
     out: Path,
     case: Path,
-    shape: str,
+    size: Sequence[int],
     checkpoint: Path | None,
-    threads: int,
-    repeats: int,
+    setting: Setting,
 ) -> None:
     """Write ``benchmark.csv`` and ``benchmark.md``.
 
@@ -67,10 +30,9 @@ def write_table(
         peaks: what the machine can do.
         out: the folder.
         case: the CT, of which the name is told.
-        shape: its size in words.
+        size: its voxels (x, y, z).
         checkpoint: of the shared network; ``None`` if it was made for the benchmark.
-        threads: of all systems that have none of their own.
-        repeats: runs of each.
+        setting: how it was run.
     """
     baselines = [row for row in rows if row.problem is None and row.system.baseline]
     header = ["System", "Seconds", *(stage.capitalize() for stage in STAGES), "Peak_MiB",
@@ -78,7 +40,7 @@ def write_table(
               "Problem"]  # fmt: skip
 
     def share(row: Row) -> float:
-        peak = peaks.get((row.system.isa, row.system.threads or threads), {}).get("int8")
+        peak = peaks.get((row.system.isa, row.system.threads or setting.threads), {}).get("int8")
         return row.speed / peak if peak else float("nan")
 
     cells = [
@@ -111,15 +73,16 @@ def write_table(
         for row, cell in zip(rows, cells, strict=True)
     ]
     weights = (
-        f"trained for {benchmark_network.STEPS} steps on another phantom, which is enough for "
+        f"trained for {network.STEPS} steps on another phantom, which is enough for "
         "regions where organs are, not for accuracy"
     )
     if checkpoint is not None:
         weights = f"those of {checkpoint.name}"
     write_text(
         out / "benchmark.md",
-        f"Case {case.name}, {shape} voxels. {threads} threads; medians of {repeats} runs, each a "
-        f"process of its own. Measured on {host.describe()}.\n\n"
+        f"Case {case.name}, {' x '.join(map(str, size))} voxels. {setting.threads} threads; "
+        f"medians of {setting.repeats} runs, each a process of its own. Measured on "
+        f"{host.describe()}.\n\n"
         + markdown_text(
             [
                 "System",

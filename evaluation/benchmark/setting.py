@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 GROUPS = {
     "nnunet": "its own predictor",
     "published": "the OpenVINO recipe",
@@ -18,3 +20,24 @@ ISA_LEVELS = {
     "AVX512_CORE_BF16": "avx512_bf16",  # VNNI and bf16, no AMX
 }
 """Values of ``ONEDNN_MAX_CPU_ISA``, and the flag of processors that have them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a benchmark is run.
+
+    Attributes:
+        groups: which of `GROUPS`.
+        levels: which of `ISA_LEVELS` to repeat the OpenVINO rows with.
+        threads: of every system that has no number of its own.
+        repeats: runs of each; the systems take turns, and medians are reported.
+        small: the shared network with a small patch and a small stack for the peak, for trying.
+        quiet: whether no progress bar is shown.
+    """
+
+    groups: tuple[str, ...] = tuple(GROUPS)
+    levels: tuple[str, ...] = tuple(ISA_LEVELS)
+    threads: int = 1
+    repeats: int = 3
+    small: bool = False
+    quiet: bool = False

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from torch.nn.functional import interpolate
 
-from evaluation.stages import run, timed
+from evaluation.benchmark.program import run, timed
 from inference.plan import Plan
 from inference.resample import Float32Array, shape_at_spacing
 from inference.tiling import window_starts

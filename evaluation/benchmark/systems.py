@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from evaluation.benchmark_groups import ISA_LEVELS
+from evaluation.benchmark.setting import ISA_LEVELS, Setting
 from inference.machine import usable_threads
 from inference.model import weights_folders
 from inference.plan import NETWORK_FILES, Plan
@@ -49,43 +49,34 @@ class System:
     default: bool = False
 
 
-def list_systems(
-    model: Path,
-    problem: str | None,
-    case: Path,
-    groups: Sequence[str],
-    levels: Sequence[str],
-    threads: int,
-) -> list[System]:
+def list_systems(model: Path, problem: str | None, case: Path, setting: Setting) -> list[System]:
     """The rows of the table, also those that cannot run here.
 
     Args:
         model: the shared network's folder.
         problem: why it could not be made.
         case: the CT.
-        groups: which of `evaluation.benchmark_groups.GROUPS`.
-        levels: which of `evaluation.benchmark_groups.ISA_LEVELS`.
-        threads: threads for every system.
+        setting: which rows are wanted, and their threads.
     """
     in_openvino = []
-    if "published" in groups:
+    if "published" in setting.groups:
         absent = None if find_spec("torch") else "torch is not installed (extra 'training')"
-        command = _process("evaluation.run_published", model, case)
+        command = _process("evaluation.benchmark.published_recipe", model, case)
         in_openvino.append(System(PUBLISHED, command, baseline=True, problem=absent or problem))
-    if "ours" in groups:
+    if "ours" in setting.groups:
         in_openvino += _same_network(model, problem, case)
-    if "models" in groups:
+    if "models" in setting.groups:
         in_openvino += _shipped(case)
     systems = list(in_openvino)
-    if "nnunet" in groups:
+    if "nnunet" in setting.groups:
         absent = None if find_spec("nnunetv2") else "nnunetv2 is not installed (extra 'nnunet')"
-        command = _process("evaluation.run_nnunet", model, case)
+        command = _process("evaluation.benchmark.nnunet_predictor", model, case)
         name = "nnU-Net v2 predictor, fp32"
         systems.insert(0, System(name, command, baseline=True, problem=absent or problem))
-    for level in levels:
+    for level in setting.levels:
         systems += _limited(in_openvino, level)
-    if "scaling" in groups:
-        systems += _scaled(in_openvino, threads)
+    if "scaling" in setting.groups:
+        systems += _scaled(in_openvino, setting.threads)
     return systems
 
 
