@@ -7,18 +7,27 @@ stopped by a signal.
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.benchmark.setting import GROUPS, ISA_LEVELS, Setting
 from evaluation.challenge import MEMORY, SHORT_NAMES, TIME_LIMIT
+from evaluation.option_types import (
+    amount,
+    choice,
+    count,
+    counts,
+    organs,
+    positive,
+    size,
+    size_in_bytes,
+    words,
+)
 from inference.console import ending_signals, handling, open_standard_streams, say
 from inference.errors import AbdosegError, UsageError, os_error_line
 from inference.machine import usable_threads
-from inference.organs import ORGANS, label_of
+from inference.organs import ORGANS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -91,7 +100,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     _add_scoring_options(parser)
     parser.add_argument("--images", type=Path, help="folder of CTs to lay under the overlays")
     parser.add_argument(
-        "--worst", type=_count, default=5, help="worst cases to list and draw (default 5)"
+        "--worst", type=count, default=5, help="worst cases to list and draw (default 5)"
     )
     parser.set_defaults(command=_score)
 
@@ -104,14 +113,17 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--organs",
-        type=_organs,
+        type=organs,
         default=tuple(ORGANS),
         metavar="NAME,...",
         help="only these, where the reference has no others annotated "
         f"({', '.join(SHORT_NAMES.values())}; default all)",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=usable_threads(), help="processes (default: all CPUs)"
+        "--workers",
+        type=positive,
+        default=usable_threads(),
+        help="processes (default: all CPUs)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
@@ -189,16 +201,16 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
         help="this model of the image; given again, models are timed one after the other and stand"
         " side by side (default: the image's own)",
     )
-    parser.add_argument("--cpus", type=_amount, help="limit (default: all)")
+    parser.add_argument("--cpus", type=amount, help="limit (default: all)")
     parser.add_argument(
         "--time-limit",
-        type=_amount,
+        type=amount,
         default=TIME_LIMIT,
         help=f"seconds per case (default {TIME_LIMIT:g})",
     )
     parser.add_argument(
         "--give-up",
-        type=_amount,
+        type=amount,
         default=1800.0,
         help="seconds after which a case is stopped (default 1800)",
     )
@@ -207,10 +219,10 @@ def _add_time(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_container_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--memory", type=_size, default=MEMORY, help=f"limit (default {MEMORY})")
+    parser.add_argument("--memory", type=size, default=MEMORY, help=f"limit (default {MEMORY})")
     parser.add_argument(
         "--docker-args",
-        type=_words,
+        type=words,
         default=[],
         metavar="'...'",
         help="more arguments of docker run, say --docker-args='--network none'",
@@ -235,14 +247,14 @@ def _time(options: argparse.Namespace) -> int:
         )
 
     def container(*arguments: str) -> Container:
-        words = [*options.docker_args, *arguments]
-        return Container(options.image, options.memory, options.cpus, words, options.give_up)
+        more = [*options.docker_args, *arguments]
+        return Container(options.image, options.memory, options.cpus, more, options.give_up)
 
     timings: dict[str, list[CaseTiming]] = {}
     if options.image is None:
         cpus = None if options.cpus is None else int(options.cpus)
         runner = command_runner(options.template, cpus, options.give_up)
-        memory = _bytes(options.memory)
+        memory = size_in_bytes(options.memory)
         timings[""] = timed(runner, options.out, options.template, memory)
     else:
         image_of(options.image)  # says at once when there is none
@@ -268,13 +280,13 @@ def _add_timing_cases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the CTs")
     parser.add_argument(
         "--slices",
-        type=_slices,
+        type=counts,
         metavar="N,...",
         help="only the cases with these numbers of slices (default: all eight)",
     )
     parser.add_argument(
         "--plane",
-        type=_positive,
+        type=positive,
         default=512,
         help="pixels along both sides of a slice (default 512); fewer are quicker to try with",
     )
@@ -317,26 +329,31 @@ def _make_variants(options: argparse.Namespace) -> int:
 def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--case", type=Path, help="the CT, .nii.gz or .nii (default: a phantom)")
-    parser.add_argument("--slices", type=_positive, default=300, help="slices of the phantom (300)")
+    parser.add_argument("--slices", type=positive, default=300, help="slices of the phantom (300)")
     parser.add_argument(
-        "--plane", type=_positive, default=512, help="pixels along both sides of these (512)"
+        "--plane",
+        type=positive,
+        default=512,
+        help="pixels along both sides of these (512)",
     )
     parser.add_argument("--checkpoint", type=Path, help="nnU-Net weights for the shared network")
     parser.add_argument(
-        "--threads", type=_positive, default=usable_threads(), help="of every row (all)"
+        "--threads", type=positive, default=usable_threads(), help="of every row (all)"
     )
-    parser.add_argument("--repeats", type=_positive, default=3, help="runs of each system (3)")
-    _add_choice(
-        parser,
+    parser.add_argument("--repeats", type=positive, default=3, help="runs of each system (3)")
+    parser.add_argument(
         "--only",
-        tuple(GROUPS),
-        "only these of " + ", ".join(f"{name} ({what})" for name, what in GROUPS.items()),
+        type=choice(tuple(GROUPS)),
+        default=tuple(GROUPS),
+        metavar="NAME,...",
+        help="only these of " + ", ".join(f"{name} ({what})" for name, what in GROUPS.items()),
     )
-    _add_choice(
-        parser,
+    parser.add_argument(
         "--isa",
-        tuple(ISA_LEVELS),
-        "repeat the OpenVINO rows with the instructions limited to these "
+        type=choice(tuple(ISA_LEVELS)),
+        default=tuple(ISA_LEVELS),
+        metavar="NAME,...",
+        help="repeat the OpenVINO rows with the instructions limited to these "
         f"(default {','.join(ISA_LEVELS)}; '' for none)",
     )
     parser.add_argument("--small-patch", action="store_true", help="16 x 64 x 64, to try with")
@@ -368,20 +385,6 @@ def _benchmark(options: argparse.Namespace) -> int:
     return 1 if any(row.problem and row.system.problem is None for row in rows) else 0
 
 
-def _add_choice(
-    parser: argparse.ArgumentParser, name: str, known: Sequence[str], what: str
-) -> None:
-    """An option that takes some of the known words; all of them where it is not given."""
-
-    def some(text: str) -> tuple[str, ...]:
-        words = [word.strip() for word in text.split(",") if word.strip()]
-        if unknown := [word for word in words if word not in known]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
-        return tuple(word for word in known if word in words)
-
-    parser.add_argument(name, type=some, default=tuple(known), metavar="NAME,...", help=what)
-
-
 def _add_package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="Docker image, say abdoseg")
     parser.add_argument("--out", type=Path, required=True, help="the archive, TEAM.tar.gz")
@@ -406,66 +409,3 @@ def _package(options: argparse.Namespace) -> int:
     say(f"sha256 {done.sha256}")
     say(f"loaded again and run on one case: {done.usage.seconds:.2f} s, exit code 0")
     return 0
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _slices(text: str) -> tuple[int, ...]:
-    return tuple(_positive(word) for word in text.split(","))
-
-
-def _size(text: str) -> str:
-    if _bytes(text) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 8g or 512m")
-    return text
-
-
-def _bytes(text: str) -> int:
-    """A size as Docker takes it ("8g", "1.5GiB", "512m"), in bytes; 0 where it is none."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " ")) if match else 0
-
-
-def _amount(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return number
-
-
-def _organs(text: str) -> tuple[int, ...]:
-    labels = set()
-    for name in filter(str.strip, text.split(",")):
-        label = label_of(name)
-        if label is None:
-            known = ", ".join(SHORT_NAMES.values())
-            raise argparse.ArgumentTypeError(f"{name!r} is no organ; known are {known}")
-        labels.add(label)
-    if not labels:
-        raise argparse.ArgumentTypeError("no organ is named")
-    return tuple(sorted(labels))
-
-
-def _positive(text: str) -> int:
-    number = _count(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return number

@@ -57,6 +57,9 @@ from inference.organs import ORGANS
 
 ALL_LABELS: tuple[int, ...] = tuple(ORGANS)
 
+Boxes = dict[int, Box]
+"""Label value to the slices that enclose it; those that are not there are left out."""
+
 
 @dataclass(frozen=True)
 class CaseScore:
@@ -107,6 +110,7 @@ def score_labels(
     prediction: NDArray[np.uint8],
     zooms: tuple[float, ...],
     labels: Sequence[int] = ALL_LABELS,
+    boxes: tuple[Boxes, Boxes] | None = None,
 ) -> dict[tuple[str, int], float]:
     """DSC and NSD of every organ of one pair, rounded as the organisers round.
 
@@ -115,13 +119,14 @@ def score_labels(
         prediction: uint8 volume of the same shape.
         zooms: millimetres along i, j and k.
         labels: which organs.
+        boxes: where the labels of both lie, if that is known (`find_boxes`).
 
     Returns:
         (metric, label) to the value.
     """
-    boxes_r, boxes_p = _boxes(reference), _boxes(prediction)
+    in_r, in_p = boxes or (find_boxes(reference), find_boxes(prediction))
     scores = {
-        label: score_organ(reference, prediction, label, zooms, (boxes_r[label], boxes_p[label]))
+        label: score_organ(reference, prediction, label, zooms, (in_r.get(label), in_p.get(label)))
         for label in labels
     }
     # numpy's rounding, not Python's: the organisers round numpy numbers, ties to the even digit
@@ -133,13 +138,12 @@ def score_labels(
     }
 
 
-def _boxes(volume: NDArray[np.uint8]) -> dict[int, Box | None]:
-    found = find_objects(volume, max_label=max(ORGANS))
-    boxes: dict[int, Box | None] = {}
-    for label in ORGANS:
-        box = found[label - 1]
-        boxes[label] = None if box is None else (box[0], box[1], box[2])
-    return boxes
+def find_boxes(volume: NDArray[np.uint8]) -> Boxes:
+    """Every value but 0 that a volume (i, j, k) has, and the slices that enclose it."""
+    found = find_objects(volume, max_label=255)
+    return {
+        value: (box[0], box[1], box[2]) for value, box in enumerate(found, 1) if box is not None
+    }
 
 
 def score_case(
@@ -173,14 +177,14 @@ def score_case(
         difference = check_same_grid(truth, guess, strict)
     except CaseError as error:
         return CaseScore(name, "error", zeros, notes=(str(error),))
+    boxes = find_boxes(truth.labels), find_boxes(guess.labels)
     notes = [] if difference is None else [difference]
-    notes += _oddities(truth, guess, labels)
-    present = set(np.unique(truth.labels)) | set(np.unique(guess.labels))
+    notes += _oddities(truth, guess, boxes, labels)
     return CaseScore(
         name,
         "scored",
-        score_labels(truth.labels, guess.labels, truth.zooms, labels),
-        tuple(label for label in labels if label not in present),
+        score_labels(truth.labels, guess.labels, truth.zooms, labels, boxes),
+        tuple(label for label in labels if not any(label in own for own in boxes)),
         tuple(notes),
     )
 
@@ -190,17 +194,19 @@ def _zeros(strict: bool, labels: Sequence[int]) -> dict[tuple[str, int], float]:
     return {} if strict else {(metric, label): 0.0 for metric in METRICS for label in labels}
 
 
-def _oddities(truth: LabelVolume, guess: LabelVolume, labels: Sequence[int]) -> list[str]:
+def _oddities(
+    truth: LabelVolume, guess: LabelVolume, boxes: tuple[Boxes, Boxes], labels: Sequence[int]
+) -> list[str]:
     notes = []
-    boxes = _boxes(truth.labels)
+    in_truth, in_guess = boxes
     for label in labels:
-        if is_single_slice(label, boxes[label]) and (guess.labels == label).any():
+        if is_single_slice(label, in_truth.get(label)) and label in in_guess:
             notes.append(
                 f"{truth.path}: {COLUMN_OF[label]} is labelled on one slice only, of which the "
                 "slab rule leaves nothing; counted as two empty masks"
             )
-    for volume in (truth, guess):
-        if unknown := [int(v) for v in np.unique(volume.labels) if v > max(ORGANS)]:
+    for volume, own in ((truth, in_truth), (guess, in_guess)):
+        if unknown := [value for value in own if value > max(ORGANS)]:
             values = ", ".join(map(str, unknown))
             notes.append(f"{volume.path}: values beyond the 13 organs are ignored ({values})")
     return notes

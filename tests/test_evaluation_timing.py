@@ -20,8 +20,9 @@ import SimpleITK as sitk
 nibabel = pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
 psutil = pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
-from evaluation.cli import _bytes, main  # noqa: E402
+from evaluation.cli import main  # noqa: E402
 from evaluation.container import Container  # noqa: E402
+from evaluation.option_types import size_in_bytes  # noqa: E402
 from evaluation.package import _renamed, tag_for  # noqa: E402
 from evaluation.timing import CaseTiming, time_cases  # noqa: E402
 from evaluation.timing_cases import SLICES, SPACING_MM, make_timing_cases  # noqa: E402
@@ -117,7 +118,7 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one_s(cases: Path) -> No
      ("2 kb", 2048), ("1t", 1 << 40), ("g", 0), ("-1g", 0), ("1x", 0)],
 )  # fmt: skip
 def test_sizes_are_docker_s(text: str, size: int) -> None:
-    assert _bytes(text) == size
+    assert size_in_bytes(text) == size
 
 
 def test_measures_the_whole_tree(tmp_path: Path) -> None:
