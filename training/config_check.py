@@ -48,7 +48,8 @@ _KINDS = {
     **{name: PLAN_KINDS[name] for name in _OF_THE_PLAN},
     **dict.fromkeys(("drawn_at_once", "batch", "iterations"), whole(1)),
     **dict.fromkeys(("folds", "evaluate_every", "checkpoint_every"), whole(1)),
-    **dict.fromkeys(("warmup", "seed"), whole(0)),
+    "warmup": whole(0),
+    "seed": whole(0, 2**32 - 1),  # what is drawn has seeds of its own, made of it
     **dict.fromkeys(("learning_rate", "gradient_clip"), number(above=0)),
     **dict.fromkeys(("weight_decay", "pseudo_weight"), number(0)),
     **dict.fromkeys(("ema", "freeze_norm"), _SHARE),
@@ -65,6 +66,13 @@ _KINDS = {
     **dict.fromkeys(
         ("network", "placement", "coarse_first", "self_training", "augmentation"), _MAPPING
     ),
+}
+# What networks may have (`training.network`).
+_NETWORK = {
+    "features": several(whole(1)),
+    **dict.fromkeys(("kernels", "strides"), several(several(whole(1), 3))),
+    "pooling": several(whole(1), 3),
+    **dict.fromkeys(("bias", "deep_supervision", "light_finest", "separable", "attention"), FLAG),
 }
 _COARSE_FIRST = {
     "share": _SHARE,
@@ -128,7 +136,8 @@ def _contradictions(config: Config) -> list[str]:
 
 def _wrong_parts(config: Config) -> list[str]:
     """What is wrong within the values that are names and values themselves."""
-    problems = []
+    options = {name: kind for name, kind in _NETWORK.items() if name in config.network}
+    problems = [f"network: {problem}" for problem in _wrong_values(config.network, options)]
     for name, kinds in (("coarse_first", _COARSE_FIRST), ("self_training", _SELF_TRAINING)):
         if part := getattr(config, name):
             problems += _wrong_part(name, part, kinds)

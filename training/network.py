@@ -89,8 +89,6 @@ def check_network(options: dict[str, Any], patches: Sequence[Sequence[int]]) -> 
         except (LookupError, RuntimeError, TypeError) as error:
             raise ValueError(f"network: {first_line(error)}") from None
         multiple = multiple_of(network)
-        if min(multiple) < 1:
-            raise ValueError("network: strides and pooling are 1 or more")
         for patch in patches:
             if any(n % step for n, step in zip(patch, multiple, strict=True)):
                 raise ValueError(f"patch {list(patch)} is no multiple of the network's {multiple}")
