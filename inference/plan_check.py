@@ -33,6 +33,7 @@ _STEPS: dict[str, dict[str, Kind]] = {
     "remove_small": {"millilitres": number(0)},
     "close": {},
     "foreign_gas": {"hu": number(high=NO_TISSUE), "share": number(0, 1)},
+    "cut_tail": {"share": number(0, 1), "millimetres": number(above=0)},
     "sides": {},
 }
 # What a step may have besides.
@@ -134,11 +135,14 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append(f"outputs {sorted(nameless)} are values of no label")
     if plan.outputs and not plan.regions and plan.outputs[0] != 0:
         problems.append(f"outputs {list(plan.outputs)} do not begin with background, 0")
-    sided = any(step.get("step") == "sides" for step in plan.postprocessing)
+    steps = {str(step.get("step")) for step in plan.postprocessing}
     # Letters are said of (x, y, z), the transpose of (z, y, x).
-    if sided and (plan.orientation or "---")[2 - plan.transpose[2]] != "L":
+    directions = [(plan.orientation or "---")[2 - axis] for axis in plan.transpose]
+    if "sides" in steps and directions[2] != "L":
         problems.append("'sides' needs a last axis that runs to the left, as in LPS")
-    if plan.channels and any(step.get("step") == "foreign_gas" for step in plan.postprocessing):
+    if "cut_tail" in steps and directions[0] != "S":
+        problems.append("'cut_tail' needs a first axis that runs upwards, as in LPS")
+    if plan.channels and "foreign_gas" in steps:
         problems.append("'foreign_gas' needs a CT in HU, not channels")
     if plan.regions and plan.postprocessing:
         problems.append("regions cannot be post-processed")

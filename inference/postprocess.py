@@ -24,6 +24,7 @@ from inference.plan import Plan
 from inference.resample import nearest_voxels
 
 _BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
+_USUAL = 60.0  # mm of a vessel's lower end that its usual cross-section is measured in
 _EDGE = 2  # voxels that a pocket's blurred edge is thick
 
 
@@ -56,6 +57,11 @@ def postprocess(
       the lung, in slices of up to 8 mm. What lies further than 40 mm from the organ is not looked
       at. Unlike the other steps it cuts through parts, so the surface of what touches them may
       move.
+    - ``{"step": "cut_tail", "labels": [...], "share": s, "millimetres": m}``: below its fork a
+      vessel's label may run on into one of the branches. Its lowest slices go as long as their
+      cross-section is below the share s of the usual one, which is the median over its lowest
+      60 mm; but where that is more than m millimetres, none does. A vessel that the first slice
+      cuts has no end there. The first axis must run upwards, as it does in LPS orientation.
     - ``{"step": "sides", "labels": [middle, right, left, right, left, ...]}``: a part of a right
       organ that lies to the left of the middle organ (the aorta, say) is the left organ's, and
       the reverse. The last axis must run to the patient's left, as it does in LPS orientation;
@@ -251,6 +257,25 @@ def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) 
     answer.forget_parts()
 
 
+def _cut_tail(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    parts = answer.parts()
+    height = answer.spacing[0]
+    most = int(float(step["millimetres"]) / height)
+    for channel in channels:
+        mine = parts.voxels_of(parts.channels == channel)
+        if not len(mine[0]) or mine[0].min() == 0:
+            continue
+        lowest = mine[0].min()
+        areas = np.bincount(mine[0] - lowest)
+        usual = np.median(areas[: max(1, round(_USUAL / height))])
+        wide = np.flatnonzero(areas[: most + 1] >= float(step["share"]) * usual)
+        if len(wide):
+            below_it = mine[0] < lowest + wide[0]
+            z, y, x = (along[below_it] for along in mine)
+            answer.clear((z, y, x))
+    answer.forget_parts()
+
+
 def _sides(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
     logits, winning = answer.logits, answer.winning
     middle, pairs = channels[0], channels[1:]
@@ -279,6 +304,7 @@ _STEPS: dict[str, Callable[[_Answer, list[int], Mapping[str, Any]], None]] = {
     "remove_small": _remove_small,
     "close": _close,
     "foreign_gas": _foreign_gas,
+    "cut_tail": _cut_tail,
     "sides": _sides,
 }
 

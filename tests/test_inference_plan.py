@@ -22,6 +22,7 @@ from inference.plan import Plan
 
 LINEAR = {"order": 1, "order_z": 0, "separate": None}
 CT = {"name": "CT", "normalisation": "ct", "clip": [-1000.0, 1000.0], "divide": 100.0}
+TAIL = {"step": "cut_tail", "labels": [1], "share": 0.6, "millimetres": 25}
 GAS = {"step": "foreign_gas", "labels": [1], "hu": -800, "share": 0.5}
 
 
@@ -110,6 +111,8 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"postprocessing": [{**GAS, "hu": "low"}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "hu": 40}]}, "bad postprocessing"),
         ({"postprocessing": [{**GAS, "wall": 0}]}, "bad postprocessing"),
+        ({"postprocessing": [TAIL], "orientation": "LPI"}, "'cut_tail' needs a first axis"),
+        ({"postprocessing": [TAIL], "transpose": [2, 1, 0]}, "'cut_tail' needs a first axis"),
         (imported(postprocessing=[GAS]), "'foreign_gas' needs a CT in HU, not channels"),
         ({"outputs": [0, 1, 77]}, "outputs [77] are values of no label"),
         ({"outputs": [*LABELS.values(), 0]}, "do not begin with background, 0"),

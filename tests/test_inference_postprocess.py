@@ -149,6 +149,7 @@ def test_absent_organs_are_no_problem(tiny: Model) -> None:
         {"step": "keep_largest", "labels": [1, 2, 3, 13]},
         {"step": "remove_small", "labels": [1], "millilitres": 1.0},
         {"step": "close", "labels": [1]},
+        {"step": "cut_tail", "labels": [1], "share": 0.6, "millimetres": 25},
     ]
     assert not winners(apply(tiny, labels, *steps)).any()
 
@@ -162,6 +163,8 @@ def test_absent_organs_are_no_problem(tiny: Model) -> None:
         {"step": "close", "labels": [0]},
         {"step": "remove_small", "labels": [1]},
         {"step": "remove_small", "labels": [1], "millilitres": None},
+        {"step": "cut_tail", "labels": [1], "share": 0.5},
+        {"step": "cut_tail", "labels": [1], "share": 1.5, "millimetres": 25},
         {"step": "sides", "labels": []},
         {"step": "close", "labels": 3},
     ],
@@ -353,6 +356,48 @@ def test_sides_decides_where_both_are_as_likely(tiny: Model) -> None:
         found = postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps))
         assert found is not None and (found[labels == 1] == 2).all()
         assert (winners(logits) == found).all(), "the logits say the same"
+
+
+def vessel(tail: int, begin: int = 2) -> NDArray[np.uint8]:
+    """A vessel of 16 voxels a slice, on a branch of 4 a slice, which is ``tail`` slices long."""
+    labels = np.zeros((70, 12, 16), np.uint8)
+    labels[begin : begin + tail, 2:4, 3:5] = 1
+    labels[begin + tail :, 2:6, 3:7] = 1
+    return labels
+
+
+TAIL = {"step": "cut_tail", "labels": [1], "share": 0.5, "millimetres": 20}
+
+
+@pytest.mark.parametrize("tail", [0, 1, 10])
+def test_a_branch_is_cut_from_its_vessel(tiny: Model, tail: int) -> None:
+    labels = vessel(tail)
+    labels[:, 8:10, 10:12] = 2  # as thin, all the way down
+    found = winners(apply(tiny, labels, {**TAIL, "labels": [1, 2]}))
+    labels[: 2 + tail][labels[: 2 + tail] == 1] = 0
+    assert np.array_equal(found, labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "step"),
+    [
+        (vessel(11), TAIL),  # 22 mm are no branch of 20 mm
+        (vessel(10), {**TAIL, "share": 0.2}),  # a branch has a quarter
+        (vessel(10, begin=0), TAIL),  # the field of view cuts it
+        (vessel(10)[::-1], TAIL),  # thin at its upper end
+    ],
+)
+def test_what_is_no_branch_stays(
+    tiny: Model, labels: NDArray[np.uint8], step: dict[str, Any]
+) -> None:
+    assert np.array_equal(winners(apply(tiny, labels, step)), labels)
+
+
+def test_cut_tail_goes_by_the_lower_end(tiny: Model) -> None:
+    """The chest's wide aorta is not what the belly's narrow one is measured by."""
+    labels = vessel(0)
+    labels[2 + 30 :, :10, :10] = 1  # 60 mm further up, six times as wide
+    assert np.array_equal(winners(apply(tiny, labels, TAIL)), labels)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ _CORRECTED = "corrected.json"
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))
 """Relative voxel size and HU shift of each look."""
 
+_CUTS = ("foreign_gas", "cut_tail")
+"""Steps of post-processing that take from an organ what is another's."""
+
 _PLAUSIBLE_ML: dict[str, tuple[float, float]] = {
     "liver": (400, 4500),
     "right_kidney": (40, 600),
@@ -191,8 +194,9 @@ def look_at(
 ) -> list[np.ndarray]:
     """Label maps (z, y, x) of all looks at a prepared CT, the plain one of the first network first.
 
-    Gas that is not an organ's is taken from it as the configuration's post-processing says: else
-    what the network takes the airways or the colon for would be taught to the next one.
+    Gas that is not an organ's is taken from it, and branches from vessels, as the configuration's
+    post-processing says: else what the network takes the airways, the colon or an iliac artery for
+    would be taught to the next one.
 
     Args:
         networks: trained networks.
@@ -200,7 +204,7 @@ def look_at(
         spacing: mm per axis.
         config: the networks'.
     """
-    steps = tuple(step for step in config.postprocessing if step["step"] == "foreign_gas")
+    steps = tuple(step for step in config.postprocessing if step["step"] in _CUTS)
     plan = replace(config.plan_in_hu, postprocessing=steps)
 
     def labels(logits: np.ndarray) -> np.ndarray:
