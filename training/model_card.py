@@ -18,7 +18,7 @@ import numpy as np
 from inference.organs import ORGANS
 from inference.plan import Plan
 from training.agreement import Agreement
-from training.cases import Case
+from training.case import Case
 from training.config import Config
 from training.network import make_network, multiply_adds, parameter_count
 from training.records import INITIAL, MACHINES, read_lines, read_rows

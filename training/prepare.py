@@ -47,10 +47,11 @@ from inference.plan import Plan
 from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.writing import appearing, write_text
-from training.cases import Case, read_json
+from training.case import Case
 from training.chance import Chance
 from training.config import Config
 from training.fingerprint import MADE_OF, fingerprint, is_up_to_date
+from training.json_file import read_json
 from training.prepared_file import FOLDER_OF, complete_files, file_of
 from training.synthetic.bodies import complete, finish, transfer
 from training.synthetic.isotropic import isotropic

@@ -34,11 +34,12 @@ from inference.reading import Scan
 from inference.resample import resize, resize_labels
 from inference.writing import write, write_text
 from training.agreement import dice
-from training.cases import ANNOTATED as _ANNOTATED
-from training.cases import Case, read_annotated, read_json
+from training.case import Case
 from training.checkpoint import load_average
 from training.config import Config
 from training.corrections import Edit, correct, largest_part, of_kind, tissue
+from training.json_file import read_json
+from training.pseudolabel_folder import ANNOTATED, read_annotated
 from training.tissues import UNKNOWN, on_wrong_sides
 from training.torch_runner import logits_of
 
@@ -149,7 +150,7 @@ def pseudolabel(
         prepared = preprocess(ct.hu, ct.spacing, plan)
         edits = corrections.get(case.name, ())
         if annotated.pop(case.name, None) is not None:  # labels to be replaced teach nothing
-            write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
+            write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
         looks = look_at(networks, prepared.values, prepared.spacing, config)
         trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
         found = judge(looks, prepared.spacing, least, trusted, doubted)
@@ -173,7 +174,7 @@ def pseudolabel(
         marks[case.name] = _mark(edits)
         write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")
         annotated[case.name] = [ORGANS[organ] for organ in found.kept]
-        write_text(out / _ANNOTATED, json.dumps(annotated, indent=1) + "\n")
+        write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
     return result, refused
 
 

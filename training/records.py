@@ -19,9 +19,9 @@ from inference.organs import COLOURS, ORGANS
 from inference.plan import Plan
 from inference.preview import write_preview
 from inference.writing import appearing, write_text
-from training.cases import read_json
 from training.config import Config
 from training.evaluate import Evaluated
+from training.json_file import read_json
 from training.machine import machine_in_words
 from training.tissues import UNKNOWN
 

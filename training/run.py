@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from training.options import Options
 
 if TYPE_CHECKING:
-    from training.cases import Case
+    from training.case import Case
     from training.config import Config
 
 
@@ -95,8 +95,9 @@ class Run:
 
     def prepare(self) -> None:
         """Check and resample the data."""
-        from training.cases import ANNOTATED, what_is_not_taught
+        from training.cases import what_is_not_taught
         from training.prepare import prepare, what_is_not_drawn
+        from training.pseudolabel_folder import ANNOTATED
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
@@ -272,7 +273,7 @@ def _known_failures(options: Options) -> str:
 
 def _check_pseudolabels(options: Options) -> None:
     """Refuse a folder without pseudo-labels: mistyped, it would be as if there were none."""
-    from training.cases import ANNOTATED
+    from training.pseudolabel_folder import ANNOTATED
 
     if options.pseudolabels and not (options.pseudolabels / ANNOTATED).is_file():
         raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")
