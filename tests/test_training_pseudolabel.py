@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
 from training.config import Config
-from training.pseudolabel import judge, look_at
+from training.judge import judge
+from training.looks import look_at
 from training.tissues import (
     UNKNOWN,
 )
@@ -52,7 +53,7 @@ def test_the_airways_gas_is_not_the_esophagus_in_any_look(
         grown = [ndimage.zoom(part, np.divide(values.shape, hu.shape), order=0) for part in seen]
         return np.stack(grown)
 
-    monkeypatch.setattr("training.pseudolabel.logits_of", as_seen)
+    monkeypatch.setattr("training.looks.logits_of", as_seen)
     looks = look_at([torch.nn.Identity()], hu, (2.0, 2.0, 2.0), config)
     assert len(looks) == 3
     for look in looks:

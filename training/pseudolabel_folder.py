@@ -14,6 +14,16 @@ ANNOTATED = "annotated.json"
 """In a folder of pseudo-labels: which organs were kept in which case, by name."""
 
 
+def label_file(folder: Path, name: str) -> Path:
+    """Where a case's pseudo-labels lie, whether they are there or not.
+
+    Args:
+        folder: of the pseudo-labels.
+        name: of the case.
+    """
+    return folder / f"{name}.nii.gz"
+
+
 def read_annotated(folder: Path) -> dict[str, list[str]]:
     """Which organs a folder of pseudo-labels tells, by case; empty where there is none.
 
@@ -44,7 +54,7 @@ def with_pseudolabels(case: Case, folder: Path | None, organs: list[str]) -> Cas
     return replace(
         case,
         kind="pseudo",
-        label_file=folder / f"{case.name}.nii.gz",
+        label_file=label_file(folder, case.name),
         annotated=tuple(LABEL_OF[organ] for organ in organs),
         values={value: value for value in (0, *ORGANS, UNKNOWN)},
     )
