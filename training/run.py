@@ -96,7 +96,8 @@ class Run:
     def prepare(self) -> None:
         """Check and resample the data."""
         from training.cases import what_is_not_taught
-        from training.prepare import prepare, what_is_not_drawn
+        from training.prepare import prepare
+        from training.prepare_jobs import what_is_not_drawn
         from training.pseudolabel_folder import ANNOTATED
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -150,7 +151,7 @@ class Run:
     def train(self) -> None:
         """Train, or go on."""
         from training.config import Config
-        from training.prepare import SETTINGS, check_settings
+        from training.prepared_settings import SETTINGS, check_settings
         from training.teacher import Teacher
         from training.train import train
 
