@@ -41,8 +41,10 @@ from training.model_folder import check_place, model_folder
 from training.network import make_network
 from training.options import parse
 from training.pseudolabel import pseudolabel
-from training.records import Records, alone_in, read_rows
+from training.read_records import read_rows
+from training.records import Records
 from training.run import Run, steps_left
+from training.run_folder import alone_in
 from training.samples import Patch, Samples
 from training.teacher import Teacher
 from training.torch_runner import logits_of

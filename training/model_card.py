@@ -21,7 +21,8 @@ from training.agreement import Agreement
 from training.case import Case
 from training.config import Config
 from training.network import make_network, multiply_adds, parameter_count
-from training.records import INITIAL, MACHINES, read_lines, read_rows
+from training.read_records import read_lines, read_rows
+from training.records import INITIAL, MACHINES
 from training.sources import Sources, shows
 
 
