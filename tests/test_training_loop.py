@@ -43,9 +43,10 @@ from training.options import parse
 from training.pseudolabel import pseudolabel
 from training.read_records import read_rows
 from training.records import Records
-from training.run import Run, steps_left
+from training.run import Run
 from training.run_folder import alone_in
 from training.samples import Patch, Samples
+from training.steps_left import steps_left
 from training.teacher import Teacher
 from training.torch_runner import logits_of
 
