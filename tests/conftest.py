@@ -5,7 +5,9 @@ from __future__ import annotations
 import inference  # noqa: F401  # isort: skip  # before OpenVINO: it must not report its use
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ import SimpleITK as sitk
 from tiny_model import make_ct, make_tiny_model
 
 from inference.model import Model
+
+if TYPE_CHECKING:
+    from training.config import Config
 
 
 @pytest.fixture
@@ -57,3 +62,60 @@ def tissues() -> np.ndarray:
     spine = np.zeros(array.shape, bool)
     spine[:, -60:-45, array.shape[2] // 2 - 8 : array.shape[2] // 2 + 8] = True
     return np.where((array == 0) & spine, Tissue.BONE, array).astype(np.uint8)
+
+
+@pytest.fixture
+def config() -> Config:
+    """The configuration of a small training."""
+    from small_training import CONFIG, SMALL
+
+    from training.config import Config
+
+    return replace(Config.load(CONFIG), **SMALL)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a small training learns from, to be read only."""
+    from small_training import a_patient, prepare_volume
+
+    return prepare_volume(tmp_path_factory.mktemp("loop") / "prepared", a_patient()[1], (1, 3, 5))
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder, to be read only, of a training that has learnt the volume by heart."""
+    import torch
+    from small_training import CONFIG, SMALL
+
+    from training import train as loop
+    from training.config import Config
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = replace(Config.load(CONFIG), **SMALL)
+    # Bent a little, so that it knows the patient at other sizes too.
+    bent = {"warp": {"strength": 0.4}}
+    config = replace(
+        config, iterations=160, checkpoint_every=80, learning_rate=0.01, augmentation=bent
+    )
+    run = tmp_path_factory.mktemp("trained") / "run"
+    loop.train(config, prepared, run)
+    torch.set_num_threads(threads)
+    return run
+
+
+@pytest.fixture
+def prepared_once(tmp_path: Path) -> tuple[Path, Path, Config]:
+    """A dataset of one patient, P1; where it was prepared; and the configuration."""
+    from small_dataset import add, configuration, dataset, liver_and_spleen
+
+    from training.cases import find_cases
+    from training.config import Config
+    from training.prepare import prepare
+
+    data, out = dataset(tmp_path / "data"), tmp_path / "out"
+    add(data, "P1", *liver_and_spleen())
+    config = Config.load(configuration(tmp_path))
+    prepare(find_cases(data), out, config, 1)
+    return data, out, config

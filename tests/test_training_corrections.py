@@ -9,7 +9,8 @@ import pytest
 
 from inference.organs import LABEL_OF
 from training.corrections import correct, load_corrections, of_kind
-from training.pseudolabel import drop_fat, judge
+from training.fat import drop_fat
+from training.judge import judge
 from training.tissues import UNKNOWN
 from training.yaml_file import load_yaml
 

@@ -20,7 +20,7 @@ from inference.organs import ORGANS
 from inference.plan import Plan
 from inference.processor import instruction_sets
 from training.agreement import Agreement
-from training.cases import Case
+from training.case import Case
 from training.config import Config
 from training.export import volumes_for_checks
 from training.model_card import write_model_card

@@ -20,11 +20,11 @@ from training.synthetic.intensities import (
     _hollow_organs,
     _is_large,
     _loose_colon,
-    _mean_hu,
     _pancreas,
     _unmixed_blood,
     synthesise,
 )
+from training.synthetic.mean_hu import draw_mean_hu
 from training.tissues import (
     Tissue,
 )
@@ -80,7 +80,7 @@ class _Always(Chance):
 def test_a_duct_runs_within_the_pancreas_and_masses_are_no_brighter() -> None:
     tissues = torch.full((24, 24, 60), int(Tissue.MUSCLE))
     tissues[6:18, 6:18, 2:58] = LABEL_OF["pancreas"]
-    mean_hu = _mean_hu(Chance(0), 0.3, 0.8)
+    mean_hu = draw_mean_hu(Chance(0), 0.3, 0.8)
     for seed in range(10):
         hu = mean_hu[tissues]
         before = hu.clone()
@@ -144,7 +144,7 @@ def test_no_colon_lies_beside_the_spine_or_the_lungs() -> None:
     gas, near = 0, 0
     for seed in range(12):
         hu = torch.where(tissues > 0, 40.0, -100.0)
-        _fill_body(hu, tissues, hull, _mean_hu(Chance(0), 0.0, 0.0), _Always(seed), 2.0)
+        _fill_body(hu, tissues, hull, draw_mean_hu(Chance(0), 0.0, 0.0), _Always(seed), 2.0)
         found = (hu == -950).numpy() & (hull < 0).numpy()
         gas += int(found.sum())
         near += int((found & (distance < 14)).sum())
@@ -169,13 +169,13 @@ def test_a_large_stomach_is_full_of_something() -> None:
         tissues = torch.full((40, 40, 40), int(Tissue.MUSCLE))
         tissues[4 : 4 + side, 4 : 4 + side, 4 : 4 + side] = LABEL_OF["stomach"]
         hu = torch.zeros(tissues.shape)
-        _hollow_organs(hu, tissues, _mean_hu(Chance(0), 0, 0), _Always(1), 2.0)
+        _hollow_organs(hu, tissues, draw_mean_hu(Chance(0), 0, 0), _Always(1), 2.0)
         assert bool(hu.any()) == full
 
 
 def test_bowel_is_brighter_than_the_pancreas_as_often_as_not() -> None:
     for arterial, venous in ((0.35, 0.75), (0.75, 0.25)):
-        drawn = [_mean_hu(Chance(seed), arterial, venous) for seed in range(300)]
+        drawn = [draw_mean_hu(Chance(seed), arterial, venous) for seed in range(300)]
         for bowel in (LABEL_OF["duodenum"], int(Tissue.SMALL_BOWEL)):
             brighter = sum(bool(hu[bowel] > hu[LABEL_OF["pancreas"]]) for hu in drawn)
             assert 0.25 < brighter / len(drawn) < 0.75
@@ -223,7 +223,7 @@ def test_colon_that_no_map_labels_keeps_to_its_place_and_gas_rises_in_each_loop(
     for seed in range(40):
         hu = torch.full(loose.shape, -100.0)
         chance = Chance(seed)
-        _loose_colon(hu, loose, _mean_hu(chance, 0.5, 0.5), chance, 2.0)
+        _loose_colon(hu, loose, draw_mean_hu(chance, 0.5, 0.5), chance, 2.0)
         assert (hu[~loose] == -100).all()
         gas, colon = hu < -900, (hu != -100) & (hu >= -900)
         assert 0 < int((gas | colon).sum()) < 0.6 * int(loose.sum())
@@ -248,7 +248,7 @@ def test_folds_across_the_colons_gas_are_of_its_wall(monkeypatch: pytest.MonkeyP
 
     def drawn(seed: int) -> tuple[torch.Tensor, float]:
         hu = torch.full(loose.shape, -100.0)
-        _loose_colon(hu, loose, _mean_hu(Chance(seed), 0.5, 0.5), Chance(seed), 2.0)
+        _loose_colon(hu, loose, draw_mean_hu(Chance(seed), 0.5, 0.5), Chance(seed), 2.0)
         solid, counts = hu[(hu != -100) & (hu > -900)].unique(return_counts=True)
         return hu, float(solid[counts.argmax()])  # the wall is of one value
 

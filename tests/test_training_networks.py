@@ -15,10 +15,8 @@ import torch
 from training.config import Config
 from training.depthwise import DepthwiseConv3d
 from training.losses import distillation, loss_at_all_depths
+from training.mixed_precision import autocast
 from training.network import (
-    ChannelAttention,
-    InstanceNorm,
-    autocast,
     make_network,
     multiple_of,
     multiply_adds,
@@ -26,6 +24,7 @@ from training.network import (
 )
 from training.samples import Patch
 from training.train import learning_rate
+from training.unets import ChannelAttention, InstanceNorm
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")

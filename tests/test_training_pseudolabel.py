@@ -1,4 +1,4 @@
-"""Which organs of a pseudo-label are believed."""
+"""Pseudo-labels: which organs of them are believed, and where they lie."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ import pytest
 
 pytest.importorskip("torch", reason="the training extra is not installed")
 
+import SimpleITK as sitk
 import torch
 from scipy import ndimage
+from small_dataset import add, configuration, dataset, liver_and_spleen
+from small_training import CONFIG, ORGANS_SHOWN, SMALL, SPACING, a_patient
 
 from inference.organs import LABEL_OF, ORGANS
+from training.__main__ import main
+from training.cases import find_cases
 from training.config import Config
-from training.pseudolabel import judge, look_at
+from training.corrections import Edit
+from training.judge import judge
+from training.looks import look_at
+from training.pseudolabel import pseudolabel
 from training.tissues import (
     UNKNOWN,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _looks() -> list[np.ndarray]:
@@ -52,7 +62,7 @@ def test_the_airways_gas_is_not_the_esophagus_in_any_look(
         grown = [ndimage.zoom(part, np.divide(values.shape, hu.shape), order=0) for part in seen]
         return np.stack(grown)
 
-    monkeypatch.setattr("training.pseudolabel.logits_of", as_seen)
+    monkeypatch.setattr("training.looks.logits_of", as_seen)
     looks = look_at([torch.nn.Identity()], hu, (2.0, 2.0, 2.0), config)
     assert len(looks) == 3
     for look in looks:
@@ -73,3 +83,72 @@ def test_looks_that_differ_leave_the_organ_unknown() -> None:
 def test_mirrored_and_tiny_organs_are_not_believed() -> None:
     assert judge([look[:, :, ::-1] for look in _looks()], (5.0, 5.0, 5.0), 0.85).kept == ()
     assert judge(_looks(), (1.0, 1.0, 1.0), 0.85).kept == ()
+
+
+def test_pseudo_labels_lie_where_the_organs_do(trained: Path, tmp_path: Path) -> None:
+    """In a CT that is stored turned around; the network has seen this patient, upright."""
+    hu, labels = a_patient()
+    folder = tmp_path / "data" / "unlabelled" / "P1"
+    folder.mkdir(parents=True)
+    # Stored as HU + 1024, as some scanners' software does.
+    image = sitk.GetImageFromArray(np.ascontiguousarray(hu[:, ::-1, ::-1]) + 1024)
+    image.SetSpacing((SPACING,) * 3)
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(folder / "ct.nii.gz"))
+    config = replace(Config.load(CONFIG), **SMALL)
+    out = tmp_path / "made"
+    networks = [trained / "checkpoint.pt"] * 2
+    judged, refused = pseudolabel(find_cases(tmp_path / "data"), networks, config, out, 0.7)
+    assert refused == [] and set(judged) == {"P1"}
+    assert set(ORGANS_SHOWN) <= set(judged["P1"].kept)
+
+    made = sitk.ReadImage(str(out / "P1.nii.gz"))
+    assert made.GetDirection() == image.GetDirection() and made.GetSize() == image.GetSize()
+    picture = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "P1_preview.png")))
+    assert (picture == 255).all(axis=-1).mean() < 0.1  # soft tissue is grey
+    found = sitk.GetArrayFromImage(made)[:, ::-1, ::-1]
+    known = found != 255
+    assert (found[known] == labels[known]).mean() > 0.97
+    for organ in ORGANS_SHOWN:
+        assert (found == organ).sum() > 0.5 * (labels == organ).sum()
+    (case,) = find_cases(tmp_path / "data", out)
+    assert case.kind == "pseudo" and case.annotated == judged["P1"].kept
+
+    def again(corrections: dict[str, list[Edit]] | None = None) -> set[str]:
+        cases = find_cases(tmp_path / "data")
+        return set(pseudolabel(cases, networks, config, out, 0.7, corrections)[0])
+
+    organ = next(iter(ORGANS_SHOWN))
+    edits = {"P1": [Edit("erase", (organ,))]}
+    assert again() == again({}) == set()
+    assert again(edits) == {"P1"}  # they say something new of it
+    assert not (sitk.GetArrayFromImage(sitk.ReadImage(str(out / "P1.nii.gz"))) == organ).any()
+    assert again(edits) == again() == set()
+    assert again({}) == {"P1"}
+    # A correction that cannot be made leaves nothing of what it was to replace.
+    beside = {"P1": [Edit("erase", (organ,), (slice(500, 501), slice(None), slice(None)))]}
+    assert again(beside) == set() and not find_cases(tmp_path / "data", out)[0].annotated
+    assert again() == {"P1"}
+    (out / "P1.nii.gz").unlink()
+    assert again() == {"P1"} and (out / "P1.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("folder", ["labelsTr", "pseudolabelsTr"])
+def test_pseudolabels_lie_elsewhere_than_the_datas_labels(
+    tmp_path: Path, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """There the numbers are those of dataset.json; ours would be read as other organs."""
+    data = dataset(tmp_path / "data")
+    add(data, "P1", *liver_and_spleen())
+    arguments = ["--config", str(configuration(tmp_path)), "--data", str(data)]
+    own = ["--pseudolabels", str(data / folder), "--work", str(tmp_path / "work")]
+    assert main(["pseudolabel", *arguments, *own]) == 2
+    assert f"{data / folder}: lies among the data's labels" in capfd.readouterr().err
+
+
+def test_pseudo_labels_of_a_case_that_there_is_not_are_refused(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    add(data, "P1", liver_and_spleen()[0], None)
+    (tmp_path / "annotated.json").write_text('{"P_1": ["liver"]}')
+    with pytest.raises(ValueError, match="has no case P_1"):
+        find_cases(data, tmp_path)

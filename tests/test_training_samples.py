@@ -20,7 +20,8 @@ from inference.phantom import make_phantom
 from training.cases import find_cases
 from training.chance import Chance
 from training.config import Config
-from training.prepare import prepare, what_is_not_drawn
+from training.prepare import prepare
+from training.prepare_jobs import what_is_not_drawn
 from training.samples import Samples
 from training.tissues import (
     UNKNOWN,

@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         options = parse(arguments)
         from training.config import Config
-        from training.run import Run, steps_left
+        from training.run import Run
+        from training.steps_left import steps_left
 
         configs = [Config.load(path) for path in options.config]
         if options.step == "import-nnunet":

@@ -33,7 +33,7 @@ class Config:
     Attributes:
         name: the model's name and that of its folder under ``weights``.
         version: version of the weights.
-        network: the ``kind`` of network and its arguments, see `training.network`.
+        network: the ``kind`` of network and its arguments, see `training.unets`.
         spacing, size, crop, clip, subtract, divide, patch, tiling, overlap, precision,
             postprocessing: written into the model's plan as they are, see `inference.plan.Plan`.
             Training prepares its images with the same rules, and draws patches of that size.

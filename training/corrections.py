@@ -42,7 +42,7 @@ from scipy import ndimage
 
 from inference.grid import Box
 from inference.organs import LABEL_OF, ORGANS
-from training.cases import Case
+from training.case import Case
 from training.tissues import UNKNOWN
 from training.yaml_file import load_yaml
 

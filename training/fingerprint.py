@@ -14,7 +14,7 @@ from typing import Any
 
 from inference.reading import ending
 from inference.text_header import WITH_TEXT_HEADER, TextHeader
-from training.cases import Case
+from training.case import Case
 from training.prepared_file import opened
 
 MADE_OF = "made_of"

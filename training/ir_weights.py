@@ -19,7 +19,7 @@ from inference.plan import Plan
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d)
 _LAYERS = _CONVOLUTIONS + _NORMS
-"""What has weights in `training.network`."""
+"""What has weights in `training.unets`."""
 
 _KERNEL_RMS = 0.2
 """About what kernels before a batch norm have in a long training, to judge by how far its last 500

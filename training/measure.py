@@ -26,8 +26,8 @@ from inference.precision import bf16_pays
 from training.config import Config
 from training.losses import loss_at_all_depths, partial_dice_cross_entropy
 from training.machine import cpu_in_words
+from training.mixed_precision import autocast
 from training.network import (
-    autocast,
     check_network,
     make_network,
     multiple_of,

@@ -18,11 +18,12 @@ import numpy as np
 from inference.organs import ORGANS
 from inference.plan import Plan
 from training.agreement import Agreement
-from training.cases import Case
+from training.case import Case
 from training.config import Config
 from training.network import make_network, multiply_adds, parameter_count
-from training.records import INITIAL, MACHINES, read_lines, read_rows
-from training.samples import drawn_from, shows, untold
+from training.read_records import read_lines, read_rows
+from training.records import INITIAL, MACHINES
+from training.sources import Sources, shows
 
 
 def write_model_card(
@@ -54,7 +55,8 @@ def write_model_card(
     """
     assert bool(runs) != bool(weights_from)
     plan = Plan.load(folder)
-    drawn = drawn_from(prepared, config, holdout)
+    sources = Sources(prepared, config, holdout)
+    drawn = sources.files
     begun_with = read_lines(runs[0] / INITIAL) if runs else []
     if weights_from:
         training = [_elsewhere(weights_from)]
@@ -67,7 +69,7 @@ def write_model_card(
             *_kinds(config, drawn),
             "### Sources",
             _sources(cases, config, holdout, drawn),
-            *_untold(drawn, begun_with),
+            *_untold(sources, begun_with),
         ]
     scores = read_rows(runs[-1] / "scores.csv") if runs else []
     last = [row for row in scores if row["iteration"] == scores[-1]["iteration"]] if scores else []
@@ -253,9 +255,9 @@ def _sources(
     return "\n".join(lines)
 
 
-def _untold(drawn: Mapping[str, list[Path]], begun_with: Sequence[str]) -> list[str]:
+def _untold(sources: Sources, begun_with: Sequence[str]) -> list[str]:
     """The organs that the training said nothing about."""
-    names = ", ".join(ORGANS[organ] for organ in untold(drawn))
+    names = ", ".join(ORGANS[organ] for organ in sources.untold())
     if not names:
         return []
     if begun_with:

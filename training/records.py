@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import csv
-import fcntl
-import io
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from torch.utils.tensorboard import SummaryWriter
 
-from inference.organs import COLOURS, ORGANS
+from inference.organs import ORGANS
 from inference.plan import Plan
 from inference.preview import write_preview
 from inference.writing import appearing, write_text
-from training.cases import read_json
-from training.config import Config
+from training.curves import draw_curves
 from training.evaluate import Evaluated
 from training.machine import machine_in_words
+from training.read_records import read_lines, read_rows
 from training.tissues import UNKNOWN
 
 INITIAL = "initial.txt"
 MACHINES = "machines.txt"
-_SETTINGS = "settings.json"
 _LOSSES = ("iteration", "loss", "seconds_per_iteration", "data_wait_share")
 _SCORES = ("iteration", "case", *ORGANS.values())
 
@@ -42,7 +36,7 @@ class Records:
     - ``tensorboard/``: the numbers again, for TensorBoard;
     - ``initial.txt``: whose weights it began with, if not with random ones;
     - ``machines.txt``: on what it was trained, a line each;
-    - ``settings.json``: the configuration that it went on with last.
+    - ``settings.json``: the configuration that it went on with last (`training.run_folder`).
 
     Args:
         run: the training's folder.
@@ -145,106 +139,3 @@ class Records:
     def _append(self, name: str, row: list[object]) -> None:
         with (self.run / name).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(row)
-
-
-@contextmanager
-def alone_in(run: Path) -> Iterator[None]:
-    """See that no other process trains in a folder.
-
-    Raises:
-        ValueError: one does.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{run}: another process is training there") from None
-        yield
-
-
-def changed_settings(
-    run: Path, config: Config, holdout: Sequence[str] = (), done: int = 0
-) -> list[str]:
-    """Which settings are not those with which a training was begun or went on last.
-
-    They are noted for the next time.
-
-    Args:
-        run: the training's folder.
-        config: with what it goes on.
-        holdout: cases that are held out besides the configuration's.
-        done: steps that were made.
-
-    Raises:
-        ValueError: a case is held out that was not before: it would be called unseen.
-    """
-    aside = sorted({*config.holdout, *holdout})
-    path, now = run / _SETTINGS, json.loads(json.dumps(asdict(config) | {"holdout": aside}))
-    before = read_json(path) if path.is_file() else now
-    if done and (seen := sorted({*aside} - {*before.get("holdout", aside)})):
-        raise ValueError(
-            f"{run}: {', '.join(seen)} cannot be held out any more, after {done} steps with it; "
-            "another --run begins anew"
-        )
-    write_text(path, json.dumps(now, indent=1) + "\n")
-    return sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a record; none where there is no such file."""
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a record; none where there is no such file.
-
-    What a power cut left of a row, or made of it, is passed over.
-    """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-    return [row for row in csv.DictReader(io.StringIO(text, newline="")) if _is_whole(row)]
-
-
-def _is_whole(row: dict[str, str]) -> bool:
-    if None in row or None in row.values() or ("loss" in row and "" in row.values()):
-        return False
-    try:
-        int(row["iteration"])
-        for name, cell in row.items():
-            if name != "case" and cell:
-                float(cell)
-    except (KeyError, ValueError):
-        return False
-    return True
-
-
-def draw_curves(run: Path) -> None:
-    """Write ``curves.png``: the loss, and DSC per organ (mean over the held-out cases).
-
-    Args:
-        run: a training's folder.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    log = read_rows(run / "log.csv")
-    left.plot([int(r["iteration"]) for r in log], [float(r["loss"]) for r in log], color="black")
-    left.set(xlabel="iteration", ylabel="loss")
-    scores = read_rows(run / "scores.csv")
-    for value, organ in ORGANS.items():
-        iterations = sorted({int(r["iteration"]) for r in scores if r[organ]})
-        means = [
-            np.mean([float(r[organ]) for r in scores if r[organ] and int(r["iteration"]) == i])
-            for i in iterations
-        ]
-        if means:
-            colour = tuple(c / 255 for c in COLOURS[value])
-            right.plot(iterations, means, ".-", color=colour, label=organ.replace("_", " "))
-    right.set(xlabel="iteration", ylabel="DSC", ylim=(0, 1))
-    if scores:
-        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    with appearing(run / "curves.png") as path:
-        figure.savefig(path, dpi=120)

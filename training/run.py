@@ -1,4 +1,4 @@
-"""One training with its folders: its steps, and the rounds of self-training that follow it."""
+"""One training, or one round of self-training: its steps, with their folders."""
 
 from __future__ import annotations
 
@@ -8,24 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.options import Options
+from training.work_folder import fold_suffix, folder_of, work_of
 
 if TYPE_CHECKING:
-    from training.cases import Case
+    from training.case import Case
     from training.config import Config
-
-
-def _work_of(config: Config, options: Options) -> Path:
-    return options.work or Path("runs") / config.name
-
-
-def _fold(options: Options) -> str:
-    return "" if options.fold is None else f"_fold{options.fold}"
-
-
-def _folder_of(config: Config, options: Options, number: int) -> Path:
-    """The folder of the first training (0) or of a round of self-training."""
-    which = f"_round{number}" if number else ""
-    return _work_of(config, options) / f"{options.run}{_fold(options)}{which}"
 
 
 class Run:
@@ -62,15 +49,15 @@ class Run:
         self.whole = config
         self.config = config.in_round(self.round)
         self.options = options
-        self.work = _work_of(config, options)
+        self.work = work_of(config, options)
         self.out: Path = options.out or Path("weights") / config.name
-        self.folders = [_folder_of(config, options, n) for n in range(self.round + 1)]
+        self.folders = [folder_of(config, options, n) for n in range(self.round + 1)]
         self.folder = self.folders[-1]
         self.prepared = self.work / "prepared"
         self.checkpoints: list[Path] = options.checkpoint or [self.folder / "checkpoint.pt"]
         self.initial: list[Path] = options.initial
         # A fold's own: no network that was trained on its held-out cases must teach it.
-        own = self.work / f"pseudolabels{_fold(options)}"
+        own = self.work / f"pseudolabels{fold_suffix(options)}"
         if self.round:  # begins where the training before it ended
             own = self.folder / "pseudolabels"
             self.initial = [self.folders[-2] / "checkpoint.pt"]
@@ -78,7 +65,7 @@ class Run:
                 self.checkpoints = options.checkpoint or self.initial
         self.pseudolabels: Path = options.pseudolabels or own
         if options.step != "pseudolabel":
-            _check_pseudolabels(options)
+            check_pseudolabels(options)
         inside = {self.pseudolabels.resolve(), *self.pseudolabels.resolve().parents}
         if inside & {(options.data / own).resolve() for own in ("labelsTr", "pseudolabelsTr")}:
             raise ValueError(
@@ -95,8 +82,10 @@ class Run:
 
     def prepare(self) -> None:
         """Check and resample the data."""
-        from training.cases import ANNOTATED, what_is_not_taught
-        from training.prepare import prepare, what_is_not_drawn
+        from training.cases import what_is_not_taught
+        from training.prepare import prepare
+        from training.prepare_jobs import what_is_not_drawn
+        from training.pseudolabel_folder import ANNOTATED
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
@@ -149,7 +138,7 @@ class Run:
     def train(self) -> None:
         """Train, or go on."""
         from training.config import Config
-        from training.prepare import SETTINGS, check_settings
+        from training.prepared_settings import SETTINGS, check_settings
         from training.teacher import Teacher
         from training.train import train
 
@@ -191,7 +180,7 @@ class Run:
         if len(self.checkpoints) > 1:
             raise ValueError("'export' takes one --checkpoint")
         (checkpoint,) = self.checkpoints
-        told = _known_failures(self.options)
+        told = known_failures(self.options)
 
         def describe(folder: Path, agreements: list[Agreement]) -> None:
             for agreement in agreements:
@@ -261,8 +250,13 @@ def _check_names(config: Config, names: set[str], data: Path) -> None:
             )
 
 
-def _known_failures(options: Options) -> str:
-    """The model card's last section; empty without one."""
+def known_failures(options: Options) -> str:
+    """The model card's last section; empty without one.
+
+    Raises:
+        OSError: its file cannot be read.
+        ValueError: it is not UTF-8.
+    """
     path = options.known_failures
     try:
         return path.read_text(encoding="utf-8") if path else ""
@@ -270,68 +264,13 @@ def _known_failures(options: Options) -> str:
         raise ValueError(f"{path}: not UTF-8") from None
 
 
-def _check_pseudolabels(options: Options) -> None:
-    """Refuse a folder without pseudo-labels: mistyped, it would be as if there were none."""
-    from training.cases import ANNOTATED
+def check_pseudolabels(options: Options) -> None:
+    """Refuse a folder without pseudo-labels: mistyped, it would be as if there were none.
+
+    Raises:
+        ValueError: it is one.
+    """
+    from training.pseudolabel_folder import ANNOTATED
 
     if options.pseudolabels and not (options.pseudolabels / ANNOTATED).is_file():
         raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")
-
-
-def steps_left(config: Config, options: Options) -> list[list[str]]:
-    """The steps of a whole training that are not done yet, as arguments of this program.
-
-    Raises:
-        UsageError: the model folder's place is taken.
-        ValueError: files, corrections of cases or pseudo-labels that there are not, options that
-            only a single step takes, or a round without the training before it: better said now
-            than after the first training.
-    """
-    from training.model_folder import check_place
-
-    out, work = options.out or Path("weights") / config.name, _work_of(config, options)
-    check_place(out)
-    if out.resolve() in (work.resolve(), *work.resolve().parents):
-        raise ValueError(f"{out}: the model would take the place of the training in {work}")
-    named = (*options.initial, *(options.teacher or ()), options.known_failures)
-    for path in (*named, options.corrections):
-        if path and not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
-    _known_failures(options)
-    if options.corrections and (options.pseudolabels or not config.rounds):
-        raise ValueError("--corrections: this training has no rounds that label CTs")
-    _check_pseudolabels(options)
-    if options.round is not None:
-        raise ValueError("--round is for one step alone; without one all rounds are made")
-    if options.checkpoint:
-        raise ValueError("--checkpoint is for the steps 'pseudolabel' and 'export' alone")
-    rounds = 0 if options.pseudolabels else config.rounds
-    if rounds:
-        rounds = _possible_rounds(config, options)
-    folders = [_folder_of(config, options, number) for number in range(rounds + 1)]
-    begun = [n for n, folder in enumerate(folders) if (folder / "checkpoint.pt").exists()]
-    first = max(begun, default=0)
-    if begun and 0 not in begun:
-        raise ValueError(
-            f"{folders[0]}: has no checkpoint, but {folders[first]} has; to begin anew, remove that"
-        )
-    steps = []
-    for number in range(first, rounds + 1):
-        made = ["pseudolabel"] if number > first else []
-        steps += [[step, f"--round={number}"] for step in (*made, "prepare", "train")]
-    return [*steps, ["export", f"--round={rounds}"]]
-
-
-def _possible_rounds(config: Config, options: Options) -> int:
-    """The configuration's rounds of self-training; none where no CT lacks labels."""
-    from training.cases import find_cases
-    from training.corrections import load_corrections
-
-    cases = find_cases(options.data)
-    if options.corrections:
-        load_corrections(options.corrections, cases)  # for what is wrong in it
-    aside = {*config.holdout, *config.empty}
-    if any(case.kind == "unlabelled" and case.name not in aside for case in cases):
-        return config.rounds
-    print(f"self_training: {options.data} has no CTs without labels", file=sys.stderr)
-    return 0

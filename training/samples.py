@@ -16,40 +16,35 @@ Where a patch lies is the configuration's ``placement``:
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from inference.body import body_box
 from inference.grid import Shape, Spacing
 from inference.hounsfield import AIR
 from inference.organs import ORGANS
 from training.augment import places, vary_hu, vary_intensities
 from training.chance import Chance
 from training.config import Config
-from training.prepared_file import FOLDER_OF, complete_files, opened
+from training.prepared_file import opened
+from training.sources import Sources, what_is_there
 from training.synthetic.colon import add_colon
 from training.synthetic.intensities import synthesise
 from training.synthetic.neighbours import add_neighbours
 from training.synthetic.pancreas import age_pancreas
 from training.tissues import SPACING as BODY_SPACING
 from training.tissues import organs_only
-from training.warp import NearestVoxels, per_axis, sample_linear, sample_nearest, turned_places
+from training.volume import VOLUMES, Volume, volume_of
+from training.warp import NearestVoxels, sample_linear, sample_nearest, turned_places
 
 _LEAST_DEPTH = 16  # voxels of a synthetic patch: neighbourhoods need some
-_VOLUMES = ("hu", "labels", "tissues", "hull")
-_OFTEN = 4.0  # as often is a body drawn whose organs are all of one patient
 _THE_SAME = 0.01  # of a spacing, by which another one may differ
 _CROPPED = (0.95, 1.25)  # of the body: the width and height of a cropped field of view
-_REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
 
 class Patch(NamedTuple):
@@ -66,31 +61,6 @@ class Patch(NamedTuple):
     labels: Tensor
     annotated: Tensor
     weight: Tensor
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A prepared volume in memory.
-
-    Attributes:
-        arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body.
-        annotated: label values that the labels tell.
-        spacing: mm per axis.
-        extent: first and last voxel (z, y, x) of the volume along z, of the body along y and x.
-        voxels: organ to some of its voxels, (n, 3) on the CPU.
-        heights: slices with an organ.
-    """
-
-    arrays: dict[str, Tensor]
-    annotated: tuple[int, ...]
-    spacing: Spacing
-    extent: tuple[tuple[int, int], ...]
-    voxels: dict[int, Tensor]
-    heights: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return next(iter(self.arrays.values())).shape
 
 
 class Samples:
@@ -130,16 +100,17 @@ class Samples:
         self._room = room
         self._lock = Lock()
         self._drawn: tuple[int | None, list[Patch]] = (None, [])
-        self.sources = drawn_from(folder, config, holdout)
+        sources = Sources(folder, config, holdout)
+        self.sources = sources.files
         if not self.sources:
-            raise FileNotFoundError(f"{folder}: nothing to train on{_instead(folder, config)}")
-        self.untold = untold(self.sources)
+            raise FileNotFoundError(f"{folder}: nothing to train on{what_is_there(folder, config)}")
+        self.untold = sources.untold()
         self._always_told = self.untold if untold_is_absent else ()
         self._frequency = {
-            kind: [_frequency(path) if kind == "synthetic" else 1.0 for path in paths]
+            kind: [sources.frequency(path) if kind == "synthetic" else 1.0 for path in paths]
             for kind, paths in self.sources.items()
         }
-        self._loaded: dict[Path, _Source] = {}
+        self._loaded: dict[Path, Volume] = {}
 
     def __getitem__(self, index: int) -> Patch:
         """Patch number ``index``."""
@@ -181,7 +152,7 @@ class Samples:
             list(pool.map(self._load, paths))
 
     def _synthetic(
-        self, body: _Source, patch: Shape, spacing: Spacing, chance: Chance
+        self, body: Volume, patch: Shape, spacing: Spacing, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """A CT drawn for a body: HU and labels (z, y, x)."""
         fine = max(self.config.synthesis_spacing, min(spacing))
@@ -206,7 +177,7 @@ class Samples:
         return hu, labels
 
     def _real(
-        self, case: _Source, patch: Shape, spacing: Spacing, chance: Chance
+        self, case: Volume, patch: Shape, spacing: Spacing, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """A part of a real CT: HU and labels (z, y, x)."""
         whole, labels = (case.arrays[k].to(self.device) for k in ("hu", "labels"))
@@ -216,7 +187,7 @@ class Samples:
         hu[~nearest.inside] = AIR
         return hu, nearest.values(labels, 0)
 
-    def _grid(self, source: _Source, number: int, chance: Chance) -> tuple[Shape, Spacing]:
+    def _grid(self, source: Volume, number: int, chance: Chance) -> tuple[Shape, Spacing]:
         """Voxels and spacing of what is drawn as one.
 
         Along axes where no spacing is set, a real CT's own, or one that a scanner might have, or
@@ -246,7 +217,7 @@ class Samples:
         return (patch[0] * config.drawn_at_once, *patch[1:]), (z, y, x)
 
     def _places(
-        self, source: _Source, shape: Sequence[int], spacing: Spacing, chance: Chance
+        self, source: Volume, shape: Sequence[int], spacing: Spacing, chance: Chance
     ) -> Tensor:
         """Where the patch's voxels lie, (z, y, x, 3) in mm."""
         rule = self.config.placement["rule"]
@@ -271,105 +242,16 @@ class Samples:
         place = (torch.tensor(begin) + torch.tensor(half)) * torch.tensor(source.spacing)
         return places(shape, spacing, place, self.config.augmentation, chance)
 
-    def _load(self, path: Path) -> _Source:
+    def _load(self, path: Path) -> Volume:
         if path not in self._loaded:
             with opened(path) as content:
                 arrays = {k: content[k] for k in content.files}
-            size = sum(arrays[k].nbytes for k in _VOLUMES if k in arrays)
+            size = sum(arrays[k].nbytes for k in VOLUMES if k in arrays)
             with self._lock:  # several threads load at once
                 keep_there = size <= self._room
                 self._room -= size if keep_there else 0
-            self._loaded[path] = _source(arrays, path.stem, self.device if keep_there else "cpu")
+            self._loaded[path] = volume_of(arrays, path.stem, self.device if keep_there else "cpu")
         return self._loaded[path]
-
-
-def drawn_from(
-    folder: Path, config: Config, holdout: tuple[str, ...] = ()
-) -> dict[str, list[Path]]:
-    """Kind of patches to the prepared files that they come from; kinds without any are left out.
-
-    Args:
-        folder: what `training.prepare.prepare` wrote.
-        config: what to draw.
-        holdout: cases that no patch may come from, besides the configuration's.
-
-    Raises:
-        ValueError: a prepared file is damaged.
-    """
-    kept_aside = {*config.holdout, *holdout}
-    everything = {kind: complete_files(folder, kind) for kind in FOLDER_OF}
-    everything["labelled"] = [path for path in everything["labelled"] if _is_labelled(path)]
-    return {
-        kind: kept
-        for kind, paths in everything.items()
-        if config.shares.get(kind, 0) > 0
-        and (kept := [p for p in paths if not any(shows(p.stem, n) for n in kept_aside)])
-    }
-
-
-def untold(sources: Mapping[str, Sequence[Path]]) -> tuple[int, ...]:
-    """Label values of the organs that no prepared file tells.
-
-    Args:
-        sources: kind of patches to the files, as `drawn_from` gives them.
-    """
-    told = {
-        organ
-        for kind, paths in sources.items()
-        for path in paths
-        for organ in (ORGANS if kind == "synthetic" else _annotated(path))
-    }
-    return tuple(organ for organ in ORGANS if organ not in told)
-
-
-def _instead(folder: Path, config: Config) -> str:
-    """What a folder holds where there is nothing to train on in it."""
-    there = {kind: len(paths) for kind in FOLDER_OF if (paths := complete_files(folder, kind))}
-    if there:
-        found = ", ".join(f"{number} {kind}" for kind, number in there.items())
-        wanted = ", ".join(kind for kind, share in config.shares.items() if share > 0)
-        return f": it has {found} (some perhaps held out), and the shares are of {wanted}"
-    refused = folder / "refused.txt"
-    if refused.is_file() and refused.stat().st_size:
-        return f": every case was refused ({refused} says why)"
-    return " (run the preparation first)"
-
-
-def _source(content: Mapping[str, Any], name: str, device: torch.device | str) -> _Source:
-    is_body = "tissues" in content
-    labels = content["tissues"] if is_body else content["labels"]
-    spacing = per_axis(BODY_SPACING if is_body else content["spacing"].tolist())
-    if is_body:
-        patient = content["hull"] < 10
-    else:
-        _, height, width = body_box(content["hu"], spacing)  # without the couch
-        patient = np.zeros(content["hu"].shape, bool)
-        patient[:, height, width] = content["hu"][:, height, width] > -300  # nor its margin
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    voxels = {}
-    for organ in ORGANS:
-        found = np.flatnonzero(labels == organ)
-        if len(found):
-            some = rng.choice(found, min(len(found), _REMEMBERED), replace=False)
-            voxels[organ] = torch.from_numpy(np.stack(np.unravel_index(some, labels.shape), 1))
-    is_organ = (labels > 0) & (labels <= max(ORGANS))
-    return _Source(
-        arrays={k: torch.from_numpy(content[k]).to(device) for k in _VOLUMES if k in content},
-        annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
-        spacing=spacing,
-        extent=(
-            (0, len(labels) - 1),
-            _extent(patient.any(axis=(0, 2))),
-            _extent(patient.any(axis=(0, 1))),
-        ),
-        voxels=voxels,
-        heights=torch.from_numpy(np.flatnonzero(is_organ.any(axis=(1, 2)))),
-    )
-
-
-def shows(stem: str, name: str) -> bool:
-    """Whether a prepared file, ``CASE`` or ``CASE__ATLAS``, holds something of a case."""
-    return stem == name or stem.startswith(f"{name}__") or stem.endswith(f"__{name}")
 
 
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:
@@ -379,25 +261,3 @@ def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:
     """
     low, high = ends[0] - 0.5 + half, ends[1] + 0.5 - half
     return min(max(wanted, low), high) if low < high else sum(ends) / 2
-
-
-def _extent(marked: np.ndarray) -> tuple[int, int]:
-    """The first and the last marked place; of all places where none is marked."""
-    there = np.flatnonzero(marked)
-    return (int(there[0]), int(there[-1])) if len(there) else (0, len(marked) - 1)
-
-
-def _frequency(body: Path) -> float:
-    """How often a body is drawn, beside the others: the more, the more of it is true."""
-    return _OFTEN if len(_annotated(body)) == len(ORGANS) else 1.0
-
-
-def _is_labelled(image: Path) -> bool:
-    return len(_annotated(image)) > 0
-
-
-def _annotated(path: Path) -> list[int]:
-    """Which organs of a prepared file are true to the patient."""
-    with opened(path) as content:
-        annotated: list[int] = content["annotated"].tolist()
-    return annotated

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from training.checkpoint import load_average
 from training.config import Config
-from training.network import autocast, multiple_of
+from training.mixed_precision import autocast
+from training.network import multiple_of
 
 
 class Teacher:

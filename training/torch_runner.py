@@ -12,7 +12,8 @@ from torch import nn
 from inference.machine import free_memory
 from inference.windows import predict_in_windows
 from training.config import Config
-from training.network import autocast, multiple_of
+from training.mixed_precision import autocast
+from training.network import multiple_of
 
 MEMORY_SHARE = 0.7
 """Share of the free memory that one pass may take."""

@@ -28,10 +28,12 @@ from training.losses import (
     loss_at_all_depths,
     partial_dice_cross_entropy,
 )
+from training.mixed_precision import autocast
 from training.muon import Muon
-from training.network import autocast, make_network, multiple_of
+from training.network import make_network, multiple_of
 from training.prepared_file import file_of
-from training.records import INITIAL, Records, alone_in, changed_settings
+from training.records import INITIAL, Records
+from training.run_folder import alone_in, changed_settings
 from training.samples import Samples
 from training.teacher import Teacher
 from training.team import Team, join

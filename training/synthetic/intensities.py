@@ -1,9 +1,9 @@
 """Synthetic CT: Hounsfield units drawn for a tissue map.
 
-No two draws share a scanner, a contrast phase or a habitus: every range below is meant to be
-wider than what hospitals see, so that real CT lies inside (the idea of SynthSeg, Billot et al.
-2023, with anatomy-aware priors in place of uniformly random intensities). Organ labels are exact
-by construction, whatever the image looks like.
+No two draws share a scanner, a contrast phase or a habitus: every range here and in `mean_hu` is
+meant to be wider than what hospitals see, so that real CT lies inside (the idea of SynthSeg,
+Billot et al. 2023, with anatomy-aware priors in place of uniformly random intensities). Organ
+labels are exact by construction, whatever the image looks like.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from inference.hounsfield import AIR
 from inference.organs import LABEL_OF
 from training.chance import Chance
 from training.separable import share_nearby
+from training.synthetic.mean_hu import draw_mean_hu, draw_phase
 from training.synthetic.scanner import add_couch, field_of_view, scanned
-from training.tissues import TISSUE_COUNT, Tissue
+from training.tissues import Tissue
 
 _FULL, _WIDE = 120_000.0, 4000.0  # mm3 of a stomach that is not empty, mm2 of its widest slice
 
@@ -41,8 +42,8 @@ def synthesise(
     shape = tissues.shape
     tissues = tissues.long()
     hull = hull.float()
-    arterial, venous = _phase(chance)
-    mean_hu = _mean_hu(chance, arterial, venous)  # stays where single numbers are cheap to read
+    arterial, venous = draw_phase(chance)
+    mean_hu = draw_mean_hu(chance, arterial, venous)  # stays where single numbers are cheap to read
 
     hu = mean_hu.to(tissues.device)[tissues]
     _fill_body(hu, tissues, hull, mean_hu, chance, spacing)
@@ -63,73 +64,6 @@ def synthesise(
     hu = scanned(hu, chance, spacing)
     seen = field_of_view(shape, chance).to(hu.device).expand(shape)
     return hu.masked_fill(~seen, AIR), seen
-
-
-def _phase(chance: Chance) -> tuple[float, float]:
-    """Arterial and venous enhancement, each 0 to 1: plain, arterial, portal or late."""
-    kind = chance.uniform(0, 1)
-    if kind < 0.35:
-        return 0.0, 0.0
-    if kind < 0.5:
-        return chance.uniform(0.5, 1.0), chance.uniform(0.0, 0.5)
-    if kind < 0.88:
-        return chance.uniform(0.2, 0.5), chance.uniform(0.5, 1.0)
-    return chance.uniform(0.1, 0.3), chance.uniform(0.2, 0.6)
-
-
-def _mean_hu(chance: Chance, a: float, v: float) -> Tensor:
-    """Mean Hounsfield units of every tissue for one patient in one phase."""
-    liver = chance.uniform(-5, 45) if chance.happens(0.15) else chance.normal(56, 7)
-    bile = chance.uniform(20, 70) if chance.happens(0.12) else chance.normal(8, 6)
-    aorta = chance.normal(40, 5) + chance.uniform(240, 480) * a
-    blood = chance.normal(40, 5)
-    fatty = chance.uniform(5, 30) if chance.happens(0.35) else 0.0
-    organ = {
-        "liver": liver + 12 * a + chance.uniform(40, 65) * v,
-        "right_kidney": 0.0,
-        "left_kidney": 0.0,
-        "spleen": chance.normal(47, 5) + 60 * a + 55 * v,
-        "pancreas": chance.normal(34, 9)
-        + chance.uniform(45, 95) * a
-        + chance.uniform(35, 85) * v
-        - fatty,
-        "aorta": aorta + 20 * v,
-        "inferior_vena_cava": blood + 45 * a + chance.uniform(25, 125) * v,  # liver's or less
-        "right_adrenal_gland": chance.normal(22, 12) + 40 * a + 35 * v,
-        "left_adrenal_gland": 0.0,
-        "gallbladder": bile,
-        "esophagus": chance.normal(36, 6) + 18 * a + 25 * v,
-        "stomach": _bowel_wall(chance, a, v),
-        "duodenum": _bowel_wall(chance, a, v),
-    }
-    organ["right_kidney"] = chance.normal(32, 4) + 100 * a + 110 * v
-    organ["left_kidney"] = organ["right_kidney"] + chance.normal(0, 4)
-    organ["left_adrenal_gland"] = organ["right_adrenal_gland"] + chance.normal(0, 4)
-    mean_hu = torch.full((TISSUE_COUNT,), 30.0)
-    for name, value in organ.items():
-        mean_hu[LABEL_OF[name]] = value + chance.normal(0, 4)
-    muscle = chance.normal(52, 9)
-    mean_hu[Tissue.NONE] = chance.normal(-104, 8)
-    mean_hu[Tissue.MUSCLE] = muscle + 5 * a + 8 * v
-    mean_hu[Tissue.BONE] = chance.uniform(90, 280)
-    mean_hu[Tissue.LUNG] = chance.uniform(-920, -720)
-    mean_hu[Tissue.AIRWAY] = -980
-    mean_hu[Tissue.HEART] = blood + chance.uniform(100, 350) * a + 90 * v
-    mean_hu[Tissue.VEIN] = blood + 25 * a + chance.uniform(90, 150) * v
-    mean_hu[Tissue.ARTERY] = aorta + 20 * v
-    mean_hu[Tissue.SMALL_BOWEL] = _bowel_wall(chance, a, v)
-    mean_hu[Tissue.COLON] = _bowel_wall(chance, a, v)
-    excreted = chance.happens(0.08)
-    mean_hu[Tissue.BLADDER] = chance.uniform(100, 500) if excreted else chance.normal(6, 5)
-    mean_hu[Tissue.NERVE] = chance.normal(34, 6)
-    mean_hu[Tissue.CARTILAGE] = chance.normal(95, 35)
-    mean_hu[Tissue.SOFT] = chance.normal(42, 8) + 20 * v
-    return mean_hu
-
-
-def _bowel_wall(chance: Chance, a: float, v: float) -> float:
-    """As bright as the pancreas in either phase, or darker: thin walls are half their content."""
-    return chance.normal(35, 7) + chance.uniform(20, 90) * a + chance.uniform(25, 80) * v
 
 
 def _fill_body(
