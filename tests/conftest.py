@@ -54,8 +54,8 @@ def tissues() -> np.ndarray:
     """A small whole body, to be read only: the phantom's organs, with a spine's worth of bone."""
     pytest.importorskip("torch")
     from inference.phantom import make_phantom
+    from training.data.tissues import Tissue
     from training.synthetic.isotropic import isotropic
-    from training.tissues import Tissue
 
     _, labels = make_phantom(shape=(40, 48, 64), spacing=(6.0, 6.0, 6.0), seed=1)
     array = isotropic(sitk.GetArrayFromImage(labels), (6.0, 6.0, 6.0))
@@ -88,8 +88,8 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from small_training import CONFIG, SMALL
 
-    from training import train as loop
     from training.config import Config
+    from training.loop import train as loop
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -110,9 +110,9 @@ def prepared_once(tmp_path: Path) -> tuple[Path, Path, Config]:
     """A dataset of one patient, P1; where it was prepared; and the configuration."""
     from small_dataset import add, configuration, dataset, liver_and_spleen
 
-    from training.cases import find_cases
     from training.config import Config
-    from training.prepare import prepare
+    from training.data.cases import find_cases
+    from training.preparation.prepare import prepare
 
     data, out = dataset(tmp_path / "data"), tmp_path / "out"
     add(data, "P1", *liver_and_spleen())

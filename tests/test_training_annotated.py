@@ -13,12 +13,12 @@ import torch
 from small_dataset import add, configuration, dataset, liver_and_spleen, write
 
 from inference.organs import ORGANS
-from training.cases import find_cases
 from training.config import Config
-from training.losses import partial_dice_cross_entropy
-from training.prepare import prepare
-from training.samples import Samples
-from training.tissues import UNKNOWN
+from training.data.cases import find_cases
+from training.data.tissues import UNKNOWN
+from training.loop.losses import partial_dice_cross_entropy
+from training.patches.samples import Samples
+from training.preparation.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,8 +23,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from inference.hounsfield import AIR
-from training.augment import vary_hu, vary_intensities
-from training.chance import Chance
+from training.patches.augment import vary_hu, vary_intensities
+from training.patches.chance import Chance
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 

@@ -11,9 +11,9 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 import torch
 
-from training.batches import batches
 from training.config import Config
-from training.samples import Patch, Samples
+from training.patches.batches import batches
+from training.patches.samples import Patch, Samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,18 +11,18 @@ import torch
 from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
-from training.chance import Chance
-from training.synthetic.bodies import _reached, complete, finish, transfer
-from training.synthetic.lent_organs import join_to_stomach, lay, lead_past
-from training.synthetic.registration import register
-from training.tissues import (
+from training.data.tissues import (
     Tissue,
     on_wrong_sides,
     organs_only,
 )
-from training.warp import (
+from training.patches.chance import Chance
+from training.patches.warp import (
     regular_places,
 )
+from training.synthetic.bodies import _reached, complete, finish, transfer
+from training.synthetic.lent_organs import join_to_stomach, lay, lead_past
+from training.synthetic.registration import register
 
 ADRENAL = "left_adrenal_gland"
 

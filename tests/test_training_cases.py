@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 from small_dataset import add, configuration, dataset, liver_and_spleen, write
 
 from training.__main__ import main
-from training.cases import find_cases
+from training.data.cases import find_cases
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

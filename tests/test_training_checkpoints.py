@@ -16,10 +16,10 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 from torch import nn
 
-from training import checkpoint
-from training import train as loop
 from training.config import Config
-from training.teacher import Teacher
+from training.loop import checkpoint
+from training.loop import train as loop
+from training.loop.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

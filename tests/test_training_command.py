@@ -19,8 +19,8 @@ import torch
 import yaml
 from small_training import CONFIG, SMALL, SPACING, a_patient, losses, two_rounds
 
-from training import checkpoint
 from training.__main__ import main
+from training.loop import checkpoint
 from training.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

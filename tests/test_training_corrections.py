@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from inference.organs import LABEL_OF
-from training.corrections import correct, load_corrections, of_kind
-from training.fat import drop_fat
-from training.judge import judge
-from training.tissues import UNKNOWN
+from training.data.tissues import UNKNOWN
+from training.pseudolabels.corrections import correct, load_corrections, of_kind
+from training.pseudolabels.fat import drop_fat
+from training.pseudolabels.judge import judge
 from training.yaml_file import load_yaml
 
 LIVER, KIDNEY, AORTA = (LABEL_OF[name] for name in ("liver", "left_kidney", "aorta"))

@@ -19,11 +19,11 @@ pytest.importorskip("nncf", reason="the training extra is not installed")
 from inference.organs import ORGANS
 from inference.plan import Plan
 from inference.processor import instruction_sets
-from training.agreement import Agreement
-from training.case import Case
 from training.config import Config
-from training.export import volumes_for_checks
-from training.model_card import write_model_card
+from training.data.case import Case
+from training.export.agreement import Agreement
+from training.export.export import volumes_for_checks
+from training.export.model_card import write_model_card
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -32,7 +32,9 @@ _QUANTISE = """
 import json, sys
 import numpy as np, openvino as ov, torch
 from torch import nn
-from training.openvino_model import convolutions_of, quantise, quantise_by_accuracy, to_openvino
+from training.export.openvino_model import (
+    convolutions_of, quantise, quantise_by_accuracy, to_openvino,
+)
 
 torch.manual_seed(0)
 network = nn.Sequential(
@@ -76,7 +78,7 @@ _UPSAMPLE = """
 import json
 import numpy as np, openvino as ov, torch
 from torch import nn
-from training.openvino_model import quantise, to_openvino
+from training.export.openvino_model import quantise, to_openvino
 
 torch.manual_seed(0)
 network = nn.Sequential(
@@ -107,9 +109,9 @@ import numpy as np, openvino as ov, torch
 import inference.network
 from dataclasses import replace
 from training.config import Config
-from training.export import Volume, _compare
-from training.openvino_model import to_openvino
-from training.network import make_network
+from training.export.export import Volume, _compare
+from training.export.openvino_model import to_openvino
+from training.networks.network import make_network
 
 torch.manual_seed(0)
 inference.network.best_float = lambda: "bf16"
@@ -131,10 +133,10 @@ from pathlib import Path
 import numpy as np, torch
 from inference.errors import ModelError
 from inference.model import Model
-from training.checkpoint import load_average, save
+from training.loop.checkpoint import load_average, save
 from training.config import Config
-from training.export import export
-from training.network import make_network
+from training.export.export import export
+from training.networks.network import make_network
 
 torch.manual_seed(0)
 config = Config.load(Path("training/configs/abdoseg.yaml"))

@@ -16,10 +16,10 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import SimpleITK as sitk
 from small_dataset import add, configuration, dataset, liver_and_spleen, stored, write
 
-from training.cases import find_cases
 from training.config import Config
-from training.prepare import prepare
-from training.tissues import UNKNOWN
+from training.data.cases import find_cases
+from training.data.tissues import UNKNOWN
+from training.preparation.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def test_what_an_older_version_prepared_is_prepared_anew(
     data, out, config = prepared_once
     path = out / "images" / "P1.npz"
     first = path.stat().st_mtime_ns
-    monkeypatch.setattr("training.fingerprint._FORM", 99)
+    monkeypatch.setattr("training.preparation.fingerprint._FORM", 99)
     prepare(find_cases(data), out, config, 1)
     later = path.stat().st_mtime_ns
     assert later > first

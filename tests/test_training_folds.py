@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from small_dataset import add, configuration, dataset, liver_and_spleen, stored, write
 
 from training.__main__ import main
-from training.folds import fold_of
-from training.tissues import UNKNOWN
+from training.data.folds import fold_of
+from training.data.tissues import UNKNOWN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,10 @@ import torch
 from scipy import ndimage
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
+from training.data.tissues import (
+    Tissue,
+)
+from training.patches.chance import Chance
 from training.synthetic import intensities
 from training.synthetic.bodies import finish
 from training.synthetic.intensities import (
@@ -25,9 +28,6 @@ from training.synthetic.intensities import (
     synthesise,
 )
 from training.synthetic.mean_hu import draw_mean_hu
-from training.tissues import (
-    Tissue,
-)
 
 
 def test_synthesis_is_reproducible_varies_and_stays_physical(tissues: np.ndarray) -> None:

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from inference.errors import ModelError
-from training import train as loop
-from training.checkpoint import load_average, load_mean
 from training.config import Config
-from training.ir_weights import measure_norms
-from training.network import make_network, multiple_of
-from training.openvino_model import to_openvino
-from training.samples import Samples
+from training.export.openvino_model import to_openvino
+from training.loop import train as loop
+from training.loop.checkpoint import load_average, load_mean
+from training.networks.ir_weights import measure_norms
+from training.networks.network import make_network, multiple_of
+from training.patches.samples import Samples
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 UNET = {

@@ -19,13 +19,13 @@ import torch
 from small_training import CONFIG, ORGANS_SHOWN, losses
 from torch import nn
 
-from training import checkpoint
-from training import train as loop
 from training.config import Config
-from training.evaluate import evaluate
-from training.losses import partial_dice_cross_entropy
-from training.network import make_network
-from training.samples import Samples
+from training.loop import checkpoint
+from training.loop import train as loop
+from training.loop.evaluate import evaluate
+from training.loop.losses import partial_dice_cross_entropy
+from training.networks.network import make_network
+from training.patches.samples import Samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

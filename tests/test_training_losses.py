@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 import torch
 
-from training.losses import partial_dice_cross_entropy
+from training.loop.losses import partial_dice_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

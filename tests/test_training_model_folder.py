@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 
 from inference.errors import UsageError
-from training.model_folder import check_place, model_folder
+from training.export.model_folder import check_place, model_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

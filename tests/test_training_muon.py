@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from training.muon import Muon, orthogonalise
+from training.loop.muon import Muon, orthogonalise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

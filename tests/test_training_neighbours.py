@@ -14,15 +14,15 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
+from training.data.tissues import (
+    Tissue,
+    organs_only,
+)
+from training.patches.chance import Chance
 from training.synthetic.colon import add_colon
 from training.synthetic.neighbours import add_neighbours
 from training.synthetic.pancreas import age_pancreas
 from training.synthetic.tubes import tube
-from training.tissues import (
-    Tissue,
-    organs_only,
-)
 
 
 def test_an_old_pancreas_has_lost_its_outer_layer_and_nothing_else_changes() -> None:

@@ -13,18 +13,18 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 
 from training.config import Config
-from training.depthwise import DepthwiseConv3d
-from training.losses import distillation, loss_at_all_depths
-from training.mixed_precision import autocast
-from training.network import (
+from training.loop.losses import distillation, loss_at_all_depths
+from training.loop.train import learning_rate
+from training.networks.depthwise import DepthwiseConv3d
+from training.networks.mixed_precision import autocast
+from training.networks.network import (
     make_network,
     multiple_of,
     multiply_adds,
     parameter_count,
 )
-from training.samples import Patch
-from training.train import learning_rate
-from training.unets import ChannelAttention, InstanceNorm
+from training.networks.unets import ChannelAttention, InstanceNorm
+from training.patches.samples import Patch
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")

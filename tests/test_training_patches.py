@@ -14,8 +14,8 @@ from small_dataset import configuration
 
 from inference.organs import LABEL_OF, ORGANS
 from training.config import Config
-from training.prepared_file import opened
-from training.samples import Samples
+from training.patches.samples import Samples
+from training.preparation.prepared_file import opened
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,7 +161,7 @@ def test_a_prepared_file_is_opened_once_to_see_what_it_tells(
         looked_at.append(path)
         return opened(path)
 
-    monkeypatch.setattr("training.sources.opened", counted)
+    monkeypatch.setattr("training.patches.sources.opened", counted)
     shares = {"labelled": 0.4, "transferred": 0.3, "empty": 0.3}
     samples = Samples(kinds, Config.load(configuration(kinds, shares=shares)))
     assert samples.untold == IN_THE_CHEST

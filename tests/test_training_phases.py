@@ -9,8 +9,8 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 
 from inference.organs import LABEL_OF
-from training.augment import vary_hu
-from training.chance import Chance
+from training.patches.augment import vary_hu
+from training.patches.chance import Chance
 
 
 def test_phases_leave_an_even_image_even() -> None:

@@ -23,10 +23,10 @@ from small_dataset import REPOSITORY, add, configuration, dataset, liver_and_spl
 
 from inference.preprocess import preprocess
 from training.__main__ import main
-from training.cases import find_cases
 from training.config import Config
-from training.prepare import prepare
-from training.samples import Samples
+from training.data.cases import find_cases
+from training.patches.samples import Samples
+from training.preparation.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,7 +146,7 @@ def test_nothing_stays_of_cases_that_are_gone_or_refused(
 
 _TOLD_BETWEEN_JOBS = """
 import os, signal, time
-from training import prepare
+from training.preparation import prepare
 
 prepare._end_when_told()
 try:

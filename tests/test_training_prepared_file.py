@@ -12,9 +12,9 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 
 from training.config import Config
-from training.prepare import prepare
-from training.prepared_file import opened
-from training.samples import Samples
+from training.patches.samples import Samples
+from training.preparation.prepare import prepare
+from training.preparation.prepared_file import opened
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,15 +19,15 @@ from small_training import CONFIG, ORGANS_SHOWN, SMALL, SPACING, a_patient
 
 from inference.organs import LABEL_OF, ORGANS
 from training.__main__ import main
-from training.cases import find_cases
 from training.config import Config
-from training.corrections import Edit
-from training.judge import judge
-from training.looks import look_at
-from training.pseudolabel import pseudolabel
-from training.tissues import (
+from training.data.cases import find_cases
+from training.data.tissues import (
     UNKNOWN,
 )
+from training.pseudolabels.corrections import Edit
+from training.pseudolabels.judge import judge
+from training.pseudolabels.looks import look_at
+from training.pseudolabels.pseudolabel import pseudolabel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,7 +62,7 @@ def test_the_airways_gas_is_not_the_esophagus_in_any_look(
         grown = [ndimage.zoom(part, np.divide(values.shape, hu.shape), order=0) for part in seen]
         return np.stack(grown)
 
-    monkeypatch.setattr("training.looks.logits_of", as_seen)
+    monkeypatch.setattr("training.pseudolabels.looks.logits_of", as_seen)
     looks = look_at([torch.nn.Identity()], hu, (2.0, 2.0, 2.0), config)
     assert len(looks) == 3
     for look in looks:

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("torch", reason="the training extra is not installed")
 
 
-from training import train as loop
 from training.config import Config
-from training.evaluate import Evaluated, evaluate
-from training.read_records import read_rows
-from training.records import Records
+from training.loop import train as loop
+from training.loop.evaluate import Evaluated, evaluate
+from training.records.read import read_rows
+from training.records.write import Records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

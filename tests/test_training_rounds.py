@@ -17,8 +17,8 @@ from inference.errors import UsageError
 from training.__main__ import main
 from training.config import Config
 from training.options import parse
+from training.patches.samples import Samples
 from training.run import Run
-from training.samples import Samples
 from training.steps_left import steps_left
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,9 +12,9 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 from small_training import CONFIG, SMALL
 
-from training import train as loop
 from training.config import Config
-from training.run_folder import alone_in
+from training.loop import train as loop
+from training.records.run_folder import alone_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,15 +17,15 @@ import torch
 
 from inference.organs import LABEL_OF, ORGANS
 from inference.phantom import make_phantom
-from training.cases import find_cases
-from training.chance import Chance
 from training.config import Config
-from training.prepare import prepare
-from training.prepare_jobs import what_is_not_drawn
-from training.samples import Samples
-from training.tissues import (
+from training.data.cases import find_cases
+from training.data.tissues import (
     UNKNOWN,
 )
+from training.patches.chance import Chance
+from training.patches.samples import Samples
+from training.preparation.jobs import what_is_not_drawn
+from training.preparation.prepare import prepare
 
 
 @pytest.fixture(scope="module")

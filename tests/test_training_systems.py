@@ -23,7 +23,7 @@ from inference.organs import ORGANS
 from inference.phantom import make_phantom
 from inference.plan import Plan
 from training.__main__ import main
-from training.read_records import read_rows
+from training.records.read import read_rows
 
 REPOSITORY = Path(__file__).parents[1]
 NAMES = ("abdoseg", "dsunet_eca", "nnunet_half", "nnunet_iso2p5", "unet_baseline")

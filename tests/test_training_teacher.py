@@ -14,13 +14,13 @@ import torch
 from small_dataset import add, configuration, dataset, liver_and_spleen
 from small_training import CONFIG, ORGANS_SHOWN, SMALL, a_patient, prepare_volume
 
-from training import checkpoint
-from training import train as loop
 from training.__main__ import main
 from training.config import Config
-from training.evaluate import evaluate
-from training.teacher import Teacher
-from training.torch_runner import logits_of
+from training.loop import checkpoint
+from training.loop import train as loop
+from training.loop.evaluate import evaluate
+from training.loop.teacher import Teacher
+from training.loop.torch_runner import logits_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

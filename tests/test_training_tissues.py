@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 
 from inference.organs import LABEL_OF
-from training.tissues import (
+from training.data.tissues import (
     Tissue,
     end_at_heart,
     organs_only,

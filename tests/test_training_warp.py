@@ -13,10 +13,9 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 from scipy import ndimage
 
-from training.chance import Chance
-from training.separable import blur, share_nearby, upsample
-from training.synthetic.isotropic import isotropic
-from training.warp import (
+from training.patches.chance import Chance
+from training.patches.separable import blur, share_nearby, upsample
+from training.patches.warp import (
     random_places,
     regular_places,
     rotation,
@@ -24,6 +23,7 @@ from training.warp import (
     sample_nearest,
     turned_places,
 )
+from training.synthetic.isotropic import isotropic
 
 
 def test_upsample_equals_torch() -> None:

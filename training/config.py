@@ -33,7 +33,7 @@ class Config:
     Attributes:
         name: the model's name and that of its folder under ``weights``.
         version: version of the weights.
-        network: the ``kind`` of network and its arguments, see `training.unets`.
+        network: the ``kind`` of network and its arguments, see `training.networks.unets`.
         spacing, size, crop, clip, subtract, divide, patch, tiling, overlap, precision,
             postprocessing: written into the model's plan as they are, see `inference.plan.Plan`.
             Training prepares its images with the same rules, and draws patches of that size.
@@ -44,7 +44,7 @@ class Config:
             drawing one of few slices can cost more than a step of a small network.
         batch: patches per step, over all GPUs together.
         iterations: optimiser steps in all.
-        optimiser: "adamw", "sgd" (with Nesterov momentum 0.99) or "muon", see `training.muon`.
+        optimiser: "adamw", "sgd" (with Nesterov momentum 0.99) or "muon", see `training.loop.muon`.
         learning_rate: the highest rate.
         schedule: how the rate falls to zero: "cosine", or "polynomial" with the exponent 0.9.
         warmup: steps in which the rate rises first.
@@ -52,9 +52,9 @@ class Config:
         gradient_clip: highest norm of the gradient.
         ema: decay of the moving average of the weights, which is what is exported.
         seed: of everything random; a round of self-training adds its number.
-        placement: where patches lie, see `training.samples`.
+        placement: where patches lie, see `training.patches.samples`.
         augmentation: name to arguments; those of intensities act in this order, see
-            `training.augment`.
+            `training.patches.augment`.
         shares: how often a patch is drawn from ``synthetic`` bodies, ``labelled`` images, these
             ``transferred`` to other anatomies, ``empty`` images without any organ, and
             ``pseudo`` labelled ones; shares of kinds that are missing go to the others.
@@ -67,7 +67,7 @@ class Config:
             all the same where there are none. They fade to 1 during the training; rounds of
             self-training have none.
         batch_dice: whether the Dice loss is that of a batch's patches together, of those that one
-            process has of it, see `training.losses`; otherwise each patch has its own.
+            process has of it, see `training.loop.losses`; otherwise each patch has its own.
         empty: CTs known to hold none of the organs (but perhaps esophagus and aorta).
         freeze_norm: share of the steps after which batch norms keep their statistics; from then
             on the network is trained as it will be run, whatever the extent of the image.

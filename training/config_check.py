@@ -20,7 +20,7 @@ from inference.kinds import (
 )
 from inference.organs import LABEL_OF
 from inference.plan_check import PLAN_KINDS
-from training.prepared_file import FOLDER_OF
+from training.preparation.prepared_file import FOLDER_OF
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -67,7 +67,7 @@ _KINDS = {
         ("network", "placement", "coarse_first", "self_training", "augmentation"), _MAPPING
     ),
 }
-# What networks may have (`training.network`).
+# What networks may have (`training.networks.network`).
 _NETWORK = {
     "features": several(whole(1)),
     **dict.fromkeys(("kernels", "strides"), several(several(whole(1), 3))),
@@ -84,12 +84,12 @@ _SELF_TRAINING = {
     "iterations": whole(1),
     "learning_rate": number(above=0),
 }
-# Rules of `training.samples` for where patches lie, and what each needs.
+# Rules of `training.patches.samples` for where patches lie, and what each needs.
 _PLACEMENTS: dict[str, dict[str, Kind]] = {
     "anywhere": {"foreground": _PROBABILITY},
     "labelled_slices": {},
 }
-# Entries of `training.augment`, and what each needs.
+# Entries of `training.patches.augment`, and what each needs.
 _AUGMENTATIONS: dict[str, dict[str, Kind]] = {
     "warp": {"strength": number(0)},
     "turn": {"probability": _PROBABILITY, "degrees": several(number(0), 3)},

@@ -24,19 +24,19 @@ from inference.network import Network
 from inference.organs import ORGANS
 from inference.precision import bf16_pays
 from training.config import Config
-from training.losses import loss_at_all_depths, partial_dice_cross_entropy
-from training.machine import cpu_in_words
-from training.mixed_precision import autocast
-from training.network import (
+from training.export.machine import cpu_in_words
+from training.export.openvino_model import quantise, to_openvino
+from training.loop.losses import loss_at_all_depths, partial_dice_cross_entropy
+from training.loop.train import make_optimiser
+from training.networks.mixed_precision import autocast
+from training.networks.network import (
     check_network,
     make_network,
     multiple_of,
     multiply_adds,
     parameter_count,
 )
-from training.openvino_model import quantise, to_openvino
-from training.samples import Patch
-from training.train import make_optimiser
+from training.patches.samples import Patch
 
 HEADER = (
     "| configuration | parameters | per million voxels: G multiply-adds | int8, s | bf16, s "

@@ -11,8 +11,8 @@ from training.options import Options
 from training.work_folder import fold_suffix, folder_of, work_of
 
 if TYPE_CHECKING:
-    from training.case import Case
     from training.config import Config
+    from training.data.case import Case
 
 
 class Run:
@@ -38,9 +38,9 @@ class Run:
     """
 
     def __init__(self, config: Config, options: Options) -> None:
-        from training.cases import find_cases
-        from training.folds import fold_of
-        from training.network import check_network
+        from training.data.cases import find_cases
+        from training.data.folds import fold_of
+        from training.networks.network import check_network
 
         coarse = config.coarse_first
         patches = [config.patch, *([coarse["patch"]] if coarse else [])]
@@ -82,10 +82,10 @@ class Run:
 
     def prepare(self) -> None:
         """Check and resample the data."""
-        from training.cases import what_is_not_taught
-        from training.prepare import prepare
-        from training.prepare_jobs import what_is_not_drawn
-        from training.pseudolabel_folder import ANNOTATED
+        from training.data.cases import what_is_not_taught
+        from training.preparation.jobs import what_is_not_drawn
+        from training.preparation.prepare import prepare
+        from training.pseudolabels.folder import ANNOTATED
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
@@ -115,7 +115,7 @@ class Run:
 
     def _claim(self, names: list[str]) -> None:
         """Note for which training these pseudo-labels are prepared; no other one's stay."""
-        from training.prepared_file import file_of
+        from training.preparation.prepared_file import file_of
 
         note = self._pseudolabelled_for
         before = note.read_text() if note.exists() else "no fold"
@@ -138,9 +138,9 @@ class Run:
     def train(self) -> None:
         """Train, or go on."""
         from training.config import Config
-        from training.prepared_settings import SETTINGS, check_settings
-        from training.teacher import Teacher
-        from training.train import train
+        from training.loop.teacher import Teacher
+        from training.loop.train import train
+        from training.preparation.settings import SETTINGS, check_settings
 
         if (self.prepared / SETTINGS).exists():
             check_settings(self.prepared, self.config)
@@ -173,9 +173,9 @@ class Run:
 
     def export(self) -> None:
         """Write the model folder, with its card."""
-        from training.agreement import Agreement
-        from training.export import export
-        from training.model_card import write_model_card
+        from training.export.agreement import Agreement
+        from training.export.export import export
+        from training.export.model_card import write_model_card
 
         if len(self.checkpoints) > 1:
             raise ValueError("'export' takes one --checkpoint")
@@ -213,9 +213,9 @@ class Run:
 
     def pseudolabel(self) -> None:
         """Label the CTs without labels, and print which organs were kept."""
-        from training.cases import find_cases
-        from training.corrections import load_corrections
-        from training.pseudolabel import pseudolabel
+        from training.data.cases import find_cases
+        from training.pseudolabels.corrections import load_corrections
+        from training.pseudolabels.pseudolabel import pseudolabel
 
         by_hand = self.options.corrections
         cases = find_cases(self.options.data)
@@ -270,7 +270,7 @@ def check_pseudolabels(options: Options) -> None:
     Raises:
         ValueError: it is one.
     """
-    from training.pseudolabel_folder import ANNOTATED
+    from training.pseudolabels.folder import ANNOTATED
 
     if options.pseudolabels and not (options.pseudolabels / ANNOTATED).is_file():
         raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")

@@ -23,7 +23,7 @@ def steps_left(config: Config, options: Options) -> list[list[str]]:
             only a single step takes, or a round without the training before it: better said now
             than after the first training.
     """
-    from training.model_folder import check_place
+    from training.export.model_folder import check_place
 
     out, work = options.out or Path("weights") / config.name, work_of(config, options)
     check_place(out)
@@ -60,8 +60,8 @@ def steps_left(config: Config, options: Options) -> list[list[str]]:
 
 def _possible_rounds(config: Config, options: Options) -> int:
     """The configuration's rounds of self-training; none where no CT lacks labels."""
-    from training.cases import find_cases
-    from training.corrections import load_corrections
+    from training.data.cases import find_cases
+    from training.pseudolabels.corrections import load_corrections
 
     cases = find_cases(options.data)
     if options.corrections:

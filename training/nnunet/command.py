@@ -19,8 +19,9 @@ from inference.machine import usable_threads
 from inference.network import Network
 from inference.pass_memory import bytes_per_voxel
 from inference.plan import NETWORK_FILES, Plan
-from training.model_folder import check_place, model_folder
-from training.network import parameter_count
+from training.export.model_folder import check_place, model_folder
+from training.export.openvino_model import quantise, to_openvino
+from training.networks.network import parameter_count
 from training.nnunet.card import write_card
 from training.nnunet.checkpoint import Checkpoint, load_checkpoint
 from training.nnunet.fast import calibration_cases, calibration_patches, compare
@@ -35,7 +36,6 @@ from training.nnunet.results import (
     required,
     written_by_nnunet,
 )
-from training.openvino_model import quantise, to_openvino
 
 _MOST_ERROR = 1e-2  # of the exported logits, relative; rounding gives 1e-6, fp16 weights 1e-3
 

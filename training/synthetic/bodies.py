@@ -18,11 +18,11 @@ from scipy.spatial import ConvexHull
 from inference.grid import Spacing
 from inference.hounsfield import AIR
 from inference.organs import LABEL_OF, ORGANS
-from training.chance import Chance
+from training.data.tissues import SPACING, Tissue
+from training.patches.chance import Chance
+from training.patches.warp import NearestVoxels, sample_linear, sample_nearest
 from training.synthetic.lent_organs import join_to_stomach, lay, lead_past
 from training.synthetic.registration import lay_over
-from training.tissues import SPACING, Tissue
-from training.warp import NearestVoxels, sample_linear, sample_nearest
 
 _COVERED = 0.75  # of the most that is covered of any slice
 _SKIN = 60.0  # mm around the labelled structures that are kept for fat and skin
@@ -35,7 +35,7 @@ class Body:
     """A tissue map with room for fat and skin around it.
 
     Attributes:
-        tissues: uint8 (z, y, x) at `SPACING`, values of `training.tissues`.
+        tissues: uint8 (z, y, x) at `SPACING`, values of `training.data.tissues`.
         hull: int8 (z, y, x), signed distance in mm to the hull of all labelled structures within
             each axial slice: negative inside, limited to +-127.
     """

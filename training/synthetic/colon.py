@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
+from training.data.tissues import Tissue
+from training.patches.chance import Chance
 from training.synthetic.tubes import Point, tube
-from training.tissues import Tissue
 
 _LEAST_STOMACH = 15_000.0  # mm3, below which a patch shows too little of one
 _MOST_TAKEN = 0.35  # of the stomach; more would not be an impression but another organ
@@ -27,7 +27,7 @@ def add_colon(tissues: Tensor, hull: Tensor, spacing: float, chance: Chance) -> 
     other organ.
 
     Args:
-        tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
+        tissues: integer (z, y, x) in LPS orientation, values of `training.data.tissues`.
         hull: (z, y, x), signed distance in mm to the hull of the labelled structures.
         spacing: isotropic spacing in mm.
         chance: source of chance, on the tissues' device.

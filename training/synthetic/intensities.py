@@ -13,11 +13,11 @@ from torch import Tensor
 
 from inference.hounsfield import AIR
 from inference.organs import LABEL_OF
-from training.chance import Chance
-from training.separable import share_nearby
+from training.data.tissues import Tissue
+from training.patches.chance import Chance
+from training.patches.separable import share_nearby
 from training.synthetic.mean_hu import draw_mean_hu, draw_phase
 from training.synthetic.scanner import add_couch, field_of_view, scanned
-from training.tissues import Tissue
 
 _FULL, _WIDE = 120_000.0, 4000.0  # mm3 of a stomach that is not empty, mm2 of its widest slice
 
@@ -30,7 +30,7 @@ def synthesise(
     """Draw a CT for a tissue map.
 
     Args:
-        tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
+        tissues: integer (z, y, x) in LPS orientation, values of `training.data.tissues`.
         hull: (z, y, x), signed distance in mm to the hull of the labelled structures.
         spacing: isotropic spacing in mm.
         chance: source of chance, on the tissues' device.

@@ -9,9 +9,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
+from training.data.tissues import SPACING, Tissue
+from training.patches.chance import Chance
 from training.synthetic.tubes import tube
-from training.tissues import SPACING, Tissue
 
 _RESIZED = 1.1  # at most so many times as large as the atlas's, or as small
 _MOVED = 16.0  # mm along an axis, at most, out of the way of what is there

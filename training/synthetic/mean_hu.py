@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
-from training.tissues import TISSUE_COUNT, Tissue
+from training.data.tissues import TISSUE_COUNT, Tissue
+from training.patches.chance import Chance
 
 
 def draw_phase(chance: Chance) -> tuple[float, float]:

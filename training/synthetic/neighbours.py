@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
+from training.data.tissues import Tissue
+from training.patches.chance import Chance
 from training.synthetic.tubes import Point, distance, tube
-from training.tissues import Tissue
 
 _LEAST_PANCREAS = 4000.0  # mm3, below which a patch shows too little of one to tell its course
 _NEAR = 15.0  # mm between its neck and where the veins meet
@@ -28,7 +28,7 @@ def add_neighbours(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     """Draw crura, veins, arteries, nodes and what drains the kidneys, in most calls.
 
     Args:
-        tissues: integer (z, y, x) in LPS orientation, values of `training.tissues`.
+        tissues: integer (z, y, x) in LPS orientation, values of `training.data.tissues`.
         spacing: isotropic spacing in mm.
         chance: source of chance, on the tissues' device.
 

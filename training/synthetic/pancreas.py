@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from inference.organs import LABEL_OF
-from training.chance import Chance
-from training.separable import blur
-from training.tissues import Tissue
+from training.data.tissues import Tissue
+from training.patches.chance import Chance
+from training.patches.separable import blur
 
 _REACH = 3.0  # mm
 
@@ -18,7 +18,7 @@ def age_pancreas(tissues: Tensor, spacing: float, chance: Chance) -> Tensor:
     The label maps at hand are of few patients, so without this most of them have a full one.
 
     Args:
-        tissues: integer (z, y, x), values of `training.tissues`.
+        tissues: integer (z, y, x), values of `training.data.tissues`.
         spacing: isotropic spacing in mm.
         chance: source of chance, on the tissues' device.
 

@@ -19,9 +19,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from inference.resample import shape_at_spacing
-from training.separable import upsample
-from training.tissues import SPACING
-from training.warp import regular_places, sample_linear
+from training.data.tissues import SPACING
+from training.patches.separable import upsample
+from training.patches.warp import regular_places, sample_linear
 
 _COARSE = 8.0  # mm, spacing at which organs are compared
 _CONTROL = 30.0  # mm, spacing of the control grid

@@ -1,0 +1,1 @@
+"""What is trained: the networks, and their weights as they come from a model folder."""

@@ -1,0 +1,133 @@
+"""Labels for unlabelled CTs from networks' own predictions, kept only where they are sure.
+
+Each CT is looked at several times: by every network that is given, at its own spacing, enlarged
+and shrunk a little with shifted intensities, and, by networks that were trained on mirrored
+patients, mirrored. A voxel is kept where the looks agree, an organ only where they agree as a
+whole and it is anatomically plausible; everything else is unknown to the training. Who has looked
+at the pictures may correct that (`training.pseudolabels.corrections`).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from inference.errors import AbdosegError
+from inference.organs import ORGANS
+from inference.orientation import turn_to
+from inference.preprocess import preprocess
+from inference.preview import write_preview
+from inference.reading import Scan
+from inference.resample import resize_labels
+from inference.writing import write, write_text
+from training.config import Config
+from training.data.case import Case
+from training.data.json_file import read_json
+from training.data.tissues import UNKNOWN
+from training.loop.checkpoint import load_average
+from training.pseudolabels.corrections import Edit, correct, of_kind
+from training.pseudolabels.fat import drop_fat
+from training.pseudolabels.folder import ANNOTATED, label_file, read_annotated
+from training.pseudolabels.judge import PseudoLabels, judge
+from training.pseudolabels.looks import look_at
+
+_CORRECTED = "corrected.json"
+
+
+def pseudolabel(
+    cases: Sequence[Case],
+    checkpoints: Sequence[Path],
+    config: Config,
+    out: Path,
+    least: float = 0.85,
+    corrections: Mapping[str, Sequence[Edit]] | None = None,
+) -> tuple[dict[str, PseudoLabels], list[str]]:
+    """Label the CTs that have no labels.
+
+    Writes ``NAME.nii.gz`` on each CT's own grid (255 where unknown), ``NAME_preview.png`` and
+    ``annotated.json`` (which organs were kept in which case) into ``out``, from where
+    `training.preparation.prepare` takes them, for this network or another one. What is there
+    already is kept, so an interrupted run goes on; but a CT whose corrections are other ones than
+    before is labelled anew (``corrected.json`` has a mark of each CT's).
+
+    Args:
+        cases: of a data folder; those with labels, held out, or known to be empty are passed
+            over.
+        checkpoints: of one network or several, all of the same configuration (folds, say);
+            model folders too.
+        config: theirs.
+        out: the folder.
+        least: DSC between looks that an organ needs to be kept.
+        corrections: by hand, by case (`training.pseudolabels.corrections`); without, those that
+            were made stay.
+
+    Returns:
+        What was judged, by case (a case without any organ is not written), and a line per CT
+        that was refused.
+
+    Raises:
+        FileNotFoundError: a checkpoint is missing.
+        ModelError: a folder in the place of one holds no model.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
+    plan = config.plan_in_hu
+    out.mkdir(parents=True, exist_ok=True)
+    annotated = read_annotated(out)
+    made = {
+        name for name, kept in annotated.items() if not kept or (label_file(out, name)).exists()
+    }
+    marks = read_json(out / _CORRECTED) if (out / _CORRECTED).is_file() else {}
+    if corrections is not None:
+        made = {n for n in made if marks.get(n, "") == _mark(corrections.get(n, ()))}
+    corrections = corrections or {}
+    passed_over = {*config.holdout, *config.empty, *made}
+    todo = [case for case in cases if case.kind == "unlabelled" and case.name not in passed_over]
+    result, refused = {}, []
+    for case in tqdm(todo, desc="pseudolabel", unit="CT"):
+        try:
+            ct = case.ct()
+        except (AbdosegError, ValueError) as error:
+            refused.append(f"{case.name}: {error}")
+            continue
+        prepared = preprocess(ct.hu, ct.spacing, plan)
+        edits = corrections.get(case.name, ())
+        if annotated.pop(case.name, None) is not None:  # labels to be replaced teach nothing
+            write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
+        looks = look_at(networks, prepared.values, prepared.spacing, config)
+        trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
+        found = judge(looks, prepared.spacing, least, trusted, doubted)
+        found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
+        if found.kept:
+            labels = np.zeros(ct.hu.shape, np.uint8)
+            part = labels[prepared.box]
+            part[...] = resize_labels(found.labels, part.shape)
+            drop_fat(labels, ct.hu, ct.spacing)
+            try:
+                correct(labels, ct.hu, ct.spacing, edits)
+            except ValueError as error:
+                refused.append(f"{case.name}: {error}")
+                continue
+            stored = np.zeros(ct.image.GetSize()[::-1], np.uint8)
+            turn_to(ct.image.GetDirection()).apply(stored)[...] = labels
+            write(label_file(out, case.name), stored, Scan(ct.image))
+            seen = np.where(stored == UNKNOWN, 0, stored)
+            write_preview(out / f"{case.name}_preview.png", ct.image, seen, ct.offset)
+        result[case.name] = found
+        marks[case.name] = _mark(edits)
+        write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")
+        annotated[case.name] = [ORGANS[organ] for organ in found.kept]
+        write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
+    return result, refused
+
+
+def _mark(edits: Sequence[Edit]) -> str:
+    """What tells corrections of a CT from others; empty where there are none."""
+    return f"{zlib.crc32(repr(tuple(edits)).encode()):08x}" if edits else ""
