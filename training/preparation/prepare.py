@@ -16,8 +16,8 @@ Output, all in LPS orientation with arrays (z, y, x):
 
 What exists already is kept: an interrupted preparation goes on where it was. Each file says what
 it was made of (`training.preparation.fingerprint`); when that is no longer what the data has, it is
-made anew. Files of cases that are gone or refused are removed, since the training draws from all that
-it finds.
+made anew. Files of cases that are gone or refused are removed, since the training draws from all
+that it finds.
 """
 
 from __future__ import annotations
