@@ -18,7 +18,7 @@ import numpy as np
 from inference.decode import winners
 from inference.grid import Box, Mask, bounding_box, voxel_millilitres
 from inference.plan import Plan
-from inference.preprocess import Prepared, air
+from inference.preprocess import Prepared
 from inference.resample import resize, shape_at_spacing
 from inference.windows import Runner, predict_in_windows
 
@@ -48,7 +48,7 @@ def locate(network: Runner, prepared: Prepared, plan: Plan, memory: int) -> Box 
     """
     values = prepared.values
     coarse = resize(values, look_shape(values.shape, plan))
-    found = winners(predict_in_windows(network, coarse, plan, air(plan), memory)) > 0
+    found = winners(predict_in_windows(network, coarse, plan, memory)) > 0
     spacing = [
         n * size / m for n, size, m in zip(values.shape, prepared.spacing, found.shape, strict=True)
     ]

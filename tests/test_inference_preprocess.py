@@ -16,7 +16,7 @@ from inference.body import body_box
 from inference.errors import CaseError
 from inference.grid import whole_box
 from inference.model import Model
-from inference.preprocess import air, preprocess
+from inference.preprocess import preprocess
 from inference.resample import resize, resize_labels
 
 
@@ -130,7 +130,7 @@ def test_body_box_takes_the_offset() -> None:
 def test_network_input_is_clipped_and_normalised(tiny: Model) -> None:
     plan = replace(tiny.plan, clip=(-160.0, 240.0), subtract=40.0, divide=200.0)
     prepared = preprocess(patient(), (3.0, 3.0, 3.0), plan)
-    assert prepared.values.min() == pytest.approx(-1.0) == air(plan)
+    assert prepared.values.min() == pytest.approx(-1.0) == plan.air
     assert prepared.values.max() <= 1.0
     part = patient()[prepared.box]
     sizes = zip(part.shape, prepared.values.shape, prepared.spacing, strict=True)

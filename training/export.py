@@ -176,7 +176,7 @@ def _compare(
     for precision, file in plan.networks.items():
         runner = Network(folder / file, precision, usable_threads(), len(plan.label_values))
         memory = int(free_memory() * MEMORY_SHARE)
-        logits = predict_in_windows(runner, image, plan, config.air, memory)
+        logits = predict_in_windows(runner, image, plan, memory)
         labels = winners(logits)
         error = np.sqrt(np.mean((floats(logits) - expected) ** 2) / np.mean(expected**2))
         organs = {name: dice(labels == i, truth == i) for i, name in ORGANS.items()}
