@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +57,26 @@ def test_resize_is_linear_interpolation_where_it_grows() -> None:
     ]
     expected = ndimage.map_coordinates(volume, np.meshgrid(*axes, indexing="ij"), order=1)
     assert np.allclose(resize(volume, shape), expected, atol=1e-5)
+
+
+def test_resize_does_not_depend_on_the_threads_of_blas() -> None:
+    """The command sets BLAS to one thread, whoever calls `inference.segment` may not."""
+    program = (
+        "import hashlib, numpy as np\n"
+        "from inference.resample import resize\n"
+        "volume = np.random.default_rng(0).normal(size=(6, 500, 510))\n"
+        "for threads in (1, 2):\n"
+        "    resized = resize(volume, (8, 205, 190), threads=threads)\n"
+        "    print(hashlib.sha256(resized).hexdigest())\n"
+    )
+    found = set()
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+        )
+        found.update(done.stdout.split())
+    assert len(found) == 1
 
 
 def test_resize_averages_where_it_shrinks() -> None:
