@@ -28,8 +28,8 @@ from evaluation.benchmark_table import STAGES, Peaks, Row, write_table
 from evaluation.metrics import dice
 from evaluation.usage import Usage, run_command
 from evaluation.volumes import read_labels
-from inference.cases import label_name
 from inference.errors import CaseError, ModelError, UsageError
+from inference.file_names import label_name
 from inference.organs import ORGANS
 from inference.paths import is_file
 from inference.phantom import make_phantom

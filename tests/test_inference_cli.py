@@ -33,9 +33,10 @@ from tiny_model import make_ct, make_tiny_model
 
 import inference
 import inference.batch
-from inference.cases import find_cases, label_name
+from inference.cases import find_cases
 from inference.cli import main
 from inference.errors import UsageError
+from inference.file_names import label_name
 from inference.itk_noise import without_noise
 from inference.label_table import write_label_table
 from inference.machine import seconds_since_start

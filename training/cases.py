@@ -33,11 +33,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.checks import check_intensities
+from inference.file_names import ending
 from inference.grid import Spacing
 from inference.hounsfield import AIR, DENSEST
 from inference.organs import LABEL_OF, ORGANS, label_of
 from inference.orientation import turn_to
-from inference.reading import ending, read
+from inference.reading import read
 from inference.same_grid import grid_difference
 from training.tissues import UNKNOWN, tissues_from_names
 
