@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from desk import Desk
 from tiny_model import make_ct, make_tiny_model
 
 from inference.model import Model
@@ -32,6 +33,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_folder: Path) -> Model:
     """A tiny model, loaded."""
     return Model.load(tiny_folder, threads=2)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_folder: Path) -> Desk:
+    """The command on a tiny model, with an empty folder for CTs."""
+    return Desk(tmp_path, tiny_folder)
 
 
 @pytest.fixture
