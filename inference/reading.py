@@ -17,7 +17,8 @@ from inference.checks import check_geometry, check_kind, check_room, check_spaci
 from inference.errors import CaseError, last_line
 from inference.file_names import ENDINGS, ending
 from inference.itk_noise import without_noise
-from inference.nifti import NO_ORIENTATION, Header, check_complete, check_possible, inflate
+from inference.nifti_header import NO_ORIENTATION, Header
+from inference.nifti_voxels import check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
 from inference.text_header import TextHeader
 

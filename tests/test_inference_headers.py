@@ -13,7 +13,7 @@ from ct_files import meta, nifti, nrrd, volume
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inference.nifti import Header
+from inference.nifti_header import Header
 from inference.reading import read
 
 # Where the header has the codes of qform and sform, and sform's first row.

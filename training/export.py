@@ -10,7 +10,6 @@ import numpy as np
 import openvino as ov
 from torch import nn
 
-from inference.decode import winners
 from inference.logits import floats
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
@@ -18,6 +17,7 @@ from inference.organs import ORGANS
 from inference.pass_memory import bytes_per_voxel
 from inference.plan import NETWORK_FILES, Plan
 from inference.windows import predict_in_windows
+from inference.winners import winners
 from training.agreement import Agreement, dice
 from training.checkpoint import load_average
 from training.config import Config

@@ -21,7 +21,6 @@ from scipy import ndimage
 from torch import nn
 from tqdm import tqdm
 
-from inference.decode import winners
 from inference.errors import AbdosegError
 from inference.grid import Spacing, voxel_millilitres
 from inference.hounsfield import NO_TISSUE
@@ -32,6 +31,7 @@ from inference.preprocess import preprocess
 from inference.preview import write_preview
 from inference.reading import Scan
 from inference.resample import resize, resize_labels
+from inference.winners import winners
 from inference.writing import write, write_text
 from training.agreement import dice
 from training.cases import ANNOTATED as _ANNOTATED
