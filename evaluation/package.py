@@ -26,12 +26,12 @@ from tqdm import tqdm
 from evaluation.challenge import MEMORY
 from evaluation.container import Container, docker, image_of
 from evaluation.usage import Usage, run_folders
-from inference.cases import label_name
 from inference.console import say
 from inference.errors import CaseError, UsageError
+from inference.file_names import ENDINGS, ending, label_name
 from inference.paths import is_file, is_there
 from inference.phantom import make_phantom
-from inference.reading import ENDINGS, ending, read
+from inference.reading import read
 from inference.writing import appearing, make_folder, write_image
 
 _SUFFIX = ".tar.gz"
@@ -70,7 +70,7 @@ def package(
     Args:
         image: the image's name.
         out: the archive, ``NAME.tar.gz``.
-        case: a CT in a file (of `inference.reading.ENDINGS`) to run; by default a small phantom.
+        case: a CT in a file (of `inference.file_names.ENDINGS`) to run; by default a small phantom.
         memory: Docker's memory limit for that.
         arguments: more words for ``docker container run``.
         quiet: show no progress bar.

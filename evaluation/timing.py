@@ -17,8 +17,8 @@ from evaluation.figures import seconds_against_slices
 from evaluation.tables import csv_text, markdown_text, number
 from evaluation.usage import Runner, Usage, run_folders
 from evaluation.volumes import list_volumes, shown, without_axes_of_one
-from inference.cases import label_name
 from inference.errors import CaseError, UsageError
+from inference.file_names import label_name
 from inference.writing import write_text
 
 

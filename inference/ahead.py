@@ -13,9 +13,10 @@ import SimpleITK as sitk
 
 from inference.cases import Case
 from inference.errors import CaseError
+from inference.file_names import ending
 from inference.machine import free_memory
-from inference.nifti import Header
-from inference.reading import Scan, ending
+from inference.nifti_header import Header
+from inference.reading import Scan
 
 _SHARE = 0.125  # of the free memory: larger CTs are read when it is their turn
 

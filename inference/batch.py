@@ -9,9 +9,10 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from inference.ahead import Reader
-from inference.cases import Case, preview_paths
+from inference.cases import Case
 from inference.decode import Labels
 from inference.errors import AbdosegError, CaseError, last_line
+from inference.file_names import preview_paths
 from inference.machine import peak_memory, restart_peak_memory, seconds_since_start
 from inference.model import Model
 from inference.pipeline import segment_in_stages
@@ -50,7 +51,8 @@ def segment_files(
     unwritten = False
     before = seconds_since_start() - (time.perf_counter() - began)
     loaded = time.perf_counter()
-    pictures = preview_paths(cases) if preview else [None] * len(cases)
+    targets = [case.target for case in cases]
+    pictures = preview_paths(targets) if preview else [None] * len(cases)
     for number, (case, picture) in enumerate(zip(cases, pictures, strict=True)):
         entry = CaseReport(str(case.source), case.series or None)
         reports.append(entry)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,8 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.errors import CaseError, UsageError
+from inference.file_names import (
+    ENDINGS,
+    channel_file,
+    ending,
+    first_channel,
+    label_name,
+    names_with_numbers,
+)
 from inference.paths import is_file, is_there, is_unicode
-from inference.reading import ENDINGS, Scan, Watch, ending, read
+from inference.reading import Scan, Watch, read
 
 # What DICOM needs is imported where there is DICOM: start-up counts for those who have none.
 if TYPE_CHECKING:
@@ -21,7 +28,6 @@ if TYPE_CHECKING:
     from inference.dicom.series import Series
 
 _LONGEST = 255  # bytes of a file's name
-_CHANNEL = "_0000"  # nnU-Net's and the challenge's mark of the first (often: only) channel
 
 
 @dataclass(frozen=True)
@@ -79,28 +85,6 @@ class Case:
     def about(self, text: str) -> str:
         """What is said of the case beside its source's name."""
         return f"series {self.series}: {text}" if self.series else text
-
-
-def label_name(name: str, keep_number: bool = False) -> str:
-    """The name of the label file of a CT.
-
-    ``X_0000.nii.gz`` and ``X.nii.gz`` both give ``X.nii.gz``. Other formats keep their ending,
-    but ``.mhd``, which is a pair of files, gives the single file ``.mha``.
-
-    Args:
-        name: the CT's.
-        keep_number: whether ``_0000`` is no channel but the CT's own number.
-
-    Raises:
-        ValueError: the name has none of the endings of `inference.reading.ENDINGS`.
-    """
-    suffix = ending(Path(name))
-    if suffix is None:
-        raise ValueError(f"{name} has none of the endings {', '.join(ENDINGS)}")
-    stem = name[: -len(suffix)]
-    if stem.endswith(_CHANNEL) and stem != _CHANNEL and not keep_number:
-        stem = stem[: -len(_CHANNEL)]
-    return stem + (".mha" if suffix == ".mhd" else suffix)
 
 
 def find_cases(source: Path, folder: Path, channels: int = 1) -> list[Case]:
@@ -207,7 +191,7 @@ def _cases_of_files(
     if channels > 1:
         lacks = _first_channels(images, channels, whole_folder=source.is_dir())
         images = list(lacks)
-    numbered = _numbered(beside) if channels == 1 else set()
+    numbered = names_with_numbers(beside) if channels == 1 else set()
     targets = [folder / label_name(path.name, keep_number=path.name in numbered) for path in images]
     if source.is_dir():
         _refuse_among(folder, {source})
@@ -223,7 +207,7 @@ def _cases_of_files(
             image,
             target,
             lacks.get(image),
-            tuple(_channel(image, index) for index in range(1, channels)),
+            tuple(channel_file(image, index) for index in range(1, channels)),
         )
         for image, target in zip(images, targets, strict=True)
     ]
@@ -308,24 +292,6 @@ def _distinguishing(series: Series, beside: Sequence[Series]) -> str:
     return number if number and len(same) == 1 else uid
 
 
-def preview_paths(cases: Sequence[Case]) -> list[Path]:
-    """Where each case's picture goes, in the same order.
-
-    Beside ``X.nii.gz`` that is ``X_preview.png``; where label files differ in their ending alone,
-    it is part of the name (``X.nii.gz_preview.png``, ``X.mha_preview.png``).
-    """
-    targets = [case.target for case in cases]
-    stems = [path.with_name(_stem(path)) for path in targets]
-    times = Counter(stems)
-    chosen = [stem if times[stem] == 1 else t for stem, t in zip(stems, targets, strict=True)]
-    return [path.with_name(f"{path.name}_preview.png") for path in chosen]
-
-
-def _stem(path: Path) -> str:
-    """The file's name without the whole ending, ``.nii.gz`` say."""
-    return path.name[: len(path.name) - len(ending(path) or "")]  # whatever its case
-
-
 def _images(source: Path) -> tuple[list[Path], list[Path]]:
     """The CTs to segment by their ending, and all files that lie in their folder, these included.
 
@@ -368,21 +334,6 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _numbered(images: Sequence[Path]) -> set[str]:
-    """Names of ``X_0000`` beside which ``X_0001`` or another lies: 0000 is a number like theirs."""
-    groups: dict[str, dict[str, str]] = {}  # of X: names of files to their numbers
-    for image in images:
-        if match := re.fullmatch(r"(.+)_(\d{4})", _stem(image)):
-            groups.setdefault(match[1], {})[image.name] = match[2]
-    return {name for group in groups.values() if len({*group.values()}) > 1 for name in group}
-
-
-def _channel(first: Path, index: int) -> Path:
-    """The file of another channel of a case."""
-    stem = _stem(first)
-    return first.with_name(stem.removesuffix(_CHANNEL) + f"_{index:04d}" + first.name[len(stem) :])
-
-
 def _first_channels(
     images: Sequence[Path], channels: int, whole_folder: bool
 ) -> dict[Path, str | None]:
@@ -390,14 +341,13 @@ def _first_channels(
     found: dict[Path, str | None] = {}
     known = set(images)
     for image in images:
-        match = re.fullmatch(r"(.+)_\d{4}", _stem(image))
-        if match is None:
+        first = first_channel(image)
+        if first is None:
             found[image] = f"the model wants {channels} channels: X_0000, X_0001, ..."
             continue
-        first = image.with_name(f"{match[1]}{_CHANNEL}{image.name[len(match[0]) :]}")
         if first in found:
             continue
-        files = [first, *(_channel(first, index) for index in range(1, channels))]
+        files = [first, *(channel_file(first, index) for index in range(1, channels))]
         missing = [
             path.name for path in files if path not in known and (whole_folder or not is_file(path))
         ]

@@ -77,11 +77,11 @@ def program() -> NoReturn:
 def _run(options: argparse.Namespace) -> int:
     from inference.ahead import Reader
     from inference.cases import find_cases
+    from inference.file_names import ending
     from inference.label_table import check_label_table, write_label_table
     from inference.model import Model, find_model
     from inference.plan import Plan
     from inference.progress import progress_for
-    from inference.reading import ending
     from inference.writing import make_folder
 
     # What can be wrong is looked at before anything is written.
@@ -129,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
 def _check_file(path: Path, option: str) -> None:
     """Raise UsageError where an option's file cannot be one, or would replace a CT or labels."""
     from inference.dicom.file import is_dicom
-    from inference.reading import ending
+    from inference.file_names import ending
 
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; {option} needs a file")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from inference.decode import Channels, Labels, OnShare, decode
+from inference.decode import Labels, OnShare, decode
 from inference.grid import Spacing
 from inference.logits import Logits, floats
 from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
 from inference.resample import Float32Array
+from inference.winners import Channels
 
 
 def fill_labels(

@@ -15,12 +15,12 @@ from __future__ import annotations
 import cc3d
 import numpy as np
 
-from inference.decode import winners
 from inference.grid import Box, Mask, bounding_box, voxel_millilitres
 from inference.plan import Plan
-from inference.preprocess import Prepared, air
+from inference.preprocess import Prepared
 from inference.resample import resize, shape_at_spacing
 from inference.windows import Runner, predict_in_windows
+from inference.winners import winners
 
 _LEAST = 100.0  # ml: a look that finds less has not seen an abdomen
 _PART = 2.0  # ml: smaller parts are noise
@@ -48,7 +48,7 @@ def locate(network: Runner, prepared: Prepared, plan: Plan, memory: int) -> Box 
     """
     values = prepared.values
     coarse = resize(values, look_shape(values.shape, plan))
-    found = winners(predict_in_windows(network, coarse, plan, air(plan), memory)) > 0
+    found = winners(predict_in_windows(network, coarse, plan, memory)) > 0
     spacing = [
         n * size / m for n, size, m in zip(values.shape, prepared.spacing, found.shape, strict=True)
     ]

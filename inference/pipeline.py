@@ -25,7 +25,7 @@ from inference.nnunet.patches import Mirrored, predict_in_patches
 from inference.orientation import Turn, turn_to
 from inference.plan import Plan
 from inference.postprocess import postprocess
-from inference.preprocess import Prepared, air, fill, place
+from inference.preprocess import Prepared, fill, place
 from inference.tiling import window_for
 from inference.windows import predict_in_windows
 
@@ -100,7 +100,6 @@ def segment_in_stages(
                 Mirrored(model.network, plan.mirror) if plan.mirror else model.network,
                 prepared.values,
                 plan,
-                air(plan),
                 memory,
                 lambda share: tell("network", share),
             )

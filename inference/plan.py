@@ -137,6 +137,13 @@ class Plan:
         """Number of input channels."""
         return max(1, len(self.channels))
 
+    @property
+    def air(self) -> float:
+        """The normalised value around the volume: ``outside``, or that of air."""
+        if self.outside is not None:
+            return self.outside
+        return (self.clip[0] - self.subtract) / self.divide
+
     @staticmethod
     def load(folder: Path) -> Plan:
         """Read ``plan.json`` of a model folder.

@@ -15,13 +15,13 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.decode import Channels, all_winners
 from inference.grid import Box, Spacing, voxel_millilitres
 from inference.hounsfield import NO_TISSUE
 from inference.logits import Logits, above, below, comparable, floats
 from inference.morphology import closed, grown
 from inference.plan import Plan
 from inference.resample import nearest_voxels
+from inference.winners import Channels, all_winners
 
 _BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
 _USUAL = 60.0  # mm of a vessel's lower end that its usual cross-section is measured in

@@ -155,10 +155,3 @@ def check_memory(values: int, shape: tuple[int, ...], spacing: Spacing) -> None:
         raise CaseError(
             f"is too large for the memory there is: {metres} m (z, y, x); is its spacing right?"
         )
-
-
-def air(plan: Plan) -> float:
-    """The normalised value of what lies outside the volume: of air, if the plan says nothing."""
-    if plan.outside is not None:
-        return plan.outside
-    return (plan.clip[0] - plan.subtract) / plan.divide

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from inference.checks import check_geometry, check_kind, check_room, check_spacing
 from inference.errors import CaseError, last_line
+from inference.file_names import ENDINGS, ending
 from inference.itk_noise import without_noise
-from inference.nifti import NO_ORIENTATION, Header, check_complete, check_possible, inflate
+from inference.nifti_header import NO_ORIENTATION, Header
+from inference.nifti_voxels import check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
 from inference.text_header import TextHeader
 
@@ -33,9 +35,6 @@ _READERS = {
     ".nrrd": "NrrdImageIO",
 }
 
-ENDINGS = tuple(_READERS)
-"""File name endings of the formats that are read."""
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -50,12 +49,6 @@ class Scan:
     image: sitk.Image
     header: Header | None = None
     warnings: tuple[str, ...] = ()
-
-
-def ending(path: Path) -> str | None:
-    """The ending (of `ENDINGS`, in lower case) of a file's name; ``None`` for any other file."""
-    name = path.name.lower()
-    return next((e for e in ENDINGS if name.endswith(e) and name != e), None)
 
 
 def read(path: Path, watch: Watch | None = None) -> Scan:

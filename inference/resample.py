@@ -88,6 +88,32 @@ def axis_weights(n: int, m: int) -> Float32Array:
     return matrix.astype(np.float32)
 
 
+def _band(matrix: Float32Array) -> tuple[NDArray[np.int64], Float32Array]:
+    """What `axis_weights` are made of: few of a row are not 0, and these lie side by side.
+
+    Args:
+        matrix: shape (m, n).
+
+    Returns:
+        Which input voxels each output voxel is a mean of, and their weights: both (taps, m).
+    """
+    m, n = matrix.shape
+    there = matrix > 0
+    taps = int(there.sum(axis=1).max())
+    rows = np.minimum(there.argmax(axis=1), n - taps) + np.arange(taps)[:, None]
+    return rows, matrix[np.arange(m), rows]
+
+
+def _means(plane: Float32Array, rows: NDArray[np.int64], weights: Float32Array) -> Float32Array:
+    """Means of a plane's rows (n, x), as a `_band` says: (m, x).
+
+    Not a product of matrices, which numpy leaves to BLAS: that takes all the zeros along, splits
+    its sums, and so rounds them, by its own number of threads, and these get in the way of ours.
+    """
+    means: Float32Array = np.einsum("tyx,ty->yx", plane[rows], weights)
+    return means
+
+
 def resize(
     volume: NDArray[np.generic],
     shape: Sequence[int],
@@ -102,15 +128,16 @@ def resize(
         volume: array of shape (z, y, x), any real type.
         shape: the wanted shape (z, y, x).
         clip: values are limited to this range first (nnU-Net normalises before it resamples).
-        threads: how many parts of the result are computed at once; it does not depend on it.
+        threads: how many parts of the result are computed at once; it does not depend on it,
+            nor on the threads of numpy's BLAS.
 
     Returns:
         float32 array of the wanted shape.
     """
     depth, height, width = shape
     along_z = axis_weights(volume.shape[0], depth)
-    along_y = axis_weights(volume.shape[1], height)
-    along_x = np.ascontiguousarray(axis_weights(volume.shape[2], width).T)
+    along_y = _band(axis_weights(volume.shape[1], height))
+    along_x = _band(axis_weights(volume.shape[2], width))
     same_plane = volume.shape[1:] == (height, width)
     result = np.empty((depth, height, width), np.float32)
 
@@ -127,7 +154,8 @@ def resize(
                     if clip is not None:
                         np.clip(values, *clip, out=values)
                     if not same_plane:
-                        values = (along_y @ values @ along_x).astype(np.float32, copy=False)
+                        across = _means(values, *along_y).T.copy()
+                        values = _means(across, *along_x).T.copy()
                     plane[z] = values
             np.multiply(plane[needed[0]], along_z[k, needed[0]], out=result[k])
             for z in needed[1:]:

@@ -41,7 +41,6 @@ def predict_in_windows(
     network: Runner,
     volume: Float32Array,
     plan: Plan,
-    outside: float,
     memory: int,
     progress: OnShare | None = None,
 ) -> Logits:
@@ -50,8 +49,8 @@ def predict_in_windows(
     Args:
         network: the network.
         volume: float32 array (z, y, x), or (inputs, z, y, x), normalised.
-        plan: its tiling, patch, overlap, multiple and bytes per voxel.
-        outside: value around the volume where it must be padded.
+        plan: its tiling, patch, overlap, multiple and bytes per voxel, and what lies around the
+            volume where it must be padded (`Plan.air`).
         memory: bytes that may be used.
         progress: is called with the finished share.
 
@@ -63,7 +62,7 @@ def predict_in_windows(
         CaseError: the logits of several windows do not fit into the memory.
     """
     window = window_for(volume.shape[-3:], plan, memory)
-    padded, inside = pad(volume, window, outside)
+    padded, inside = pad(volume, window, plan.air)
     grown = padded.shape[-3:]
     whole = plan.tiling == "whole"
     starts = [

@@ -15,10 +15,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import CaseError, UsageError
+from inference.file_names import ending
 from inference.itk_noise import without_noise
-from inference.nifti import Header, data_type, write_labels
+from inference.nifti_header import Header, data_type
+from inference.nifti_voxels import write_labels
 from inference.paths import is_unicode
-from inference.reading import Scan, ending
+from inference.reading import Scan
 from inference.text_header import is_text_header
 
 

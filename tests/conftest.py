@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from desk import Desk
 from tiny_model import make_ct, make_tiny_model
 
 from inference.model import Model
@@ -37,6 +38,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_folder: Path) -> Model:
     """A tiny model, loaded."""
     return Model.load(tiny_folder, threads=2)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_folder: Path) -> Desk:
+    """The command on a tiny model, with an empty folder for CTs."""
+    return Desk(tmp_path, tiny_folder)
 
 
 @pytest.fixture

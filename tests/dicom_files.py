@@ -24,6 +24,8 @@ from pydicom.uid import (
 )
 from tiny_model import make_ct
 
+from inference.dicom.header import Slice, read_slices
+
 
 def slice_of(
     plane: NDArray[np.integer],
@@ -154,3 +156,30 @@ def put_together(path: Path, image: sitk.Image | None = None, **changes: Any) ->
     for name, value in changes.items():
         setattr(data, name, value)
     return save(data, path)
+
+
+def slices_in(folder: Path) -> list[Slice]:
+    """What a folder's files say, by name."""
+    return [one for path in sorted(folder.iterdir()) for one in read_slices(path)]
+
+
+def edit(path: Path, **changes: Any) -> Path:
+    """Change a file; ``changes`` are DICOM keywords."""
+    data = pydicom.dcmread(path)
+    for name, value in changes.items():
+        setattr(data, name, value)
+    data.save_as(path)
+    return path
+
+
+def moved(path: Path, *by: float) -> Path:
+    """Move a slice along x, y and z, in mm."""
+    place = pydicom.dcmread(path).ImagePositionPatient
+    return edit(path, ImagePositionPatient=[a + b for a, b in zip(place, by, strict=True)])
+
+
+def page(paths: list[Path], **changes: Any) -> Path:
+    """A page of text in the series that it is about: no position, another size."""
+    data = slice_of(np.zeros((4, 4), np.int16), (0, 0, 0), np.eye(3)[:2], **changes)
+    del data.ImagePositionPatient
+    return save(data, paths[0].with_name("page"))

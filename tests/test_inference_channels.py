@@ -162,7 +162,7 @@ def test_patches_add_up(tiny: Model) -> None:
         tiny.plan, {"name": "CT", "normalisation": "none"}, outputs=(0, 1), patch=(8, 16, 16)
     )
     volume = np.random.default_rng(0).normal(size=(1, 19, 13, 30)).astype(np.float32)
-    logits = predict_in_patches(Double(), volume, plan, 0.0, 10**9)
+    logits = predict_in_patches(Double(), volume, plan, 10**9)
     assert logits.dtype == np.float16
     assert logits.shape == (2, 19, 13, 30)
     # Where a voxel lies in patches' corners alone, half precision leaves multiples of a weight.
@@ -170,7 +170,7 @@ def test_patches_add_up(tiny: Model) -> None:
     assert np.median(error) < 2e-3
     assert (error < 0.02).mean() > 0.9
     with pytest.raises(CaseError, match="GiB of memory"):
-        predict_in_patches(Double(), volume, plan, 0.0, 1000)
+        predict_in_patches(Double(), volume, plan, 1000)
 
 
 @pytest.mark.parametrize("value", [7000.0, -7000.0, np.inf, np.nan])
@@ -188,7 +188,7 @@ def test_logits_that_half_precision_cannot_hold(tiny: Model, value: float) -> No
     )
     volume = np.zeros((1, 8, 16, 30), np.float32)
     with pytest.raises(CaseError, match="not finite in the half precision") as caught:
-        predict_in_patches(Large(), volume, plan, 0.0, 10**9)
+        predict_in_patches(Large(), volume, plan, 10**9)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference.decode import decode, winners
+from inference.decode import decode
+from inference.winners import winners
 
 Array = NDArray[Any]
 

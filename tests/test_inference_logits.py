@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.decode import decode, winners
+from inference.decode import decode
 from inference.logits import above, below, comparable, floats
+from inference.winners import winners
 
 finite = st.integers(0, 0xFFFF).filter(lambda bits: bits >> 7 & 0xFF != 0xFF)
 

@@ -14,11 +14,12 @@ from scipy import ndimage
 from tiny_model import make_ct, make_tiny_model
 
 from inference.api import segment
-from inference.decode import decode, winners
+from inference.decode import decode
 from inference.errors import ModelError
 from inference.logits import floats
 from inference.model import Model
 from inference.postprocess import postprocess
+from inference.winners import winners
 
 SPACING = (2.0, 2.0, 2.5)  # 0.01 ml a voxel
 

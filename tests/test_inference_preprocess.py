@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +19,7 @@ from inference.body import body_box
 from inference.errors import CaseError
 from inference.grid import whole_box
 from inference.model import Model
-from inference.preprocess import air, preprocess
+from inference.preprocess import preprocess
 from inference.resample import resize, resize_labels
 
 
@@ -54,6 +57,26 @@ def test_resize_is_linear_interpolation_where_it_grows() -> None:
     ]
     expected = ndimage.map_coordinates(volume, np.meshgrid(*axes, indexing="ij"), order=1)
     assert np.allclose(resize(volume, shape), expected, atol=1e-5)
+
+
+def test_resize_does_not_depend_on_the_threads_of_blas() -> None:
+    """The command sets BLAS to one thread, whoever calls `inference.segment` may not."""
+    program = (
+        "import hashlib, numpy as np\n"
+        "from inference.resample import resize\n"
+        "volume = np.random.default_rng(0).normal(size=(6, 500, 510))\n"
+        "for threads in (1, 2):\n"
+        "    resized = resize(volume, (8, 205, 190), threads=threads)\n"
+        "    print(hashlib.sha256(resized).hexdigest())\n"
+    )
+    found = set()
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+        )
+        found.update(done.stdout.split())
+    assert len(found) == 1
 
 
 def test_resize_averages_where_it_shrinks() -> None:
@@ -130,7 +153,7 @@ def test_body_box_takes_the_offset() -> None:
 def test_network_input_is_clipped_and_normalised(tiny: Model) -> None:
     plan = replace(tiny.plan, clip=(-160.0, 240.0), subtract=40.0, divide=200.0)
     prepared = preprocess(patient(), (3.0, 3.0, 3.0), plan)
-    assert prepared.values.min() == pytest.approx(-1.0) == air(plan)
+    assert prepared.values.min() == pytest.approx(-1.0) == plan.air
     assert prepared.values.max() <= 1.0
     part = patient()[prepared.box]
     sizes = zip(part.shape, prepared.values.shape, prepared.spacing, strict=True)

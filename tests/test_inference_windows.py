@@ -51,7 +51,7 @@ def test_large_windows_leave_no_seams(tiny: Model, shape: tuple[int, int, int]) 
     seen: list[float] = []
     whole = run(tiny, volume)
     plan = replace(tiny.plan, bytes_per_voxel=PLENTY / (2 * 16 * 32 * 36))
-    windows = predict_in_windows(tiny.network, volume, plan, -10.0, PLENTY, seen.append)
+    windows = predict_in_windows(tiny.network, volume, plan, PLENTY, seen.append)
     assert len(seen) > 1 and seen[-1] == 1.0
     inside = (slice(None), *(slice(3, -3) for _ in shape))
     assert windows.dtype == np.float32
@@ -73,7 +73,7 @@ class Watching:
 def test_a_slab_is_padded_to_a_patch(tiny: Model, shape: tuple[int, int, int]) -> None:
     """In one pass too: the network was trained on nothing smaller."""
     network = Watching()
-    logits = predict_in_windows(network, np.ones(shape, np.float32), tiny.plan, -10.0, PLENTY)
+    logits = predict_in_windows(network, np.ones(shape, np.float32), tiny.plan, PLENTY)
     (given,) = network.given
     assert logits.shape[1:] == shape
     for n, size, whole, step in zip(
@@ -103,7 +103,7 @@ def test_windows_are_faded_in_the_middle_half_of_what_they_share(tiny: Model) ->
     plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / (math.prod(shape) - 1))
     window = window_for(shape, plan, PLENTY)
     assert n / 2 < window[0] < n and window[1:] == patch[1:]
-    found = predict_in_windows(Counting(), np.zeros(shape, np.float32), plan, -10.0, PLENTY)
+    found = predict_in_windows(Counting(), np.zeros(shape, np.float32), plan, PLENTY)
     line = found[3, :, 2, 1]
     start, end = n - window[0], window[0]
     quarter = (end - start) // 4
@@ -118,7 +118,7 @@ def test_rows_of_windows_are_faded_into_each_other(tiny: Model) -> None:
     shape = (patch[0] * 3 // 2, patch[1] * 3 // 2, patch[2])
     plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / math.prod(patch))
     network = Counting()
-    found = predict_in_windows(network, np.zeros(shape, np.float32), plan, -10.0, PLENTY)[0]
+    found = predict_in_windows(network, np.zeros(shape, np.float32), plan, PLENTY)[0]
     assert network.passes == 4
     corners = [found[z, y, 0] for z in (0, -1) for y in (0, -1)]
     assert corners == [0, 1, 2, 3]
@@ -133,8 +133,8 @@ def test_bits_of_bfloat16_are_faded_too(tiny: Model) -> None:
 
     volume = volume_of((64, 32, 32))
     plan = replace(tiny.plan, bytes_per_voxel=PLENTY / (2 * 16 * 32 * 36))
-    found = predict_in_windows(Halved(), volume, plan, -10.0, PLENTY)
-    exact = predict_in_windows(tiny.network, volume, plan, -10.0, PLENTY)
+    found = predict_in_windows(Halved(), volume, plan, PLENTY)
+    exact = predict_in_windows(tiny.network, volume, plan, PLENTY)
     assert found.dtype == np.uint16
     assert np.allclose(floats(found), exact, rtol=2**-7, atol=1e-6)
 
@@ -144,10 +144,10 @@ def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
     seen: list[float] = []
     plan = replace(tiny.plan, overlap=0.0)
     need = int(volume.size * plan.bytes_per_voxel)
-    predict_in_windows(tiny.network, volume, plan, -10.0, need, seen.append)
+    predict_in_windows(tiny.network, volume, plan, need, seen.append)
     assert seen == [1.0]
     seen.clear()
-    predict_in_windows(tiny.network, volume, plan, -10.0, need - 1, seen.append)
+    predict_in_windows(tiny.network, volume, plan, need - 1, seen.append)
     assert len(seen) == 2
     assert seen[-1] == 1.0
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from inference.nifti import Header, write_labels
+from inference.nifti_header import Header
+from inference.nifti_voxels import write_labels
 from inference.phantom import make_phantom
 
 

@@ -101,6 +101,4 @@ def volume_of(shape: tuple[int, int, int]) -> NDArray[np.float32]:
 
 def run(model: Model, volume: NDArray[np.float32], memory: int = PLENTY, **plan: Any) -> Any:
     """Logits of a volume, with some fields of the model's plan changed."""
-    return predict_in_windows(
-        model.network, volume, replace(model.plan, **plan), -10.0, memory
-    ).copy()
+    return predict_in_windows(model.network, volume, replace(model.plan, **plan), memory).copy()

@@ -14,7 +14,6 @@ from inference.grid import Shape
 from inference.kinds import with_tuples
 from inference.organs import LABEL_OF
 from inference.plan import NETWORK_FILES, Plan
-from inference.preprocess import air
 from training.config_check import problems_of
 from training.yaml_file import load_yaml
 
@@ -216,7 +215,7 @@ class Config:
     @property
     def air(self) -> float:
         """The normalised value of air, as inference pads with it."""
-        return air(self.plan((1, 1, 1)))
+        return self.plan((1, 1, 1)).air
 
     @staticmethod
     def load(path: Path) -> Config:

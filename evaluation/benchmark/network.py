@@ -26,7 +26,7 @@ from inference.organs import LABEL_OF
 from inference.pass_memory import bytes_per_voxel
 from inference.phantom import make_phantom
 from inference.plan import NETWORK_FILES, Plan
-from inference.preprocess import air, preprocess
+from inference.preprocess import preprocess
 from inference.resample import resize_labels
 from inference.windows import box_at, pad
 
@@ -166,7 +166,7 @@ def _phantom_patches(
     prepared = preprocess(sitk.GetArrayViewFromImage(ct), spacing, plan)
     box = sitk.GetArrayViewFromImage(truth)[prepared.box]
     labels = resize_labels(box, prepared.values.shape).astype(np.int64)
-    image, inside = pad(prepared.values, size, air(plan))
+    image, inside = pad(prepared.values, size, plan.air)
     wanted = np.zeros(image.shape, np.int64)
     wanted[inside] = labels
     rng = np.random.default_rng(SEED)

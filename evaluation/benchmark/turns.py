@@ -18,8 +18,8 @@ from evaluation.benchmark.rows import STAGES, Peaks, Row
 from evaluation.benchmark.setting import Setting
 from evaluation.benchmark.systems import System
 from evaluation.usage import Usage, run_command
-from inference.cases import label_name
 from inference.errors import CaseError
+from inference.file_names import label_name
 
 
 def run_in_turns(

@@ -60,7 +60,6 @@ def predict_in_patches(
     network: Runner,
     volume: Float32Array,
     plan: Plan,
-    outside: float,
     memory: int,
     progress: OnShare | None = None,
 ) -> Logits:
@@ -69,8 +68,8 @@ def predict_in_patches(
     Args:
         network: the network.
         volume: float32 array (z, y, x) or (C, z, y, x), normalised.
-        plan: its patch, overlap and output channels.
-        outside: value around the volume where it must be padded (nnU-Net: 0).
+        plan: its patch, overlap and output channels, and what lies around the volume where it
+            must be padded (`Plan.air`; nnU-Net: 0).
         memory: bytes that may be used.
         progress: is called with the finished share.
 
@@ -80,7 +79,7 @@ def predict_in_patches(
     Raises:
         CaseError: the logits do not fit into the memory, or half precision cannot hold them.
     """
-    padded, inside = pad(volume, plan.patch, outside)
+    padded, inside = pad(volume, plan.patch, plan.air)
     grown = padded.shape[-3:]
     channels = len(plan.label_values)
     needed = (channels + 1) * math.prod(grown) * 2

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from inference.file_names import ending
 from inference.organs import ORGANS, label_of
-from inference.reading import ending
 from training.data.case import Case
 from training.data.json_file import read_json
 from training.data.tissues import UNKNOWN

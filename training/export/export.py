@@ -10,7 +10,6 @@ import numpy as np
 import openvino as ov
 from torch import nn
 
-from inference.decode import winners
 from inference.logits import floats
 from inference.machine import free_memory, usable_threads
 from inference.network import Network
@@ -18,6 +17,7 @@ from inference.organs import ORGANS
 from inference.pass_memory import bytes_per_voxel
 from inference.plan import NETWORK_FILES, Plan
 from inference.windows import predict_in_windows
+from inference.winners import winners
 from training.config import Config
 from training.data.tissues import UNKNOWN
 from training.export.agreement import Agreement, dice
@@ -181,7 +181,7 @@ def _compare(
     for precision, file in plan.networks.items():
         runner = Network(folder / file, precision, usable_threads(), len(plan.label_values))
         memory = int(free_memory() * MEMORY_SHARE)
-        logits = predict_in_windows(runner, image, plan, config.air, memory)
+        logits = predict_in_windows(runner, image, plan, memory)
         labels = winners(logits)
         error = np.sqrt(np.mean((floats(logits) - expected) ** 2) / np.mean(expected**2))
         organs = {name: dice(labels == i, truth == i) for i, name in ORGANS.items()}

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from inference.decode import winners
 from inference.grid import Spacing
 from inference.organs import ORGANS
 from inference.postprocess import postprocess
+from inference.winners import winners
 from training.config import Config
 from training.data.tissues import UNKNOWN
 from training.export.agreement import dice

@@ -38,7 +38,7 @@ def logits_of(
     runner = TorchRunner(network, exact)
     memory = int(free * MEMORY_SHARE)
     image = config.normalise(hu.astype(np.float32))
-    return predict_in_windows(runner, image, plan, config.air, memory)
+    return predict_in_windows(runner, image, plan, memory)
 
 
 def free_gpu_memory(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inference.reading import ending
+from inference.file_names import ending
 from inference.text_header import WITH_TEXT_HEADER, TextHeader
 from training.data.case import Case
 from training.preparation.prepared_file import opened

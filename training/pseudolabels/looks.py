@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from inference.decode import winners
 from inference.grid import Spacing
 from inference.postprocess import postprocess
 from inference.resample import resize
+from inference.winners import winners
 from training.config import Config
 from training.loop.torch_runner import logits_of
 
