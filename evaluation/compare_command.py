@@ -15,7 +15,7 @@ from evaluation.scoring import ALL_LABELS, failed, score_folders
 from evaluation.tables import csv_text, markdown_text, number
 from inference.errors import UsageError
 from inference.paths import is_there
-from inference.writing import make_folder, write_text
+from inference.write.files import make_folder, write_text
 
 
 def run(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from evaluation.challenge import COLUMN_OF, METRICS
 from evaluation.scoring import CaseScore
 from inference.organs import COLOURS
-from inference.writing import appearing
+from inference.write.files import appearing
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -30,7 +30,7 @@ from evaluation.volumes import (
 from inference.errors import CaseError
 from inference.grid import bounding_box, whole_box
 from inference.organs import COLOURS
-from inference.preview import WINDOW
+from inference.write.preview import WINDOW
 
 _PLANES = ("sagittal", "coronal", "axial")  # perpendicular to the canonical x, y, z
 

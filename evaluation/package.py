@@ -31,8 +31,8 @@ from inference.errors import CaseError, UsageError
 from inference.file_names import ENDINGS, ending, label_name
 from inference.paths import is_file, is_there
 from inference.phantom import make_phantom
-from inference.reading import read
-from inference.writing import appearing, make_folder, write_image
+from inference.read.file import read
+from inference.write.files import appearing, make_folder, write_image
 
 _SUFFIX = ".tar.gz"
 _CHUNK = 1 << 20

@@ -14,7 +14,7 @@ from evaluation.tables import csv_text, markdown_text, number
 from evaluation.volumes import list_cts, shown, stem, volumes_by_case
 from inference.console import say
 from inference.errors import CaseError, UsageError
-from inference.writing import make_folder, write_text
+from inference.write.files import make_folder, write_text
 
 
 def run(

@@ -19,7 +19,7 @@ from evaluation.usage import Runner, Usage, run_folders
 from evaluation.volumes import list_volumes, shown, without_axes_of_one
 from inference.errors import CaseError, UsageError
 from inference.file_names import label_name
-from inference.writing import write_text
+from inference.write.files import write_text
 
 
 @dataclass(frozen=True)

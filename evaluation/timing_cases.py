@@ -9,7 +9,7 @@ from tqdm import tqdm
 from inference.errors import UsageError
 from inference.grid import Spacing
 from inference.phantom import make_phantom
-from inference.writing import appearing, make_folder, write_image
+from inference.write.files import appearing, make_folder, write_image
 
 SLICES: tuple[int, ...] = (55, 124, 152, 218, 299, 316, 457, 597)
 """Slices of the eight cases, each of 512 x 512 pixels."""

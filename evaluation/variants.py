@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from evaluation.volumes import list_cts, list_volumes
-from inference.checks import check_intensities
 from inference.errors import CaseError, UsageError
 from inference.hounsfield import AIR, DENSEST
 from inference.organs import LABEL_OF, ORGANS
-from inference.reading import read
+from inference.read.checks import check_intensities
+from inference.read.file import read
 from inference.same_grid import grid_difference
-from inference.writing import appearing, make_folder, write_image
+from inference.write.files import appearing, make_folder, write_image
 
 _PLAIN_AORTA = 90.0  # HU; blood is brighter only with contrast
 _NO_FAT = -30.0  # HU; what is less takes up no contrast

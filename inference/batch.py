@@ -8,19 +8,19 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from inference.ahead import Reader
 from inference.cases import Case
-from inference.decode import Labels
 from inference.errors import AbdosegError, CaseError, last_line
 from inference.file_names import preview_paths
+from inference.labels.decode import Labels
 from inference.machine import peak_memory, restart_peak_memory, seconds_since_start
 from inference.model import Model
 from inference.pipeline import segment_in_stages
-from inference.preview import write_preview
 from inference.progress import Progress
-from inference.reading import Scan
-from inference.report import CaseReport, write_report
-from inference.writing import check_replaceable, write
+from inference.read.ahead import Reader
+from inference.read.file import Scan
+from inference.write.files import check_replaceable, write
+from inference.write.preview import write_preview
+from inference.write.report import CaseReport, write_report
 
 
 def segment_files(

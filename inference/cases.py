@@ -20,7 +20,7 @@ from inference.file_names import (
     names_with_numbers,
 )
 from inference.paths import is_file, is_there, is_unicode
-from inference.reading import Scan, Watch, read
+from inference.read.file import Scan, Watch, read
 
 # What DICOM needs is imported where there is DICOM: start-up counts for those who have none.
 if TYPE_CHECKING:

@@ -75,14 +75,14 @@ def program() -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from inference.ahead import Reader
     from inference.cases import find_cases
     from inference.file_names import ending
-    from inference.label_table import check_label_table, write_label_table
     from inference.model import Model, find_model
     from inference.plan import Plan
     from inference.progress import progress_for
-    from inference.writing import make_folder
+    from inference.read.ahead import Reader
+    from inference.write.files import make_folder
+    from inference.write.label_table import check_label_table, write_label_table
 
     # What can be wrong is looked at before anything is written.
     plan = Plan.load(find_model(options.model))
@@ -144,7 +144,7 @@ def _check_file(path: Path, option: str) -> None:
 def _write_demo(folder: Path) -> Path:
     """Write a synthetic CT into ``folder/inputs``; return its path."""
     from inference.phantom import make_phantom
-    from inference.writing import appearing, make_folder, write_image
+    from inference.write.files import appearing, make_folder, write_image
 
     inputs = folder / "inputs"
     make_folder(inputs)

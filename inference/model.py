@@ -9,14 +9,14 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.budget import Budget
 from inference.errors import ModelError
 from inference.machine import usable_threads
+from inference.network.budget import Budget
 from inference.paths import is_file
 from inference.plan import Plan
 
 if TYPE_CHECKING:
-    from inference.network import Network
+    from inference.network.network import Network
 
 DEFAULT = "abdoseg"
 """The model that is used where neither the caller nor ``$ABDOSEG_MODEL`` names one."""
@@ -105,7 +105,7 @@ class Model:
             ModelError: no such model or precision, or a broken model folder.
             ValueError: ``threads`` is not a whole number, or less than 1.
         """
-        from inference.network import Network  # brings in OpenVINO
+        from inference.network.network import Network  # brings in OpenVINO
 
         if threads is not None:
             threads = _whole(threads)

@@ -62,9 +62,9 @@ class Plan:
         precision: which of ``networks`` is used unless the caller asks for another.
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
             ``i``-th of these in ascending order of their values.
-        postprocessing: steps of `inference.postprocess`, in order.
+        postprocessing: steps of `inference.labels.postprocess`, in order.
         look: "spacing" of a coarse grid and "margin", both in millimetres, for a first look that
-            tells which part is segmented (`inference.locate`); empty for none.
+            tells which part is segmented (`inference.preprocess.locate`); empty for none.
         channels: for an imported nnU-Net model, one `inference.nnunet.normalisation.Channel` per
             input channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;

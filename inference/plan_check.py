@@ -19,7 +19,7 @@ from inference.kinds import (
 )
 from inference.nnunet.normalisation import Channel
 from inference.nnunet.spline import Rule
-from inference.orientation import turn_to
+from inference.preprocess.orientation import turn_to
 
 if TYPE_CHECKING:
     from inference.plan import Plan
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16", "int8")
 """What a network may compute in."""
 
-# Steps of post-processing (`inference.postprocess`), and what each has beside its labels.
+# Steps of post-processing (`inference.labels.postprocess`), and what each has beside its labels.
 _STEPS: dict[str, dict[str, Kind]] = {
     "keep_largest": {},
     "remove_small": {"millilitres": number(0)},

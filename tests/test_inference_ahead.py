@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 from tiny_model import make_ct
 
-import inference.reading
-from inference import ahead
-from inference.ahead import Reader
+import inference.read.file
 from inference.cases import Case, find_cases
 from inference.errors import CaseError
+from inference.read import ahead
+from inference.read.ahead import Reader
 
 
 def put(path: Path, seed: int = 0) -> Case:
@@ -27,7 +27,7 @@ def put(path: Path, seed: int = 0) -> Case:
 def test_ahead_or_not_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = put(tmp_path / "a.nii.gz", 1), put(tmp_path / "b.nii.gz", 2)
     where: dict[str, str] = {}
-    real = inference.reading.read
+    real = inference.read.file.read
 
     def told(path: Path, *rest: Any) -> Any:
         where[path.name] = threading.current_thread().name
@@ -99,7 +99,7 @@ def test_leaving_breaks_a_reading_off(
     """It is stopped after the bytes or the slice that it is at, not at the end."""
     if kind == "file":
         case = put(tmp_path / "a.nii.gz")
-        monkeypatch.setattr("inference.deflate._AT_ONCE", 1 << 10)
+        monkeypatch.setattr("inference.read.deflate._AT_ONCE", 1 << 10)
     else:
         dicom_files.put(tmp_path)
         (case,) = find_cases(tmp_path, tmp_path / "out")

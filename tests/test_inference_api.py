@@ -17,10 +17,10 @@ import SimpleITK as sitk
 from tiny_model import make_ct, make_tiny_model
 
 import inference
-from inference.checks import check_orientation
 from inference.errors import CaseError, CaseWarning, ModelError, UsageError
 from inference.model import Model
 from inference.organs import ORGANS
+from inference.read.checks import check_orientation
 
 SHARED = Path(__file__).parents[2] / "shared"
 

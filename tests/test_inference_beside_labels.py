@@ -14,10 +14,10 @@ import SimpleITK as sitk
 from desk import Desk
 from tiny_model import make_ct
 
-from inference.label_table import write_label_table
 from inference.machine import seconds_since_start
 from inference.organs import COLOURS
 from inference.plan import Plan
+from inference.write.label_table import write_label_table
 
 
 def test_report(desk: Desk) -> None:

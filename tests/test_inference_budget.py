@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from inference.budget import Budget
 from inference.model import Model
+from inference.network.budget import Budget
 
 
 class Holding:
@@ -23,7 +23,7 @@ class Holding:
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> Any:
     network = Holding()
-    monkeypatch.setattr("inference.budget.free_memory", lambda: 1000 - network.held)
+    monkeypatch.setattr("inference.network.budget.free_memory", lambda: 1000 - network.held)
     return network
 
 
@@ -65,7 +65,7 @@ def test_what_a_caller_keeps_is_not_granted_again(
 ) -> None:
     """Of more than the network can hold it is known that it is not the network's."""
     free = [1000]
-    monkeypatch.setattr("inference.budget.free_memory", lambda: free[0])
+    monkeypatch.setattr("inference.network.budget.free_memory", lambda: free[0])
     budget = Budget()
     network: Any = Holding()
     first = budget.grant((64, 64, 64), tiny.plan, network, held=0, reserved=0)

@@ -17,7 +17,7 @@ from tiny_model import make_ct, make_tiny_model
 
 from inference.cases import find_cases
 from inference.errors import CaseError, ModelError
-from inference.labels import fill_labels
+from inference.labels.labels import fill_labels
 from inference.model import Model
 from inference.nnunet.channels import preprocess_channels
 from inference.nnunet.normalisation import Channel

@@ -136,11 +136,11 @@ def test_demo_leaves_what_else_lies_there_alone(tmp_path: Path, tiny_folder: Pat
 
 def test_light_imports_stay_light() -> None:
     code = (
-        "import sys, inference, inference.organs, inference.plan, inference.resample\n"
-        "import inference.orientation, inference.cli\n"
+        "import sys, inference, inference.organs, inference.plan, inference.preprocess.resample\n"
+        "import inference.preprocess.orientation, inference.cli\n"
         "assert 'openvino' not in sys.modules and 'SimpleITK' not in sys.modules\n"
         "from inference import ORGANS, Plan\n"
-        "import inference.preprocess, inference.decode\n"
+        "import inference.preprocess.preprocess, inference.labels.decode\n"
         "assert 'openvino' not in sys.modules\n"
         "from inference import segment\n"
         "assert callable(segment) and callable(inference.segment)\n"

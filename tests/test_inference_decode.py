@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference.decode import decode
-from inference.winners import winners
+from inference.labels.decode import decode
+from inference.labels.winners import winners
 
 Array = NDArray[Any]
 

@@ -341,8 +341,8 @@ def test_memory_counts_the_file_beside_the_ct(
     # int16 as it is stored and as it is given, int32 as GDCM rescales it.
     needed = (2 + 2 + 4) * make_ct().GetNumberOfPixels()
     assert bytes_needed(slices) >= needed
-    monkeypatch.setattr("inference.checks.free_memory", lambda: needed)
+    monkeypatch.setattr("inference.read.checks.free_memory", lambda: needed)
     read_series(slices)
-    monkeypatch.setattr("inference.checks.free_memory", lambda: needed - 1)
+    monkeypatch.setattr("inference.read.checks.free_memory", lambda: needed - 1)
     with pytest.raises(CaseError, match="too large"):
         read_series(slices)

@@ -187,9 +187,9 @@ def test_a_usual_series_is_not_refused(tmp_path: Path, kind: str) -> None:
 def test_more_slices_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path)
     needed = 2 * make_ct().GetNumberOfPixels()
-    monkeypatch.setattr("inference.checks.free_memory", lambda: needed)
+    monkeypatch.setattr("inference.read.checks.free_memory", lambda: needed)
     read_series(slices_in(tmp_path))
-    monkeypatch.setattr("inference.checks.free_memory", lambda: needed - 1)
+    monkeypatch.setattr("inference.read.checks.free_memory", lambda: needed - 1)
     with pytest.raises(CaseError, match="too large"):
         read_series(slices_in(tmp_path))
 

@@ -18,8 +18,8 @@ import inference
 from inference.cli import main
 from inference.errors import CaseError
 from inference.model import Model
-from inference.orientation import turn_to
-from inference.preprocess import preprocess
+from inference.preprocess.orientation import turn_to
+from inference.preprocess.preprocess import preprocess
 
 ALL_48 = [
     "".join(letters) for axes in permutations(("LR", "PA", "SI")) for letters in product(*axes)

@@ -15,7 +15,7 @@ from desk import Desk, start
 from tiny_model import make_ct, make_tiny_model
 
 import inference.batch
-from inference.writing import appearing
+from inference.write.files import appearing
 
 
 @pytest.mark.parametrize("room", [2000, 0])  # ITK says something of the first alone
@@ -80,7 +80,7 @@ def test_stopped_in_the_middle_of_writing(desk: Desk, number: signal.Signals) ->
     """The process is stopped while its temporary file is there."""
     desk.put("a.nii.gz", "b.nii.gz")
     slow = (
-        "import sys, time, inference.writing as w, inference.cli as c\n"
+        "import sys, time, inference.write.files as w, inference.cli as c\n"
         "real = w.write_labels\n"
         "def slowly(file, *rest):\n"
         "    file.write(b'half'); file.flush(); time.sleep(60)\n"
@@ -106,7 +106,7 @@ def test_stopped_in_a_long_pass(desk: Desk) -> None:
     make_tiny_model(desk.model, spacing=(0.1, 0.12, 0.12), crop="none")
     desk.put("a.nii.gz")
     slow = (
-        "import sys, inference.network as n, inference.cli as c\n"
+        "import sys, inference.network.network as n, inference.cli as c\n"
         "real = n.ov.Tensor\n"
         "def told(*a, **k):\n"
         "    print('pass', flush=True); return real(*a, **k)\n"
@@ -129,7 +129,7 @@ def test_ctrl_c_twice_while_the_network_compiles(desk: Desk) -> None:
     """The compiling thread is waited for at the very end, when the first Ctrl-C was seen to."""
     desk.put("a.nii.gz")
     slow = (
-        "import sys, time, inference.network as n, inference.cli as c\n"
+        "import sys, time, inference.network.network as n, inference.cli as c\n"
         "real = n.Network._compile\n"
         "def slowly(*a):\n"
         "    print('compiles', flush=True); time.sleep(4); return real(*a)\n"

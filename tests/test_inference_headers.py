@@ -13,8 +13,8 @@ from ct_files import meta, nifti, nrrd, volume
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inference.nifti_header import Header
-from inference.reading import read
+from inference.read.file import read
+from inference.read.nifti_header import Header
 
 # Where the header has the codes of qform and sform, and sform's first row.
 CODES, ROW_X = 252, 280

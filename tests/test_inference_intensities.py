@@ -8,8 +8,8 @@ import SimpleITK as sitk
 from ct_files import volume
 from tiny_model import make_ct
 
-from inference.checks import Intensities, check_intensities
 from inference.errors import CaseError
+from inference.read.checks import Intensities, check_intensities
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -11,10 +11,10 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import ModelError
-from inference.locate import locate
 from inference.model import Model
 from inference.pipeline import segment_in_stages
-from inference.preprocess import Prepared
+from inference.preprocess.locate import locate
+from inference.preprocess.preprocess import Prepared
 
 LOOK = {"spacing": 6.0, "margin": 30.0}
 

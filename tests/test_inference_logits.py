@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.decode import decode
-from inference.logits import above, below, comparable, floats
-from inference.winners import winners
+from inference.labels.decode import decode
+from inference.labels.winners import winners
+from inference.network.logits import above, below, comparable, floats
 
 finite = st.integers(0, 0xFFFF).filter(lambda bits: bits >> 7 & 0xFF != 0xFF)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from inference.morphology import closed, opened
+from inference.preprocess.morphology import closed, opened
 
 
 @pytest.mark.parametrize("seed", range(8))

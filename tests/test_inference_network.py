@@ -12,15 +12,15 @@ import openvino as ov
 import pytest
 from tiny_model import make_tiny_model, run, volume_of
 
-import inference.network
+import inference.network.network
 from inference.errors import ModelError
-from inference.logits import floats
 from inference.model import Model
-from inference.network import Network
+from inference.network.logits import floats
+from inference.network.network import Network
 
 
 def test_bf16_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference.network, "best_float", lambda: "bf16")
+    monkeypatch.setattr(inference.network.network, "best_float", lambda: "bf16")
     make_tiny_model(tmp_path / "m", networks={"f32": "network.xml", "bf16": "network.xml"})
     volume = volume_of((16, 32, 32))
     exact, rounded = (
@@ -69,7 +69,7 @@ def test_compiling_ahead(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_bf16_kernel_it_is_f32(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO has none beside int8 depthwise convolutions, on a CPU where bf16 is fast."""
-    monkeypatch.setattr(inference.network, "best_float", lambda: "bf16")
+    monkeypatch.setattr(inference.network.network, "best_float", lambda: "bf16")
     network = Network(tiny.folder / "network.xml", "int8", 1, len(tiny.plan.label_values))
     real = network._core.compile_model
     asked = []

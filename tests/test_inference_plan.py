@@ -13,9 +13,10 @@ import SimpleITK as sitk
 from openvino import opset13 as ops
 from tiny_model import LABELS, make_ct, make_tiny_model
 
-from inference import plan_check, postprocess
+from inference import plan_check
 from inference.cli import main
 from inference.errors import CaseError, ModelError
+from inference.labels import postprocess
 from inference.model import Model
 from inference.pipeline import segment_in_stages
 from inference.plan import Plan
@@ -204,7 +205,7 @@ def test_channels_that_do_not_fit_into_memory(
     model = Model.load(edited(tmp_path / "m", imported()))
     image = make_ct()
     assert segment_in_stages([image], model).labels.any()
-    monkeypatch.setattr("inference.preprocess.free_memory", lambda: 10**6)
+    monkeypatch.setattr("inference.preprocess.preprocess.free_memory", lambda: 10**6)
     image.SetSpacing([20 * size for size in image.GetSpacing()])
     with pytest.raises(CaseError, match="too large for the memory"):
         segment_in_stages([image], model)

@@ -14,12 +14,12 @@ from scipy import ndimage
 from tiny_model import make_ct, make_tiny_model
 
 from inference.api import segment
-from inference.decode import decode
 from inference.errors import ModelError
-from inference.logits import floats
+from inference.labels.decode import decode
+from inference.labels.postprocess import postprocess
+from inference.labels.winners import winners
 from inference.model import Model
-from inference.postprocess import postprocess
-from inference.winners import winners
+from inference.network.logits import floats
 
 SPACING = (2.0, 2.0, 2.5)  # 0.01 ml a voxel
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from inference import precision
+from inference.network import precision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -67,7 +67,11 @@ class Capable:
 def test_without_bf16_instructions_f32_is_used() -> None:
     """OpenVINO lists bf16 all the same there, and emulates it or fails."""
     result = subprocess.run(
-        [sys.executable, "-c", "from inference.precision import best_float; print(best_float())"],
+        [
+            sys.executable,
+            "-c",
+            "from inference.network.precision import best_float; print(best_float())",
+        ],
         cwd=REPOSITORY,
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
         capture_output=True,

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inference.body import body_box
 from inference.errors import CaseError
 from inference.grid import whole_box
 from inference.model import Model
-from inference.preprocess import preprocess
-from inference.resample import resize, resize_labels
+from inference.preprocess.body import body_box
+from inference.preprocess.preprocess import preprocess
+from inference.preprocess.resample import resize, resize_labels
 
 
 def test_a_ct_of_impossible_size_is_refused_before_memory_is_taken(tiny: Model) -> None:
@@ -63,7 +63,7 @@ def test_resize_does_not_depend_on_the_threads_of_blas() -> None:
     """The command sets BLAS to one thread, whoever calls `inference.segment` may not."""
     program = (
         "import hashlib, numpy as np\n"
-        "from inference.resample import resize\n"
+        "from inference.preprocess.resample import resize\n"
         "volume = np.random.default_rng(0).normal(size=(6, 500, 510))\n"
         "for threads in (1, 2):\n"
         "    resized = resize(volume, (8, 205, 190), threads=threads)\n"

@@ -20,8 +20,8 @@ import SimpleITK as sitk
 from desk import REPOSITORY, Desk
 from tiny_model import make_ct
 
-from inference.itk_noise import without_noise
 from inference.progress import Bars
+from inference.read.itk_noise import without_noise
 
 
 def test_a_fill_value_beyond_float32_makes_no_noise(

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from ct_files import nifti, volume
 from tiny_model import make_ct
 
-from inference.reading import read
+from inference.read.file import read
 
 
 @pytest.mark.parametrize("suffix", [".NII.GZ", ".NII", ".MHA", ".Mha", ".NRRD"])
@@ -50,8 +50,8 @@ def test_plain_files_are_inflated_and_equal_what_itk_reads(
         there = sitk.GetArrayViewFromImage(image)[:ready]
         assert np.array_equal(there, sitk.GetArrayViewFromImage(theirs)[:ready])
 
-    monkeypatch.setattr("inference.deflate._AT_ONCE", 1 << 12)
-    monkeypatch.setattr("inference.reading.check_complete", None)  # ITK's way ends with it
+    monkeypatch.setattr("inference.read.deflate._AT_ONCE", 1 << 12)
+    monkeypatch.setattr("inference.read.file.check_complete", None)  # ITK's way ends with it
     ours = read(tmp_path / "a.nii.gz", watch).image
     assert seen == sorted(seen)
     assert seen[-1] == 9

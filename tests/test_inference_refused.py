@@ -13,7 +13,7 @@ from ct_files import Spoil, meta, nifti, nrrd, volume
 from tiny_model import make_ct
 
 from inference.errors import CaseError
-from inference.reading import read
+from inference.read.file import read
 
 
 def pixdim(axis: int, value: float) -> dict[int, bytes]:
@@ -178,7 +178,7 @@ def test_a_file_that_goes_away_while_it_is_read(
         raise OSError(5, "Input/output error")
 
     sitk.WriteImage(volume(), tmp_path / "a.nii")
-    monkeypatch.setattr("inference.reading.check_complete", fails)
+    monkeypatch.setattr("inference.read.file.check_complete", fails)
     with pytest.raises(CaseError, match=r"^cannot be read \(Input/output error\)$"):
         read(tmp_path / "a.nii")
 
@@ -209,8 +209,8 @@ def test_more_voxels_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "a.mha"
     sitk.WriteImage(make_ct(), path)
     need = sitk.GetArrayViewFromImage(make_ct()).nbytes
-    monkeypatch.setattr("inference.checks.free_memory", lambda: need)
+    monkeypatch.setattr("inference.read.checks.free_memory", lambda: need)
     read(path)
-    monkeypatch.setattr("inference.checks.free_memory", lambda: need - 1)
+    monkeypatch.setattr("inference.read.checks.free_memory", lambda: need - 1)
     with pytest.raises(CaseError, match="too large for the memory"):
         read(path)

@@ -147,7 +147,7 @@ def test_what_cannot_be_looked_into_is_not_replaced(
     def refuse(path: Path) -> str:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("inference.writing.data_type", refuse)
+    monkeypatch.setattr("inference.write.files.data_type", refuse)
     desk.put("a.nii.gz")
     desk.outputs.mkdir()
     (desk.outputs / "a.nii.gz").write_text("whatever")

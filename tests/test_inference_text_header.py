@@ -9,8 +9,8 @@ import pytest
 import SimpleITK as sitk
 
 from inference.errors import CaseError
-from inference.reading import read
-from inference.text_header import TextHeader
+from inference.read.file import read
+from inference.read.text_header import TextHeader
 
 META = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_SHORT\n"
 NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 2 3 4\nencoding: raw\nendian: little\n"

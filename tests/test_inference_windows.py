@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from tiny_model import PLENTY, run, volume_of
 
 from inference.errors import CaseError
-from inference.logits import Logits, floats, stored
 from inference.model import Model
-from inference.tiling import (
+from inference.network.logits import Logits, floats, stored
+from inference.network.tiling import (
     even_starts,
     largest_window,
     window_for,
     window_shares,
     window_starts,
 )
-from inference.windows import predict_in_windows
+from inference.network.windows import predict_in_windows
 
 
 @pytest.mark.parametrize("shape", [(16, 32, 32), (19, 33, 45), (1, 5, 70), (40, 64, 36)])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from inference.nifti_header import Header
-from inference.nifti_voxels import write_labels
 from inference.phantom import make_phantom
+from inference.read.nifti_header import Header
+from inference.read.nifti_voxels import write_labels
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Header:
 def test_parts_are_one_gzip_stream(
     header: Header, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.deflate._PART", 1 << 14)
+    monkeypatch.setattr("inference.read.deflate._PART", 1 << 14)
     labels = np.random.default_rng(0).integers(0, 14, (40, 64, 64)).astype(np.uint8)
     file = io.BytesIO()
     write_labels(file, header, labels, True, threads)

@@ -27,7 +27,7 @@ from nnunet_models import (
 
 from inference.cli import main as segment
 from inference.errors import ModelError, UsageError
-from inference.labels import fill_labels
+from inference.labels.labels import fill_labels
 from inference.plan import Plan
 from training.__main__ import main as training
 from training.nnunet.checkpoint import load_checkpoint

@@ -15,7 +15,7 @@ from nnunet_models import KINDS, make_case, make_results, predict_as_nnunet
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from inference.cli import main as segment
-from inference.resample import shape_at_spacing
+from inference.preprocess.resample import shape_at_spacing
 from training.__main__ import main as training
 
 REAL = Path(__file__).parents[2] / "shared/cases/totalseg_example_ct_3mm/ct.nii.gz"

@@ -12,11 +12,11 @@ import pytest
 import SimpleITK as sitk
 from nnunet_models import KINDS, ORGANS, Kind, make_case, plans_and_dataset, understood
 
-from inference.labels import fill_labels
+from inference.labels.labels import fill_labels
 from inference.nnunet.channels import preprocess_channels
 from inference.organs import LABEL_OF
 from inference.pipeline import turn_case
-from inference.reading import read
+from inference.read.file import read
 from training.nnunet.card import write_card
 from training.nnunet.checkpoint import Checkpoint
 from training.nnunet.label_map import LabelMap

@@ -63,7 +63,7 @@ def test_nothing_is_reported_over_the_network(tmp_path: Path) -> None:
     package = tmp_path / "openvino_telemetry"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('telemetry was imported')")
-    code = "import inference.network, sys; print(sys.modules['openvino_telemetry'])"
+    code = "import inference.network.network, sys; print(sys.modules['openvino_telemetry'])"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])},

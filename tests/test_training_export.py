@@ -106,7 +106,7 @@ _COMPARE = """
 import json, sys
 from pathlib import Path
 import numpy as np, openvino as ov, torch
-import inference.network
+import inference.network.network
 from dataclasses import replace
 from training.config import Config
 from training.export.export import Volume, _compare
@@ -114,7 +114,7 @@ from training.export.openvino_model import to_openvino
 from training.networks.network import make_network
 
 torch.manual_seed(0)
-inference.network.best_float = lambda: "bf16"
+inference.network.network.best_float = lambda: "bf16"
 config = Config.load(Path("training/configs/abdoseg.yaml"))
 network = make_network({**config.network, "features": [4, 4, 8, 8, 8]}).eval()
 config = replace(config, patch=(16, 16, 16))

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 import torch
 from small_dataset import REPOSITORY, add, configuration, dataset, liver_and_spleen, write
 
-from inference.preprocess import preprocess
+from inference.preprocess.preprocess import preprocess
 from training.__main__ import main
 from training.config import Config
 from training.data.cases import find_cases

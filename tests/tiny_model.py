@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from inference.model import Model
+from inference.network.windows import predict_in_windows
 from inference.plan import Plan
-from inference.windows import predict_in_windows
 
 PLENTY = 10**10
 """More memory than a test needs, in bytes."""

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from inference.machine import usable_threads
-from inference.network import Network
+from inference.network.network import Network
+from inference.network.precision import bf16_pays
 from inference.organs import ORGANS
-from inference.precision import bf16_pays
 from training.config import Config
 from training.export.machine import cpu_in_words
 from training.export.openvino_model import quantise, to_openvino

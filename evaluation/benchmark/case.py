@@ -10,8 +10,8 @@ import SimpleITK as sitk
 from inference.errors import CaseError, UsageError
 from inference.paths import is_file
 from inference.phantom import make_phantom
-from inference.reading import read
-from inference.writing import write_image
+from inference.read.file import read
+from inference.write.files import write_image
 
 
 def phantom_case(work: Path, slices: int, plane: int) -> tuple[Path, tuple[int, ...]]:

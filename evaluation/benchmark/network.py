@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from inference.errors import UsageError, first_line
 from inference.grid import Shape
-from inference.int8 import centre_upsampling_inputs
+from inference.network.int8 import centre_upsampling_inputs
+from inference.network.pass_memory import bytes_per_voxel
+from inference.network.windows import box_at, pad
 from inference.organs import LABEL_OF
-from inference.pass_memory import bytes_per_voxel
 from inference.phantom import make_phantom
 from inference.plan import NETWORK_FILES, Plan
-from inference.preprocess import preprocess
-from inference.resample import resize_labels
-from inference.windows import box_at, pad
+from inference.preprocess.preprocess import preprocess
+from inference.preprocess.resample import resize_labels
 
 NAME = "plain_unet_30m"
 SEED = 2024

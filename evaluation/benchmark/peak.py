@@ -22,8 +22,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from inference.network.precision import cpu_settings
 from inference.plan_check import PRECISIONS
-from inference.precision import cpu_settings
 
 CHANNELS = 64
 SHAPE = (32, 48, 64)

@@ -17,10 +17,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from evaluation.benchmark.program import run, timed
+from inference.network.tiling import window_starts
+from inference.network.windows import box_at, pad
 from inference.plan import Plan
-from inference.resample import Float32Array, shape_at_spacing
-from inference.tiling import window_starts
-from inference.windows import box_at, pad
+from inference.preprocess.resample import Float32Array, shape_at_spacing
 
 
 def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, float]:

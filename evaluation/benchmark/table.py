@@ -11,7 +11,7 @@ from evaluation.benchmark.rows import STAGES, Peaks, Row
 from evaluation.benchmark.setting import ISA_LEVELS, Setting
 from evaluation.tables import csv_text, markdown_text, number
 from inference.plan_check import PRECISIONS
-from inference.writing import write_text
+from inference.write.files import write_text
 
 
 def write_table(

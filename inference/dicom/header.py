@@ -15,8 +15,8 @@ import SimpleITK as sitk
 
 from inference.dicom.file import check_fragments, damaged, reader_of, storage_class
 from inference.errors import CaseError
-from inference.itk_noise import without_noise
 from inference.paths import is_unicode
+from inference.read.itk_noise import without_noise
 
 _CT = "1.2.840.10008.5.1.4.1.1.2"  # and with .1 and .2: enhanced, and legacy converted to it
 _NO_VOLUME = {"LOCALIZER", "SCREEN SAVE"}  # of the image type

@@ -19,14 +19,14 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.checks import check_geometry, check_room, check_spacing
 from inference.dicom.file import damaged, reader_of
 from inference.dicom.header import Slice
 from inference.dicom.stack import axes_of, stack
 from inference.errors import CaseError, last_line
 from inference.hounsfield import AIR, DENSEST
-from inference.itk_noise import without_noise
-from inference.reading import Scan, Watch, writable
+from inference.read.checks import check_geometry, check_room, check_spacing
+from inference.read.file import Scan, Watch, writable
+from inference.read.itk_noise import without_noise
 
 _PIXELS = re.compile(rb"\xe0\x7f\x10\x00(?:O[BW]\0\0(?P<long>.{4})|(?P<plain>.{4}))", re.DOTALL)
 _PIXEL_GROUP, _PIXEL_DATA = 0x7FE0, 0x7FE00010

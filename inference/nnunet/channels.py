@@ -1,8 +1,8 @@
 """From one or several channels to a network's input, as nnU-Net v2 prepares them.
 
-A plan with ``channels`` is prepared here, another one in `inference.preprocess`. The order is
-nnU-Net's: crop to what is not zero, normalise, resample. nnU-Net: Isensee et al., Nature Methods
-18, 203-211 (2021).
+A plan with ``channels`` is prepared here, another one in `inference.preprocess.preprocess`. The
+order is nnU-Net's: crop to what is not zero, normalise, resample. nnU-Net: Isensee et al., Nature
+Methods 18, 203-211 (2021).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from inference.grid import Box, Mask, Spacing, bounding_box, whole_box
 from inference.nnunet.normalisation import Channel
 from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
-from inference.preprocess import Prepared, check_memory
-from inference.resample import shape_at_spacing
+from inference.preprocess.preprocess import Prepared, check_memory
+from inference.preprocess.resample import shape_at_spacing
 
 
 def channels_of(plan: Plan) -> list[Channel]:
@@ -34,7 +34,7 @@ def check_channels(images: Sequence[sitk.Image], plan: Plan) -> tuple[str, ...]:
     """Check that a case's images are what a plan with channels wants, on one grid.
 
     Args:
-        images: the channels, each checked by `inference.checks.check_geometry`.
+        images: the channels, each checked by `inference.read.checks.check_geometry`.
         plan: the plan.
 
     Returns:

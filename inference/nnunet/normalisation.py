@@ -11,7 +11,7 @@ import numpy as np
 from inference.errors import CaseError
 from inference.grid import Mask
 from inference.kinds import FLAG, TEXT, number, one_of, optional, several, with_tuples, wrong
-from inference.resample import Float32Array
+from inference.preprocess.resample import Float32Array
 
 _EPSILON = 1e-8  # nnU-Net's: nothing is divided by less
 

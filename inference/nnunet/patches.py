@@ -3,7 +3,7 @@
 Parity with nnU-Net needs its roundings too: it adds up weighted logits and weights in half
 precision, and where a voxel lies in the corner of one patch alone the weight is so small that
 its logits come out as multiples of it. So the sums are made here as ``nnUNetPredictor`` makes
-them, in its order. `inference.windows.predict_in_windows` is faster and rounds
+them, in its order. `inference.network.windows.predict_in_windows` is faster and rounds
 less.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.decode import OnShare
 from inference.errors import CaseError
-from inference.logits import Logits, check_room_for_logits, floats
+from inference.labels.decode import OnShare
+from inference.network.logits import Logits, check_room_for_logits, floats
+from inference.network.tiling import window_starts
+from inference.network.windows import Runner, box_at, pad
 from inference.plan import Plan
-from inference.resample import Float32Array
-from inference.tiling import window_starts
-from inference.windows import Runner, box_at, pad
+from inference.preprocess.resample import Float32Array
 
 Float16Array = NDArray[np.float16]
 

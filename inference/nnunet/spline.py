@@ -2,8 +2,9 @@
 
 nnU-Net resizes with ``skimage.transform.resize(mode="edge", anti_aliasing=False)``, which is
 ``scipy.ndimage.zoom(mode="nearest", grid_mode=True)``: a B-spline through the voxels, edges
-aligned as in `inference.resample`, limited to the range of the values it began with. Where one
-axis is much coarser than the others it resizes slice by slice and takes the nearest slice.
+aligned as in `inference.preprocess.resample`, limited to the range of the values it began with.
+Where one axis is much coarser than the others it resizes slice by slice and takes the nearest
+slice.
 Torch's linear interpolation, which nnU-Net also offers, is the spline of order 1.
 
 A resized axis is a linear map, so it is a matrix here; a cubic spline's weights fade by 0.27 a
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.kinds import FLAG, number, optional, whole, wrong
-from inference.resample import Float32Array, centres
+from inference.preprocess.resample import Float32Array, centres
 
 Float64Array = NDArray[np.float64]
 

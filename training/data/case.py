@@ -11,12 +11,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.checks import check_intensities
 from inference.grid import Spacing
 from inference.hounsfield import AIR, DENSEST
 from inference.organs import ORGANS
-from inference.orientation import turn_to
-from inference.reading import read
+from inference.preprocess.orientation import turn_to
+from inference.read.checks import check_intensities
+from inference.read.file import read
 from inference.same_grid import grid_difference
 from training.data.tissues import UNKNOWN, tissues_from_names
 

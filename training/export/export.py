@@ -10,14 +10,14 @@ import numpy as np
 import openvino as ov
 from torch import nn
 
-from inference.logits import floats
+from inference.labels.winners import winners
 from inference.machine import free_memory, usable_threads
-from inference.network import Network
+from inference.network.logits import floats
+from inference.network.network import Network
+from inference.network.pass_memory import bytes_per_voxel
+from inference.network.windows import predict_in_windows
 from inference.organs import ORGANS
-from inference.pass_memory import bytes_per_voxel
 from inference.plan import NETWORK_FILES, Plan
-from inference.windows import predict_in_windows
-from inference.winners import winners
 from training.config import Config
 from training.data.tissues import UNKNOWN
 from training.export.agreement import Agreement, dice

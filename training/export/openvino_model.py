@@ -18,9 +18,9 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from inference.int8 import centre_upsampling_inputs
+from inference.labels.winners import winners
+from inference.network.int8 import centre_upsampling_inputs
 from inference.organs import ORGANS
-from inference.winners import winners
 from training.export.agreement import dice
 
 MOST_LOSS = 0.005

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from inference.errors import first_line
-from inference.writing import appearing
+from inference.write.files import appearing
 from training.config import Config
 from training.networks.ir_weights import fill_from_ir
 from training.networks.network import make_network

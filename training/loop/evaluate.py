@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 
 from inference.grid import Spacing
+from inference.labels.postprocess import postprocess
+from inference.labels.winners import winners
 from inference.organs import ORGANS
-from inference.postprocess import postprocess
-from inference.winners import winners
 from training.config import Config
 from training.data.tissues import UNKNOWN
 from training.export.agreement import dice

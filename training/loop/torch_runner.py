@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inference.machine import free_memory
-from inference.windows import predict_in_windows
+from inference.network.windows import predict_in_windows
 from training.config import Config
 from training.networks.mixed_precision import autocast
 from training.networks.network import multiple_of
@@ -48,7 +48,7 @@ def free_gpu_memory(device: torch.device) -> int:
 
 
 class TorchRunner:
-    """A torch network that runs like `inference.network.Network`.
+    """A torch network that runs like `inference.network.network.Network`.
 
     Args:
         network: put into evaluation mode while it runs.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from inference.console import handling
 from inference.organs import ORGANS
-from inference.writing import remove_unfinished
+from inference.write.files import remove_unfinished
 from training.config import Config
 from training.loop.checkpoint import fill, load, load_mean, save
 from training.loop.evaluate import evaluate

@@ -16,8 +16,8 @@ from torch import nn
 from inference.cases import Case
 from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
-from inference.network import Network
-from inference.pass_memory import bytes_per_voxel
+from inference.network.network import Network
+from inference.network.pass_memory import bytes_per_voxel
 from inference.plan import NETWORK_FILES, Plan
 from training.export.model_folder import check_place, model_folder
 from training.export.openvino_model import quantise, to_openvino

@@ -14,11 +14,11 @@ from inference.cases import Case, find_cases
 from inference.errors import CaseError
 from inference.machine import usable_threads
 from inference.model import Model
-from inference.network import Network
+from inference.network.network import Network
 from inference.nnunet.channels import preprocess_channels
 from inference.pipeline import segment_in_stages, turn_case
 from inference.plan import Plan
-from inference.reading import read
+from inference.read.file import read
 from training.export.agreement import dice
 
 _CASES = 8  # volumes that calibrate

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.body import body_box
 from inference.grid import Spacing
 from inference.organs import ORGANS
+from inference.preprocess.body import body_box
 from training.data.tissues import SPACING as BODY_SPACING
 from training.patches.warp import per_axis
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from inference.organs import LABEL_OF, ORGANS
-from inference.preprocess import preprocess
-from inference.resample import resize_labels
+from inference.preprocess.preprocess import preprocess
+from inference.preprocess.resample import resize_labels
 from training.data.tissues import SPACING, UNKNOWN, end_at_heart, on_wrong_sides
 from training.patches.chance import Chance
 from training.preparation.jobs import Job

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.file_names import ending
-from inference.text_header import WITH_TEXT_HEADER, TextHeader
+from inference.read.text_header import WITH_TEXT_HEADER, TextHeader
 from training.data.case import Case
 from training.preparation.prepared_file import opened
 

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from inference.errors import AbdosegError, last_line, os_error_line
 from inference.machine import usable_threads
-from inference.writing import appearing, write_text
+from inference.write.files import appearing, write_text
 from training.config import Config
 from training.data.case import Case
 from training.preparation.arrays import arrays_of

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from inference.writing import write_text
+from inference.write.files import write_text
 from training.config import Config
 from training.data.json_file import read_json
 from training.preparation.prepared_file import FOLDER_OF

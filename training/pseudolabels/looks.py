@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from inference.grid import Spacing
-from inference.postprocess import postprocess
-from inference.resample import resize
-from inference.winners import winners
+from inference.labels.postprocess import postprocess
+from inference.labels.winners import winners
+from inference.preprocess.resample import resize
 from training.config import Config
 from training.loop.torch_runner import logits_of
 

@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from inference.errors import AbdosegError
 from inference.organs import ORGANS
-from inference.orientation import turn_to
-from inference.preprocess import preprocess
-from inference.preview import write_preview
-from inference.reading import Scan
-from inference.resample import resize_labels
-from inference.writing import write, write_text
+from inference.preprocess.orientation import turn_to
+from inference.preprocess.preprocess import preprocess
+from inference.preprocess.resample import resize_labels
+from inference.read.file import Scan
+from inference.write.files import write, write_text
+from inference.write.preview import write_preview
 from training.config import Config
 from training.data.case import Case
 from training.data.json_file import read_json

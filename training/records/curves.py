@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.organs import COLOURS, ORGANS
-from inference.writing import appearing
+from inference.write.files import appearing
 from training.records.read import read_rows
 
 

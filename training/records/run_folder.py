@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from inference.writing import write_text
+from inference.write.files import write_text
 from training.config import Config
 from training.data.json_file import read_json
 

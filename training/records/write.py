@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from inference.organs import ORGANS
 from inference.plan import Plan
-from inference.preview import write_preview
-from inference.writing import appearing, write_text
+from inference.write.files import appearing, write_text
+from inference.write.preview import write_preview
 from training.data.tissues import UNKNOWN
 from training.export.machine import machine_in_words
 from training.loop.evaluate import Evaluated

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference.grid import Spacing
-from inference.resample import resize, resize_labels, shape_at_spacing
+from inference.preprocess.resample import resize, resize_labels, shape_at_spacing
 from training.data.tissues import SPACING
 
 _FAR = 8  # pixels from an outline; what lies further away is as far

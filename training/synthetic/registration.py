@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from inference.resample import shape_at_spacing
+from inference.preprocess.resample import shape_at_spacing
 from training.data.tissues import SPACING
 from training.patches.separable import upsample
 from training.patches.warp import regular_places, sample_linear

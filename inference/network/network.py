@@ -16,9 +16,9 @@ import numpy as np
 import openvino as ov
 
 from inference.errors import ModelError, last_line
-from inference.logits import Logits
-from inference.precision import best_float, cpu_settings
-from inference.resample import Float32Array
+from inference.network.logits import Logits
+from inference.network.precision import best_float, cpu_settings
+from inference.preprocess.resample import Float32Array
 
 
 class Network:
@@ -31,7 +31,8 @@ class Network:
     Args:
         path: the IR's ``.xml``; input (1, inputs, z, y, x), output (1, C, z, y, x), float32.
         precision: "f32", "bf16" or "int8". In the last two, what is not int8 is computed in bf16
-            where that is faster than f32 (`inference.precision`), and the logits are bits of it.
+            where that is faster than f32 (`inference.network.precision`), and the logits are bits
+            of it.
         threads: how many threads a pass uses.
         channels: the number of output channels that is expected.
         inputs: the number of input channels.

@@ -15,8 +15,8 @@ from inference.cases import Case
 from inference.errors import CaseError
 from inference.file_names import ending
 from inference.machine import free_memory
-from inference.nifti_header import Header
-from inference.reading import Scan
+from inference.read.file import Scan
+from inference.read.nifti_header import Header
 
 _SHARE = 0.125  # of the free memory: larger CTs are read when it is their turn
 

@@ -3,7 +3,7 @@
 A grid of ``n`` voxels resized to ``m`` covers the same extent, edge to edge: the centre of
 output voxel ``i`` lies at input coordinate ``(i + 0.5) * n / m - 0.5``. This is what nnU-Net,
 scikit-image and ``torch.nn.functional.interpolate(align_corners=False)`` do. Both directions
-use it: CT to the network's grid (`resize`), logits back to the CT's grid (`inference.decode`).
+use it: CT to the network's grid (`resize`), logits back to the CT's (`inference.labels.decode`).
 
 Shrinking widens the linear filter with the step (as Pillow and torch's ``antialias=True``), so
 that thin slices are averaged, not skipped: a noisy CT gets less noisy.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from inference.deflate import GZIP, ZLIB, inflated
+from inference.read.deflate import GZIP, ZLIB, inflated
 
 _MOST = 1 << 20  # bytes: a header may be long, since scanners' tags are written into it
 

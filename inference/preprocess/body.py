@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.grid import Box, Spacing, voxel_millilitres, whole_box
-from inference.morphology import opened
+from inference.preprocess.morphology import opened
 
 _AIR_BELOW = -500.0  # HU
 _LOOK_AT = 4.0  # mm: the volume is looked at in steps of about this size

@@ -11,7 +11,7 @@ from pathlib import Path
 from inference.errors import UsageError
 from inference.organs import colour_of
 from inference.plan import Plan
-from inference.writing import write_text
+from inference.write.files import write_text
 
 _ITK_SNAP, _SLICER = ".txt", ".ctbl"
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.logits import Logits, floats
-from inference.resample import Float32Array, centres
-from inference.winners import Channels, all_winners, winners
+from inference.labels.winners import Channels, all_winners, winners
+from inference.network.logits import Logits, floats
+from inference.preprocess.resample import Float32Array, centres
 
 Labels = NDArray[np.uint8]
 """Label values."""
@@ -43,8 +43,8 @@ def decode(
     """Write the labels of trilinearly upsampled logits.
 
     The result is that of resizing all channels to ``out``'s shape (edges aligned as in
-    `inference.resample`, the outermost voxels continued, no averaging where it shrinks) and
-    taking the first largest channel, up to the rounding of float32.
+    `inference.preprocess.resample`, the outermost voxels continued, no averaging where it shrinks)
+    and taking the first largest channel, up to the rounding of float32.
 
     Args:
         logits: shape (C, d, h, w), C at most 256.

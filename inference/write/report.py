@@ -10,7 +10,7 @@ from typing import Any
 import inference
 from inference.model import Model
 from inference.processor import processor_name
-from inference.writing import write_text
+from inference.write.files import write_text
 
 
 @dataclass

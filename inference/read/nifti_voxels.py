@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.deflate import GZIP, checksum, gzipped, inflated
 from inference.errors import CaseError
-from inference.nifti_header import Header
+from inference.read.deflate import GZIP, checksum, gzipped, inflated
+from inference.read.nifti_header import Header
 
 _CHUNK = 1 << 22  # bytes
 _TIGHTEST = 1032  # deflate makes no byte out of more than so many

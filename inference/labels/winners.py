@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.logits import Logits, comparable
+from inference.network.logits import Logits, comparable
 
 Channels = NDArray[np.uint8]
 """The channel that wins at each voxel, by its index."""

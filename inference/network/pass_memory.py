@@ -42,7 +42,7 @@ def bytes_per_voxel(ir: Path, patch: Shape, inputs: int = 1) -> float:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["there is too little memory"]

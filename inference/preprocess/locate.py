@@ -16,11 +16,11 @@ import cc3d
 import numpy as np
 
 from inference.grid import Box, Mask, bounding_box, voxel_millilitres
+from inference.labels.winners import winners
+from inference.network.windows import Runner, predict_in_windows
 from inference.plan import Plan
-from inference.preprocess import Prepared
-from inference.resample import resize, shape_at_spacing
-from inference.windows import Runner, predict_in_windows
-from inference.winners import winners
+from inference.preprocess.preprocess import Prepared
+from inference.preprocess.resample import resize, shape_at_spacing
 
 _LEAST = 100.0  # ml: a look that finds less has not seen an abdomen
 _PART = 2.0  # ml: smaller parts are noise

@@ -9,11 +9,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.decode import Labels
+from inference.labels.decode import Labels
 from inference.organs import colour_of
-from inference.orientation import turn_to
-from inference.resample import resize, resize_labels
-from inference.writing import appearing, write_image
+from inference.preprocess.orientation import turn_to
+from inference.preprocess.resample import resize, resize_labels
+from inference.write.files import appearing, write_image
 
 WINDOW = (-160.0, 240.0)  # HU, soft tissue
 _HEIGHT = 512  # pixels of the picture

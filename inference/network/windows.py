@@ -1,7 +1,7 @@
 """One pass over a volume, or as many windows as it takes, put together again.
 
-How a volume is cut is arithmetic: `inference.tiling`. nnU-Net's own sums, with its roundings, are
-in `inference.nnunet.patches`.
+How a volume is cut is arithmetic: `inference.network.tiling`. nnU-Net's own sums, with its
+roundings, are in `inference.nnunet.patches`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inference.decode import OnShare
-from inference.logits import Logits, check_room_for_logits, floats, stored
-from inference.plan import Plan
-from inference.resample import Float32Array
-from inference.tiling import (
+from inference.labels.decode import OnShare
+from inference.network.logits import Logits, check_room_for_logits, floats, stored
+from inference.network.tiling import (
     even_starts,
     gathered_bytes,
     memory_is_short,
@@ -25,6 +23,8 @@ from inference.tiling import (
     window_shares,
     window_starts,
 )
+from inference.plan import Plan
+from inference.preprocess.resample import Float32Array
 
 
 class Runner(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.resample import Float32Array
+from inference.preprocess.resample import Float32Array
 
 Logits = NDArray[Any]
 """float32, float16, or uint16: the bits of bfloat16."""

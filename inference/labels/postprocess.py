@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from inference.grid import Box, Spacing, voxel_millilitres
 from inference.hounsfield import NO_TISSUE
-from inference.logits import Logits, above, below, comparable, floats
-from inference.morphology import closed, grown
+from inference.labels.winners import Channels, all_winners
+from inference.network.logits import Logits, above, below, comparable, floats
 from inference.plan import Plan
-from inference.resample import nearest_voxels
-from inference.winners import Channels, all_winners
+from inference.preprocess.morphology import closed, grown
+from inference.preprocess.resample import nearest_voxels
 
 _BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
 _USUAL = 60.0  # mm of a vessel's lower end that its usual cross-section is measured in

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError, UsageError
 from inference.file_names import ending
-from inference.itk_noise import without_noise
-from inference.nifti_header import Header, data_type
-from inference.nifti_voxels import write_labels
 from inference.paths import is_unicode
-from inference.reading import Scan
-from inference.text_header import is_text_header
+from inference.read.file import Scan
+from inference.read.itk_noise import without_noise
+from inference.read.nifti_header import Header, data_type
+from inference.read.nifti_voxels import write_labels
+from inference.read.text_header import is_text_header
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from inference.plan import Plan
-from inference.resample import Float32Array
+from inference.preprocess.resample import Float32Array
 
 
 def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int
 
 
 def gathered_bytes(whole: Sequence[int], window: Sequence[int], plan: Plan, memory: int) -> int:
-    """Bytes of the logits that `inference.windows` gathers beside a pass, strip by strip."""
+    """Bytes of the logits that `predict_in_windows` gathers beside a pass, strip by strip."""
     voxels = 0
     strip = list(whole)
     for axis in range(3):

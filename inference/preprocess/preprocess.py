@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.body import body_box
 from inference.errors import CaseError
 from inference.grid import Box, Spacing, whole_box
 from inference.machine import free_memory
 from inference.plan import Plan
-from inference.resample import Float32Array, resize, shape_at_spacing
+from inference.preprocess.body import body_box
+from inference.preprocess.resample import Float32Array, resize, shape_at_spacing
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from inference.machine import free_memory
+from inference.network.tiling import padded_shape
 from inference.plan import Plan
-from inference.tiling import padded_shape
 
 if TYPE_CHECKING:
-    from inference.network import Network
+    from inference.network.network import Network
 
 _SHARE = 0.85  # of the free memory that passes are planned to use at most
 

@@ -13,14 +13,14 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from inference.checks import check_geometry, check_kind, check_room, check_spacing
 from inference.errors import CaseError, last_line
 from inference.file_names import ENDINGS, ending
-from inference.itk_noise import without_noise
-from inference.nifti_header import NO_ORIENTATION, Header
-from inference.nifti_voxels import check_complete, check_possible, inflate
 from inference.paths import is_there, is_unicode
-from inference.text_header import TextHeader
+from inference.read.checks import check_geometry, check_kind, check_room, check_spacing
+from inference.read.itk_noise import without_noise
+from inference.read.nifti_header import NO_ORIENTATION, Header
+from inference.read.nifti_voxels import check_complete, check_possible, inflate
+from inference.read.text_header import TextHeader
 
 Watch = Callable[[sitk.Image, int], None]
 """Is called while a file is read, with the image and how many of its slices are there."""

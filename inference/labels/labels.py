@@ -1,6 +1,6 @@
 """Labels of a model's logits as its plan asks for them.
 
-Usually the largest logit wins and logits are upsampled linearly: `inference.decode`. A model
+Usually the largest logit wins and logits are upsampled linearly: `inference.labels.decode`. A model
 imported from nnU-Net may want more: regions that are painted one over the other, a coarse axis
 along which the nearest slice is taken, splines of other orders.
 """
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from inference.decode import Labels, OnShare, decode
 from inference.grid import Spacing
-from inference.logits import Logits, floats
+from inference.labels.decode import Labels, OnShare, decode
+from inference.labels.winners import Channels
+from inference.network.logits import Logits, floats
 from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
-from inference.resample import Float32Array
-from inference.winners import Channels
+from inference.preprocess.resample import Float32Array
 
 
 def fill_labels(

@@ -1,0 +1,1 @@
+"""From logits to labels on the CT's own grid."""

@@ -1,0 +1,1 @@
+"""A CT from a file: what its header says, its voxels, and what is wrong with them."""
