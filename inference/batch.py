@@ -8,6 +8,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from inference.ahead import Reader
 from inference.cases import Case
 from inference.errors import AbdosegError, CaseError, last_line
 from inference.file_names import preview_paths
@@ -16,7 +17,6 @@ from inference.machine import peak_memory, restart_peak_memory, seconds_since_st
 from inference.model import Model
 from inference.pipeline import segment_in_stages
 from inference.progress import Progress
-from inference.read.ahead import Reader
 from inference.read.file import Scan
 from inference.write.files import check_replaceable, write
 from inference.write.preview import write_preview

@@ -75,12 +75,12 @@ def program() -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from inference.ahead import Reader
     from inference.cases import find_cases
     from inference.file_names import ending
     from inference.model import Model, find_model
     from inference.plan import Plan
     from inference.progress import progress_for
-    from inference.read.ahead import Reader
     from inference.write.files import make_folder
     from inference.write.label_table import check_label_table, write_label_table
 

@@ -18,13 +18,13 @@ from inference.grid import Spacing, voxel_millilitres
 from inference.labels.labels import fill_labels
 from inference.labels.postprocess import postprocess
 from inference.model import Model
+from inference.network.locate import locate, look_shape
 from inference.network.logits import Logits, any_nan
 from inference.network.tiling import window_for
 from inference.network.windows import predict_in_windows
 from inference.nnunet.channels import check_channels, preprocess_channels
 from inference.nnunet.patches import Mirrored, predict_in_patches
 from inference.plan import Plan
-from inference.preprocess.locate import locate, look_shape
 from inference.preprocess.orientation import Turn, turn_to
 from inference.preprocess.preprocess import Prepared, fill, place
 from inference.read.checks import Intensities, check_geometry, check_intensities, check_orientation

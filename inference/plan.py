@@ -64,7 +64,7 @@ class Plan:
             ``i``-th of these in ascending order of their values.
         postprocessing: steps of `inference.labels.postprocess`, in order.
         look: "spacing" of a coarse grid and "margin", both in millimetres, for a first look that
-            tells which part is segmented (`inference.preprocess.locate`); empty for none.
+            tells which part is segmented (`inference.network.locate`); empty for none.
         channels: for an imported nnU-Net model, one `inference.nnunet.normalisation.Channel` per
             input channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;

@@ -8,18 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from inference.console import printable, say, terminal
-
-STAGES = {
-    "read": 10,
-    "preprocess": 10,
-    "look": 0,
-    "compile": 5,
-    "network": 55,
-    "postprocess": 2,
-    "labels": 13,
-    "write": 5,
-}
-"""The stages of a case and how many per cent of its bar each takes, about as of its time."""
+from inference.stages import STAGES
 
 
 class Progress:

@@ -13,10 +13,10 @@ import SimpleITK as sitk
 from tiny_model import make_ct
 
 import inference.read.file
+from inference import ahead
+from inference.ahead import Reader
 from inference.cases import Case, find_cases
 from inference.errors import CaseError
-from inference.read import ahead
-from inference.read.ahead import Reader
 
 
 def put(path: Path, seed: int = 0) -> Case:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from inference.errors import ModelError
 from inference.model import Model
+from inference.network.locate import locate
 from inference.pipeline import segment_in_stages
-from inference.preprocess.locate import locate
 from inference.preprocess.preprocess import Prepared
 
 LOOK = {"spacing": 6.0, "margin": 30.0}

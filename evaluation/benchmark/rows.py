@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.benchmark.systems import System
-from inference import progress
+from inference import stages
 
-STAGES = ("start", "load", *progress.STAGES)
+STAGES = ("start", "load", *stages.STAGES)
 """Where the seconds go, as far as the case had to wait for them; "start" is all that is in none of
 the others: the interpreter, imports, exit."""
 

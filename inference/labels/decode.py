@@ -11,7 +11,7 @@ and most of the time of a case. The same labels follow from much less:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 from inference.labels.winners import Channels, all_winners, winners
 from inference.network.logits import Logits, floats
 from inference.preprocess.resample import Float32Array, centres
+from inference.stages import OnShare
 
 Labels = NDArray[np.uint8]
 """Label values."""
-
-OnShare = Callable[[float], None]
-"""Is called with the finished share of something."""
 
 
 def decode(

@@ -10,12 +10,13 @@ from __future__ import annotations
 import numpy as np
 
 from inference.grid import Spacing
-from inference.labels.decode import Labels, OnShare, decode
+from inference.labels.decode import Labels, decode
 from inference.labels.winners import Channels
 from inference.network.logits import Logits, floats
 from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
 from inference.preprocess.resample import Float32Array
+from inference.stages import OnShare
 
 
 def fill_labels(

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inference.labels.decode import OnShare
 from inference.network.logits import Logits, check_room_for_logits, floats, stored
 from inference.network.tiling import (
     even_starts,
@@ -25,6 +24,7 @@ from inference.network.tiling import (
 )
 from inference.plan import Plan
 from inference.preprocess.resample import Float32Array
+from inference.stages import OnShare
 
 
 class Runner(Protocol):

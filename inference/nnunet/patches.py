@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
-from inference.labels.decode import OnShare
 from inference.network.logits import Logits, check_room_for_logits, floats
 from inference.network.tiling import window_starts
 from inference.network.windows import Runner, box_at, pad
 from inference.plan import Plan
 from inference.preprocess.resample import Float32Array
+from inference.stages import OnShare
 
 Float16Array = NDArray[np.float16]
 
