@@ -115,3 +115,15 @@ def test_a_missing_compiler_is_one_line(
     assert capsys.readouterr().err == (
         "training: torch.compile needs a C and C++ compiler; install one, or give --no-compile\n"
     )
+
+
+def test_a_gpus_illegal_access_is_not_called_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def train(run: Run) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Run, "__init__", lambda run, config, options: None)
+    monkeypatch.setattr(Run, "train", train)
+    with pytest.raises(RuntimeError, match="illegal"):
+        main(["train", f"--config={CONFIG}", "--data=nowhere"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -297,3 +298,15 @@ def test_a_cpu_without_bf16_does_not_emulate_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     with autocast(torch.rand(1, 1, 64, 64, 64), (16, 16, 16)):
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_without_bf16_computes_in_fp32(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    image: Any = SimpleNamespace(device=torch.device("cuda"), shape=(1, 1, 32, 64, 64))
+    with autocast(image, (16, 16, 16)):
+        assert torch.is_autocast_enabled("cuda") == native

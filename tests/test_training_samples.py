@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,25 @@ def test_preparation_writes_bodies_and_images_and_goes_on(data: Path, prepared: 
     before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
     prepare(find_cases(data), prepared, _config())
     assert before == {p: p.stat().st_mtime_ns for p in prepared.rglob("*.npz")}
+
+
+def test_every_process_that_prepares_has_memory_for_a_ct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, workers: int, **rest: Any) -> None:
+            asked.append(workers)
+            super().__init__(1, **rest)
+
+    monkeypatch.setattr("training.preparation.prepare.ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("training.preparation.prepare.usable_threads", lambda: 64)
+    for number, free in enumerate((1e9, 9e9, 1e12)):
+        monkeypatch.setattr("training.preparation.prepare.free_memory", lambda free=free: int(free))
+        prepare([], tmp_path / str(number), _config())
+    prepare([], tmp_path / "as told", _config(), workers=3)
+    assert asked == [1, 4, 64, 3]
 
 
 def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config) -> None:
@@ -271,6 +291,22 @@ def test_a_cropped_field_of_view_ends_about_where_the_body_does(
     assert len(set(cropped)) > 1 or min(cropped) == 1
     if kind == "synthetic":
         assert shares(30.0) == cropped  # whatever the scanner's pixels
+
+
+def test_volumes_without_room_are_read_whenever_they_are_drawn(
+    prepared: Path, config: Config
+) -> None:
+    whole = Samples(prepared, config)
+    assert whole.load_all() == 0
+    sizes = [sum(v.nbytes for v in each.arrays.values()) for each in whole._loaded.values()]
+    for room, least in ((0.0, len(sizes)), (sum(sizes) - 1.0, 1)):
+        short = Samples(prepared, config, room=room)
+        assert short.load_all() >= least
+        held = [v.nbytes for each in short._loaded.values() for v in each.arrays.values()]
+        assert sum(held) <= room
+        for number in range(4):
+            for one, other in zip(short[number], whole[number], strict=True):
+                assert torch.equal(one, other)
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:

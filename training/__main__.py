@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
             needs = "torch.compile needs a C and C++ compiler; install one, or give --no-compile"
             print(f"training: {needs}", file=sys.stderr)
             return 2
-        if "memory" not in str(error) and not isinstance(error, MemoryError):
+        ours = "illegal memory access" in str(error)  # a mistake, of which a GPU says no more
+        if ours or ("memory" not in str(error) and not isinstance(error, MemoryError)):
             raise
         print(f"training: too little memory ({last_line(error)})", file=sys.stderr)
         return 2

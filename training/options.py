@@ -68,7 +68,11 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--run", "--name", dest="run", default="run", help=name)
     add("--round", type=int, help="with a single step: its round of self-training (1, 2, ...)")
     add("--fold", type=int, help="cross-validation: the fold to hold out (0, 1, ...)")
-    add("--workers", type=int, help="processes that prepare (default: one per CPU)")
+    add(
+        "--workers",
+        type=int,
+        help="processes that prepare (default: one per CPU and 2 GB of free memory)",
+    )
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,

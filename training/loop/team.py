@@ -59,7 +59,12 @@ class Team:
 
 @contextmanager
 def join() -> Iterator[Team]:
-    """Join the processes that ``torchrun`` started, if it did."""
+    """Join the processes that ``torchrun`` started, if it did.
+
+    The group is left where all leave it: at the end, and when the training was told to stop. A
+    process with a mistake of its own must not say goodbye to it: NCCL would wait for the others,
+    which wait for that process's gradients, and ``torchrun`` would never hear of the mistake.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
@@ -72,5 +77,7 @@ def join() -> Iterator[Team]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Team(rank, size, device)
-    finally:
+    except KeyboardInterrupt:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

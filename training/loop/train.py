@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.console import handling
+from inference.machine import free_memory
 from inference.organs import ORGANS
 from inference.write.files import remove_unfinished
 from training.config import Config
@@ -38,8 +39,12 @@ from training.preparation.prepared_file import file_of
 from training.records.run_folder import alone_in, changed_settings
 from training.records.write import INITIAL, Records
 
-_RESIDENT = 0.5
-"""Share of the GPU's free memory that the prepared images may take."""
+_RESIDENT, _RESIDENT_IN_HOST = 0.5, 0.7
+"""Shares of a GPU's and of the host's free memory that the prepared volumes may take."""
+
+_STEP_BYTES = 100
+"""Bytes that a step takes on a GPU, or a little less, per voxel of a batch and feature of the
+finest stage. (What a pass keeps for its gradients is 36 to 85 of them, counted without a GPU.)"""
 
 _MOST_LEFT_OUT = 10
 """Steps in a row whose gradient may be infinite; with one more the training ends."""
@@ -128,17 +133,17 @@ def train(
             _say(team, text)
 
         # Patches: number i of a seed is always the same, whoever draws it.
-        room = torch.cuda.mem_get_info()[0] * _RESIDENT if device.type == "cuda" else math.inf
+        room, beside = _room_for_volumes(config, team)
         knows_nothing = not initial and not (run / INITIAL).exists() and teacher is None
-        samples = Samples(prepared, config, holdout, device, room, knows_nothing)
+        samples = Samples(prepared, config, holdout, device, room, beside, knows_nothing)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
         if samples.untold:
             names = ", ".join(ORGANS[organ] for organ in samples.untold)
             how = "taught to be absent" if knows_nothing else "not taught anew"
             _say(team, f"labelled in no case, so {how}: {names}")
         multiple = multiple_of(network)
-        if device.type == "cuda":
-            samples.load_all()
+        if device.type == "cuda" and (outside := samples.load_all()):
+            _say(team, f"no memory for {outside} of the volumes: they are read whenever drawn")
         if start == 0 and any(path.is_dir() for path in initial):
             # A model folder's batch norms lack statistics.
             measure_norms(network, (samples[n].image[None] for n in range(_MEASURED_ON)))
@@ -296,7 +301,19 @@ def class_weights(config: Config, iteration: int, device: torch.device) -> Tenso
     if not config.class_weights:
         return None
     remaining = 1 - iteration / config.iterations
-    return 1 + (torch.tensor(config.class_weights, device=device) - 1) * remaining**2
+    weights = 1 + (torch.tensor(config.class_weights) - 1) * remaining**2
+    return weights.to(device, non_blocking=True)  # or it waits for the network's pass
+
+
+def _room_for_volumes(config: Config, team: Team) -> tuple[float, float]:
+    """Bytes for prepared volumes, in the memory of the device and, beside it, of the host."""
+    host = free_memory() * _RESIDENT_IN_HOST / team.size  # each process has volumes of its own
+    if team.device.type == "cpu":
+        return host, 0.0
+    free = torch.cuda.mem_get_info()[0]
+    voxels = config.batch / team.size * math.prod(config.patch)
+    step = _STEP_BYTES * voxels * config.network["features"][0]
+    return max(0.0, min(free * _RESIDENT, free - step)), host
 
 
 def _shares_of_batches(config: Config, team: Team, start: int) -> list[range]:

@@ -18,6 +18,7 @@ def autocast(image: Tensor, multiple: Sequence[int]) -> torch.autocast:
 
     - on a CPU that has no instructions for bf16: emulated, a step took over thirty times fp32's
       time (with AVX2 alone, torch 2.13);
+    - on a GPU that has none, before NVIDIA's Ampere: PyTorch would emulate it there too;
     - on any CPU for patches of few slices, and where little is left of them at the coarsest stage:
       there the gradients of oneDNN's bf16 convolutions write beyond their memory (torch 2.13; with
       AMX, less than 8 slices of some 100 x 100 voxels: the process crashes; with AVX512_BF16, one
@@ -30,7 +31,10 @@ def autocast(image: Tensor, multiple: Sequence[int]) -> torch.autocast:
     size = image.shape[2:]
     coarsest = min(n // step for n, step in zip(size, multiple, strict=True))
     large = size[0] >= _TRUSTED_SLICES and coarsest >= _TRUSTED_COARSEST
-    pays = image.device.type == "cuda" or (large and _cpu_computes_in_bf16())
+    if image.device.type == "cuda":
+        pays = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        pays = large and _cpu_computes_in_bf16()
     return torch.autocast(image.device.type, torch.bfloat16, enabled=pays)
 
 

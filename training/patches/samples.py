@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -71,8 +72,9 @@ class Samples:
         config: what to draw.
         holdout: cases that no patch may come from, besides the configuration's.
         device: where patches are made, and volumes are kept.
-        room: bytes of the device's memory for volumes; those beyond are kept in the host's
-            memory and copied when they are drawn.
+        room: bytes of the device's memory for volumes.
+        beside: bytes of the host's memory for those beyond, which are copied when they are drawn.
+            What finds room in neither is read from its file whenever it is drawn.
         untold_is_absent: whether an organ that no file tells counts as told, and absent. Where it
             is left open, nothing keeps a network that knows nothing yet from calling all of the
             background so.
@@ -93,11 +95,14 @@ class Samples:
         holdout: tuple[str, ...] = (),
         device: torch.device | str = "cpu",
         room: float = math.inf,
+        beside: float = math.inf,
         untold_is_absent: bool = False,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self._room = room
+        self._room = {self.device: room}
+        if self.device.type != "cpu":
+            self._room[torch.device("cpu")] = beside
         self._lock = Lock()
         self._drawn: tuple[int | None, list[Patch]] = (None, [])
         sources = Sources(folder, config, holdout)
@@ -145,11 +150,20 @@ class Samples:
             )
         ]
 
-    def load_all(self) -> None:
-        """Load every volume now, in several threads, rather than when it is first drawn."""
+    def load_all(self) -> int:
+        """Load every volume now, in several threads, rather than when it is first drawn.
+
+        Returns:
+            How many find no room, and are read again whenever they are drawn.
+        """
+
+        def load(path: Path) -> None:
+            self._load(path)  # returns a volume that would take the memory there is no room in
+
         paths = [path for paths in self.sources.values() for path in paths]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(self._load, paths))
+            list(pool.map(load, paths))
+        return sum(not source.arrays for source in self._loaded.values())
 
     def _synthetic(
         self, body: Volume, patch: Shape, spacing: Spacing, chance: Chance
@@ -243,15 +257,29 @@ class Samples:
         return places(shape, spacing, place, self.config.augmentation, chance)
 
     def _load(self, path: Path) -> Volume:
-        if path not in self._loaded:
-            with opened(path) as content:
-                arrays = {k: content[k] for k in content.files}
-            size = sum(arrays[k].nbytes for k in VOLUMES if k in arrays)
-            with self._lock:  # several threads load at once
-                keep_there = size <= self._room
-                self._room -= size if keep_there else 0
-            self._loaded[path] = volume_of(arrays, path.stem, self.device if keep_there else "cpu")
-        return self._loaded[path]
+        known = self._loaded.get(path)
+        if known and known.arrays:
+            return known
+        with opened(path) as content:
+            arrays = {k: content[k] for k in content.files}
+        volumes = {k: torch.from_numpy(arrays[k]) for k in VOLUMES if k in arrays}
+        if known:
+            return replace(known, arrays=volumes)
+        volume = volume_of(arrays, path.stem)
+        place = self._place_for(sum(array.nbytes for array in volumes.values()))
+        if place is not None:
+            volume = replace(volume, arrays={k: v.to(place) for k, v in volumes.items()})
+        self._loaded[path] = volume
+        return volume if volume.arrays else replace(volume, arrays=volumes)
+
+    def _place_for(self, size: int) -> torch.device | None:
+        """Where so many bytes are kept from now on, the device first; ``None`` without room."""
+        with self._lock:  # several threads load at once
+            for place, room in self._room.items():
+                if size <= room:
+                    self._room[place] -= size
+                    return place
+        return None
 
 
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:

@@ -1,4 +1,4 @@
-"""A prepared volume in memory, with what is asked of it each time that a patch is drawn."""
+"""A prepared volume, with what is asked of it each time that a patch is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.grid import Spacing
+from inference.grid import Shape, Spacing
 from inference.organs import ORGANS
 from inference.preprocess.body import body_box
 from training.data.tissues import SPACING as BODY_SPACING
@@ -25,10 +25,12 @@ _REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
 @dataclass(frozen=True)
 class Volume:
-    """A prepared volume in memory.
+    """A prepared volume, or what is known of one that there is no room for.
 
     Attributes:
-        arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body.
+        arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body; empty where
+            there is no room.
+        shape: (z, y, x) of each.
         annotated: label values that the labels tell.
         spacing: mm per axis.
         extent: first and last voxel (z, y, x) of the volume along z, of the body along y and x.
@@ -37,25 +39,20 @@ class Volume:
     """
 
     arrays: dict[str, Tensor]
+    shape: Shape
     annotated: tuple[int, ...]
     spacing: Spacing
     extent: tuple[tuple[int, int], ...]
     voxels: dict[int, Tensor]
     heights: Tensor
 
-    @property
-    def shape(self) -> torch.Size:
-        """Voxels (z, y, x)."""
-        return next(iter(self.arrays.values())).shape
 
-
-def volume_of(content: Mapping[str, Any], name: str, device: torch.device | str) -> Volume:
-    """What a prepared file holds, as a volume.
+def volume_of(content: Mapping[str, Any], name: str) -> Volume:
+    """What is known of a prepared file's content, without its arrays.
 
     Args:
         content: the file's arrays (z, y, x), by name.
         name: of the file, without its ending: which voxels are remembered depends on it.
-        device: where the arrays are kept.
     """
     is_body = "tissues" in content
     labels = content["tissues"] if is_body else content["labels"]
@@ -72,10 +69,12 @@ def volume_of(content: Mapping[str, Any], name: str, device: torch.device | str)
         found = np.flatnonzero(labels == organ)
         if len(found):
             some = rng.choice(found, min(len(found), _REMEMBERED), replace=False)
-            voxels[organ] = torch.from_numpy(np.stack(np.unravel_index(some, labels.shape), 1))
+            index = np.stack(np.unravel_index(some, labels.shape), 1)
+            voxels[organ] = torch.from_numpy(index.astype(np.int16))  # small: of every case
     is_organ = (labels > 0) & (labels <= max(ORGANS))
     return Volume(
-        arrays={k: torch.from_numpy(content[k]).to(device) for k in VOLUMES if k in content},
+        arrays={},
+        shape=(labels.shape[0], labels.shape[1], labels.shape[2]),
         annotated=tuple(ORGANS) if is_body else tuple(content["annotated"].tolist()),
         spacing=spacing,
         extent=(

@@ -120,7 +120,8 @@ def pseudolabel(
             write(label_file(out, case.name), stored, Scan(ct.image))
             seen = np.where(stored == UNKNOWN, 0, stored)
             write_preview(out / f"{case.name}_preview.png", ct.image, seen, ct.offset)
-        result[case.name] = found
+        # Without the labels: those of thousands of CTs would fill the memory.
+        result[case.name] = replace(found, labels=np.empty(0, np.uint8))
         marks[case.name] = _mark(edits)
         write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")
         annotated[case.name] = [ORGANS[organ] for organ in found.kept]
