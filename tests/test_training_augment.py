@@ -24,7 +24,7 @@ from torch import Tensor
 
 from inference.hounsfield import AIR
 from training.patches.augment import vary_hu, vary_intensities
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 

@@ -16,8 +16,8 @@ from training.data.tissues import (
     on_wrong_sides,
     organs_only,
 )
-from training.patches.chance import Chance
-from training.patches.warp import (
+from training.sampling.chance import Chance
+from training.sampling.warp import (
     regular_places,
 )
 from training.synthetic.bodies import _reached, complete, finish, transfer

@@ -19,9 +19,9 @@ pytest.importorskip("nncf", reason="the training extra is not installed")
 from inference.organs import ORGANS
 from inference.plan import Plan
 from inference.processor import instruction_sets
+from training.agreement import Agreement
 from training.config import Config
 from training.data.case import Case
-from training.export.agreement import Agreement
 from training.export.export import volumes_for_checks
 from training.export.model_card import write_model_card
 

@@ -14,7 +14,7 @@ from inference.organs import LABEL_OF
 from training.data.tissues import (
     Tissue,
 )
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 from training.synthetic import intensities
 from training.synthetic.bodies import finish
 from training.synthetic.intensities import (

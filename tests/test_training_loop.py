@@ -22,11 +22,11 @@ from torch import nn
 from training.config import Config
 from training.loop import checkpoint
 from training.loop import train as loop
-from training.loop.evaluate import evaluate
 from training.loop.losses import partial_dice_cross_entropy
 from training.loop.team import Team
 from training.networks.network import make_network
 from training.patches.samples import Samples
+from training.records.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from training.data.tissues import (
     Tissue,
     organs_only,
 )
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 from training.synthetic.colon import add_colon
 from training.synthetic.neighbours import add_neighbours
 from training.synthetic.pancreas import age_pancreas

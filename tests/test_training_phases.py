@@ -10,7 +10,7 @@ import torch
 
 from inference.organs import LABEL_OF
 from training.patches.augment import vary_hu
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 
 
 def test_phases_leave_an_even_image_even() -> None:

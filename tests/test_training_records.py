@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 from training.config import Config
 from training.loop import train as loop
-from training.loop.evaluate import Evaluated, evaluate
+from training.records.evaluate import Evaluated, evaluate
 from training.records.read import read_rows
 from training.records.write import Records
 

@@ -23,10 +23,10 @@ from training.data.cases import find_cases
 from training.data.tissues import (
     UNKNOWN,
 )
-from training.patches.chance import Chance
 from training.patches.samples import Samples
 from training.preparation.jobs import what_is_not_drawn
 from training.preparation.prepare import prepare
+from training.sampling.chance import Chance
 
 
 @pytest.fixture(scope="module")

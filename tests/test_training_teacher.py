@@ -18,9 +18,9 @@ from training.__main__ import main
 from training.config import Config
 from training.loop import checkpoint
 from training.loop import train as loop
-from training.loop.evaluate import evaluate
 from training.loop.teacher import Teacher
-from training.loop.torch_runner import logits_of
+from training.networks.torch_runner import logits_of
+from training.records.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 import torch
 from scipy import ndimage
 
-from training.patches.chance import Chance
-from training.patches.separable import blur, share_nearby, upsample
-from training.patches.warp import (
+from training.sampling.chance import Chance
+from training.sampling.separable import blur, share_nearby, upsample
+from training.sampling.warp import (
     random_places,
     regular_places,
     rotation,

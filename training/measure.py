@@ -24,7 +24,6 @@ from inference.network.network import Network
 from inference.network.precision import bf16_pays
 from inference.organs import ORGANS
 from training.config import Config
-from training.export.machine import cpu_in_words
 from training.export.openvino_model import quantise, to_openvino
 from training.loop.losses import loss_at_all_depths, partial_dice_cross_entropy
 from training.loop.train import make_optimiser
@@ -37,6 +36,7 @@ from training.networks.network import (
     parameter_count,
 )
 from training.patches.samples import Patch
+from training.records.machine import cpu_in_words
 
 HEADER = (
     "| configuration | parameters | per million voxels: G multiply-adds | int8, s | bf16, s "

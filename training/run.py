@@ -83,9 +83,9 @@ class Run:
     def prepare(self) -> None:
         """Check and resample the data."""
         from training.data.cases import what_is_not_taught
+        from training.data.pseudolabels import ANNOTATED
         from training.preparation.jobs import what_is_not_drawn
         from training.preparation.prepare import prepare
-        from training.pseudolabels.folder import ANNOTATED
 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("torchrun is for the step 'train' alone; run 'prepare' before it")
@@ -173,7 +173,7 @@ class Run:
 
     def export(self) -> None:
         """Write the model folder, with its card."""
-        from training.export.agreement import Agreement
+        from training.agreement import Agreement
         from training.export.export import export
         from training.export.model_card import write_model_card
 
@@ -270,7 +270,7 @@ def check_pseudolabels(options: Options) -> None:
     Raises:
         ValueError: it is one.
     """
-    from training.pseudolabels.folder import ANNOTATED
+    from training.data.pseudolabels import ANNOTATED
 
     if options.pseudolabels and not (options.pseudolabels / ANNOTATED).is_file():
         raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")

@@ -18,8 +18,8 @@ from training.data.case import Case
 from training.data.folder_layout import folders_of_cases
 from training.data.json_file import read_json
 from training.data.nnunet_layout import nnunet_dataset, our_label
+from training.data.pseudolabels import read_annotated, with_pseudolabels
 from training.data.tissues import UNKNOWN
-from training.pseudolabels.folder import read_annotated, with_pseudolabels
 
 
 def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:

@@ -18,9 +18,9 @@ from inference.network.pass_memory import bytes_per_voxel
 from inference.network.windows import predict_in_windows
 from inference.organs import ORGANS
 from inference.plan import NETWORK_FILES, Plan
+from training.agreement import Agreement, dice
 from training.config import Config
 from training.data.tissues import UNKNOWN
-from training.export.agreement import Agreement, dice
 from training.export.model_folder import check_place, model_folder
 from training.export.openvino_model import (
     convolutions_of,
@@ -29,8 +29,8 @@ from training.export.openvino_model import (
     to_openvino,
 )
 from training.loop.checkpoint import load_average
-from training.loop.torch_runner import MEMORY_SHARE, logits_of
 from training.networks.network import multiple_of
+from training.networks.torch_runner import MEMORY_SHARE, logits_of
 from training.patches.samples import Samples
 from training.preparation.prepared_file import complete_files, opened
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from inference.organs import ORGANS
 from inference.plan import Plan
+from training.agreement import Agreement
 from training.config import Config
 from training.data.case import Case
-from training.export.agreement import Agreement
 from training.networks.network import make_network, multiply_adds, parameter_count
 from training.patches.sources import Sources, shows
 from training.records.read import read_lines, read_rows

@@ -21,7 +21,7 @@ from torch import nn
 from inference.labels.winners import winners
 from inference.network.int8 import centre_upsampling_inputs
 from inference.organs import ORGANS
-from training.export.agreement import dice
+from training.agreement import dice
 
 MOST_LOSS = 0.005
 """Mean DSC per organ between int8's labels and fp32's that may be lost."""

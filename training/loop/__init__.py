@@ -1,1 +1,1 @@
-"""The training loop, what it learns by, and the scores of held-out cases."""
+"""The training loop, and what it learns by."""

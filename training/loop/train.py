@@ -21,7 +21,6 @@ from inference.organs import ORGANS
 from inference.write.files import remove_unfinished
 from training.config import Config
 from training.loop.checkpoint import fill, load, load_mean, save
-from training.loop.evaluate import evaluate
 from training.loop.losses import (
     distillation,
     loss_at_all_depths,
@@ -36,6 +35,7 @@ from training.networks.network import make_network, multiple_of
 from training.patches.batches import batches
 from training.patches.samples import Samples
 from training.preparation.prepared_file import file_of
+from training.records.evaluate import evaluate
 from training.records.run_folder import alone_in, changed_settings
 from training.records.write import INITIAL, Records
 

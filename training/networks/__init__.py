@@ -1,1 +1,1 @@
-"""What is trained: the networks, and their weights as they come from a model folder."""
+"""What is trained: the networks, their weights from a model folder, a pass over a volume."""

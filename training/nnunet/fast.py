@@ -19,7 +19,7 @@ from inference.nnunet.channels import preprocess_channels
 from inference.pipeline import segment_in_stages, turn_case
 from inference.plan import Plan
 from inference.read.file import read
-from training.export.agreement import dice
+from training.agreement import dice
 
 _CASES = 8  # volumes that calibrate
 _PATCHES = 32  # of them together

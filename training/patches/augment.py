@@ -30,9 +30,9 @@ from torch import Tensor
 from inference.grid import Shape
 from inference.hounsfield import AIR
 from training.data.tissues import UNKNOWN
-from training.patches.chance import Chance
-from training.patches.separable import blur
-from training.patches.warp import AnySpacing, random_places, rotation, turned_places
+from training.sampling.chance import Chance
+from training.sampling.separable import blur
+from training.sampling.warp import AnySpacing, random_places, rotation, turned_places
 
 Range = tuple[float, float]
 """The lowest and the highest amount."""

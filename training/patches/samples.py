@@ -33,11 +33,11 @@ from training.config import Config
 from training.data.tissues import SPACING as BODY_SPACING
 from training.data.tissues import organs_only
 from training.patches.augment import places, vary_hu, vary_intensities
-from training.patches.chance import Chance
 from training.patches.sources import Sources, what_is_there
 from training.patches.volume import VOLUMES, Volume, volume_of
-from training.patches.warp import NearestVoxels, sample_linear, sample_nearest, turned_places
 from training.preparation.prepared_file import opened
+from training.sampling.chance import Chance
+from training.sampling.warp import NearestVoxels, sample_linear, sample_nearest, turned_places
 from training.synthetic.colon import add_colon
 from training.synthetic.intensities import synthesise
 from training.synthetic.neighbours import add_neighbours

@@ -15,7 +15,7 @@ from inference.grid import Shape, Spacing
 from inference.organs import ORGANS
 from inference.preprocess.body import body_box
 from training.data.tissues import SPACING as BODY_SPACING
-from training.patches.warp import per_axis
+from training.sampling.warp import per_axis
 
 VOLUMES = ("hu", "labels", "tissues", "hull")
 """What a prepared file may hold that has the volume's shape."""

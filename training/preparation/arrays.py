@@ -12,8 +12,8 @@ from inference.organs import LABEL_OF, ORGANS
 from inference.preprocess.preprocess import preprocess
 from inference.preprocess.resample import resize_labels
 from training.data.tissues import SPACING, UNKNOWN, end_at_heart, on_wrong_sides
-from training.patches.chance import Chance
 from training.preparation.jobs import Job
+from training.sampling.chance import Chance
 from training.synthetic.bodies import complete, finish, transfer
 from training.synthetic.isotropic import isotropic
 

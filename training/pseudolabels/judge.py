@@ -9,8 +9,8 @@ import numpy as np
 
 from inference.grid import Spacing, voxel_millilitres
 from inference.organs import ORGANS
+from training.agreement import dice
 from training.data.tissues import UNKNOWN, on_wrong_sides
-from training.export.agreement import dice
 from training.pseudolabels.corrections import largest_part
 
 _PLAUSIBLE_ML: dict[str, tuple[float, float]] = {

@@ -13,7 +13,7 @@ from inference.labels.postprocess import postprocess
 from inference.labels.winners import winners
 from inference.preprocess.resample import resize
 from training.config import Config
-from training.loop.torch_runner import logits_of
+from training.networks.torch_runner import logits_of
 
 _CUTS = ("foreign_gas", "cut_tail")
 """Steps of post-processing that take from an organ what is another's."""

@@ -30,11 +30,11 @@ from inference.write.preview import write_preview
 from training.config import Config
 from training.data.case import Case
 from training.data.json_file import read_json
+from training.data.pseudolabels import ANNOTATED, label_file, read_annotated
 from training.data.tissues import UNKNOWN
 from training.loop.checkpoint import load_average
 from training.pseudolabels.corrections import Edit, correct, of_kind
 from training.pseudolabels.fat import drop_fat
-from training.pseudolabels.folder import ANNOTATED, label_file, read_annotated
 from training.pseudolabels.judge import PseudoLabels, judge
 from training.pseudolabels.looks import look_at
 

@@ -1,1 +1,1 @@
-"""What a training leaves to be looked at: numbers, pictures and curves, in a folder of its own."""
+"""What a training leaves to be looked at: scores, numbers, pictures and curves, in its folder."""

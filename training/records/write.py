@@ -15,9 +15,9 @@ from inference.plan import Plan
 from inference.write.files import appearing, write_text
 from inference.write.preview import write_preview
 from training.data.tissues import UNKNOWN
-from training.export.machine import machine_in_words
-from training.loop.evaluate import Evaluated
 from training.records.curves import draw_curves
+from training.records.evaluate import Evaluated
+from training.records.machine import machine_in_words
 from training.records.read import read_lines, read_rows
 
 INITIAL = "initial.txt"

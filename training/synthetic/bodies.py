@@ -19,8 +19,8 @@ from inference.grid import Spacing
 from inference.hounsfield import AIR
 from inference.organs import LABEL_OF, ORGANS
 from training.data.tissues import SPACING, Tissue
-from training.patches.chance import Chance
-from training.patches.warp import NearestVoxels, sample_linear, sample_nearest
+from training.sampling.chance import Chance
+from training.sampling.warp import NearestVoxels, sample_linear, sample_nearest
 from training.synthetic.lent_organs import join_to_stomach, lay, lead_past
 from training.synthetic.registration import lay_over
 

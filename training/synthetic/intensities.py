@@ -14,8 +14,8 @@ from torch import Tensor
 from inference.hounsfield import AIR
 from inference.organs import LABEL_OF
 from training.data.tissues import Tissue
-from training.patches.chance import Chance
-from training.patches.separable import share_nearby
+from training.sampling.chance import Chance
+from training.sampling.separable import share_nearby
 from training.synthetic.mean_hu import draw_mean_hu, draw_phase
 from training.synthetic.scanner import add_couch, field_of_view, scanned
 

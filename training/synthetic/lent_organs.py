@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from inference.organs import LABEL_OF
 from training.data.tissues import SPACING, Tissue
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 from training.synthetic.tubes import tube
 
 _RESIZED = 1.1  # at most so many times as large as the atlas's, or as small

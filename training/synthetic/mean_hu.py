@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.data.tissues import TISSUE_COUNT, Tissue
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 
 
 def draw_phase(chance: Chance) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.data.tissues import Tissue
-from training.patches.chance import Chance
+from training.sampling.chance import Chance
 from training.synthetic.tubes import Point, distance, tube
 
 _LEAST_PANCREAS = 4000.0  # mm3, below which a patch shows too little of one to tell its course

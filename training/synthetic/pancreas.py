@@ -6,8 +6,8 @@ from torch import Tensor
 
 from inference.organs import LABEL_OF
 from training.data.tissues import Tissue
-from training.patches.chance import Chance
-from training.patches.separable import blur
+from training.sampling.chance import Chance
+from training.sampling.separable import blur
 
 _REACH = 3.0  # mm
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from inference.preprocess.resample import shape_at_spacing
 from training.data.tissues import SPACING
-from training.patches.separable import upsample
-from training.patches.warp import regular_places, sample_linear
+from training.sampling.separable import upsample
+from training.sampling.warp import regular_places, sample_linear
 
 _COARSE = 8.0  # mm, spacing at which organs are compared
 _CONTROL = 30.0  # mm, spacing of the control grid

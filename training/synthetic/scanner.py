@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from inference.hounsfield import AIR, DENSEST
-from training.patches.chance import Chance
-from training.patches.separable import blur
+from training.sampling.chance import Chance
+from training.sampling.separable import blur
 
 
 def add_couch(hu: Tensor, hull: Tensor, chance: Chance, spacing: float) -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inference.grid import Spacing
-from training.patches.chance import Chance
-from training.patches.separable import upsample
+from training.sampling.chance import Chance
+from training.sampling.separable import upsample
 
 _BENT = 128.0  # mm per axis that a random bend spans at least
 

@@ -13,13 +13,13 @@ from inference.grid import Spacing
 from inference.labels.postprocess import postprocess
 from inference.labels.winners import winners
 from inference.organs import ORGANS
+from training.agreement import dice
 from training.config import Config
 from training.data.tissues import UNKNOWN
-from training.export.agreement import dice
-from training.loop.torch_runner import logits_of
 from training.networks.network import multiple_of
-from training.patches.warp import per_axis
+from training.networks.torch_runner import logits_of
 from training.preparation.prepared_file import file_of, opened
+from training.sampling.warp import per_axis
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from training.patches.separable import upsample
+from training.sampling.separable import upsample
 
 
 class Chance:
