@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("-i may be given once; name a folder for several CTs")
     if options.demo and options.output:
         parser.error("--demo FOLDER writes into FOLDER; it takes no -o")
-    # Slices are worked on side by side already, and numpy's BLAS would start as many threads
-    # as the host has cores. It looks at this when numpy is imported, which is not done yet.
+    # Where BLAS resamples (models imported from nnU-Net), parts are worked on side by side already,
+    # and it would start as many threads as the host has cores. It looks at this when numpy is
+    # imported, which is not done yet.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     open_standard_streams()
     try:

@@ -33,6 +33,7 @@ _STEPS: dict[str, dict[str, Kind]] = {
     "remove_small": {"millilitres": number(0)},
     "close": {},
     "foreign_gas": {"hu": number(high=NO_TISSUE), "share": number(0, 1)},
+    "cut_necks": {"share": number(0, 1), "millimetres": number(above=0)},
     "cut_tail": {"share": number(0, 1), "millimetres": number(above=0)},
     "sides": {},
 }

@@ -19,9 +19,9 @@ from tiny_model import make_tiny_model
 pytest.importorskip("nibabel", reason="needs the extra 'evaluation'")
 pytest.importorskip("psutil", reason="needs the extra 'evaluation'")
 
-from evaluation.benchmark import network as shared_network
 from evaluation.benchmark import peak as peak_program
 from evaluation.benchmark import run as module
+from evaluation.benchmark import shared_network
 from evaluation.benchmark import systems as systems_module
 from evaluation.benchmark.peak import multiply_adds_of
 from evaluation.benchmark.run import benchmark

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inference.labels.decode import decode
-from inference.labels.winners import winners
+from inference.network.winners import winners
 
 Array = NDArray[Any]
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.labels.decode import decode
-from inference.labels.winners import winners
 from inference.network.logits import above, below, comparable, floats
+from inference.network.winners import winners
 
 finite = st.integers(0, 0xFFFF).filter(lambda bits: bits >> 7 & 0xFF != 0xFF)
 

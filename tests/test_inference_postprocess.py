@@ -17,9 +17,9 @@ from inference.api import segment
 from inference.errors import ModelError
 from inference.labels.decode import decode
 from inference.labels.postprocess import postprocess
-from inference.labels.winners import winners
 from inference.model import Model
 from inference.network.logits import floats
+from inference.network.winners import winners
 
 SPACING = (2.0, 2.0, 2.5)  # 0.01 ml a voxel
 
@@ -151,6 +151,7 @@ def test_absent_organs_are_no_problem(tiny: Model) -> None:
         {"step": "remove_small", "labels": [1], "millilitres": 1.0},
         {"step": "close", "labels": [1]},
         {"step": "cut_tail", "labels": [1], "share": 0.6, "millimetres": 25},
+        {"step": "cut_necks", "labels": [1], "share": 0.2, "millimetres": 2},
     ]
     assert not winners(apply(tiny, labels, *steps)).any()
 
@@ -357,6 +358,70 @@ def test_sides_decides_where_both_are_as_likely(tiny: Model) -> None:
         found = postprocess(logits, SPACING, replace(tiny.plan, postprocessing=steps))
         assert found is not None and (found[labels == 1] == 2).all()
         assert (winners(logits) == found).all(), "the logits say the same"
+
+
+def hanging(neck: int, side: int = 4) -> NDArray[np.uint8]:
+    """A cube of 8 voxels, and one of some voxels that hangs on it by a neck of some voxels."""
+    labels = np.zeros((12, 14, 24), np.uint8)
+    labels[2:10, 3:11, 2:10] = 1
+    labels[5 : 5 + neck, 6 : 6 + neck, 10:14] = 1
+    labels[4 : 4 + side, 5 : 5 + side, 14 : 14 + side] = 1
+    return labels
+
+
+NECKS = {"step": "cut_necks", "labels": [1, 2], "millimetres": 2, "share": 0.2}
+
+
+@pytest.mark.parametrize("neck", [1, 2])
+def test_what_hangs_by_a_neck_is_cut(tiny: Model, neck: int) -> None:
+    labels = hanging(neck)
+    labels[:, 0, :] = 2  # nothing hangs on this one
+    found = winners(apply(tiny, labels, NECKS))
+    assert (found[:, :, 13:] != 1).all()  # with the neck's far end
+    assert np.array_equal(found[:, :, :10], labels[:, :, :10])
+    assert np.array_equal(found == 2, labels == 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "step"),
+    [
+        (hanging(4), NECKS),  # no neck
+        (hanging(2, side=7), NECKS),  # (5 / 6) ** 3 of the other
+        (hanging(2), {**NECKS, "millimetres": 0.5}),  # no voxel
+    ],
+)
+def test_what_does_not_hang_by_a_neck_stays(
+    tiny: Model, labels: NDArray[np.uint8], step: dict[str, Any]
+) -> None:
+    assert np.array_equal(winners(apply(tiny, labels, step)), labels)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cut_necks_equals_brute_force(tiny: Model, seed: int) -> None:
+    """By SciPy: cores, and for each other voxel the way to the nearest core within the organ."""
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(24, 26, 28)), 2)
+    labels = (smooth > np.quantile(smooth, 0.7)).astype(np.uint8)
+    mine, cube = labels == 1, np.ones((3, 3, 3))
+    cores, count = ndimage.label(ndimage.binary_erosion(mine, cube, border_value=1), cube)
+    sizes = np.bincount(cores.ravel(), minlength=count + 1)[1:]
+    small = np.flatnonzero(sizes < 0.2 * sizes.max()) + 1
+
+    def steps_from(core: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Chessboard steps within the organ, not through the other's core."""
+        steps = np.where(core, 0.0, np.inf)
+        for step in range(1, 4):
+            near = ndimage.binary_dilation(steps < np.inf, cube) & mine & ~other
+            steps[near & (steps == np.inf)] = step
+        return steps
+
+    bad, good = np.isin(cores, small), (cores > 0) & ~np.isin(cores, small)
+    to_bad, to_good = steps_from(bad, good), steps_from(good, bad)
+    labels_after = np.where(mine & (to_bad < to_good), 0, labels)
+    found = winners(apply(tiny, labels, {**NECKS, "labels": [1]}))
+    assert count > 1 and len(small)
+    assert (found != labels_after).mean() < 1e-3  # ways that the other has closed meanwhile
+    assert np.array_equal(found[bad], labels_after[bad])
 
 
 def vessel(tail: int, begin: int = 2) -> NDArray[np.uint8]:

@@ -109,7 +109,7 @@ import numpy as np, openvino as ov, torch
 import inference.network.network
 from dataclasses import replace
 from training.config import Config
-from training.export.export import Volume, _compare
+from training.export.export import CheckedVolume, _compare
 from training.export.openvino_model import to_openvino
 from training.networks.network import make_network
 
@@ -122,7 +122,7 @@ folder = Path(sys.argv[1])
 ov.save_model(to_openvino(network, config.patch), folder / "network.xml")
 plan = config.plan((16, 16, 16), {"f32": "network.xml", "bf16": "network.xml"}, 100.0)
 hu = np.random.default_rng(0).integers(-200, 300, (16, 32, 16)).astype(np.int16)
-found = _compare(network, folder, plan, config, Volume("it", hu, np.zeros(hu.shape, np.uint8)))
+found = _compare(network, folder, plan, config, CheckedVolume("it", hu, np.zeros(hu.shape, np.uint8)))
 print("RESULT", json.dumps({each.precision: each.logits_error for each in found}))
 """
 

@@ -67,7 +67,7 @@ _KINDS = {
         ("network", "placement", "coarse_first", "self_training", "augmentation"), _MAPPING
     ),
 }
-# What networks may have (`training.networks.network`).
+# What networks may have (`training.networks.unets`).
 _NETWORK = {
     "features": several(whole(1)),
     **dict.fromkeys(("kernels", "strides"), several(several(whole(1), 3))),

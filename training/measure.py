@@ -121,8 +121,8 @@ def describe() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return (
         f"Inference: OpenVINO {ov.__version__.split('-')[0]} on the CPU, {usable_threads()} "
-        f"threads{bf16}. Training: torch {torch.__version__}, bf16 (on the CPU fp32 where it has "
-        "no bf16, and for patches of few slices), without the data. "
+        f"threads{bf16}. Training: torch {torch.__version__}, bf16 (fp32 where the "
+        "machine has none, and on a CPU for patches of few slices), without the data. "
         f"CPU: {cpu_in_words()}. GPU: {gpu}."
     )
 

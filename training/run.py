@@ -83,7 +83,7 @@ class Run:
     def prepare(self) -> None:
         """Check and resample the data."""
         from training.data.cases import what_is_not_taught
-        from training.data.pseudolabels import ANNOTATED
+        from training.data.pseudolabel_folder import ANNOTATED
         from training.preparation.jobs import what_is_not_drawn
         from training.preparation.prepare import prepare
 
@@ -270,7 +270,7 @@ def check_pseudolabels(options: Options) -> None:
     Raises:
         ValueError: it is one.
     """
-    from training.data.pseudolabels import ANNOTATED
+    from training.data.pseudolabel_folder import ANNOTATED
 
     if options.pseudolabels and not (options.pseudolabels / ANNOTATED).is_file():
         raise ValueError(f"{options.pseudolabels}: no pseudo-labels here ({ANNOTATED} is missing)")

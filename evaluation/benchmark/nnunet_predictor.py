@@ -19,8 +19,8 @@ from nnunetv2.inference.export_prediction import (
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from evaluation.benchmark.network import WEIGHTS, make_network
 from evaluation.benchmark.program import run, timed
+from evaluation.benchmark.shared_network import WEIGHTS, make_network
 from inference.plan import Plan
 
 
@@ -28,7 +28,7 @@ def segment(folder: Path, case: Path, out: Path, threads: int) -> dict[str, floa
     """Segment one CT.
 
     Args:
-        folder: a model folder that `evaluation.benchmark.network` made.
+        folder: a model folder that `evaluation.benchmark.shared_network` made.
         case: the CT.
         out: the label file.
         threads: how many threads PyTorch uses.

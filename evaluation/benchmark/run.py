@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
-from evaluation.benchmark import network
+from evaluation.benchmark import shared_network
 from evaluation.benchmark.agreement import compare
 from evaluation.benchmark.case import given_case, phantom_case
 from evaluation.benchmark.rows import Row
@@ -34,7 +34,7 @@ def benchmark(
     Args:
         out: folder for the results, made where missing; ``logs/`` has what each run printed.
         case: the CT; by default a phantom of 0.8 x 0.8 x 2.5 mm.
-        checkpoint: an nnU-Net checkpoint for the shared network (`evaluation.benchmark.network`).
+        checkpoint: an nnU-Net checkpoint for the shared network (`shared_network.py`).
         slices: slices of the phantom.
         plane: pixels along both sides of its slices.
         setting: what is run and how; by default everything.
@@ -52,7 +52,7 @@ def benchmark(
         with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=out) as folder:
             work = Path(folder)
             image, size = given_case(case, work) if case else phantom_case(work, slices, plane)
-            model, problem = work / "models" / network.NAME, None
+            model, problem = work / "models" / shared_network.NAME, None
             if {"nnunet", "published", "ours"} & set(setting.groups):
                 problem = _make_model(model, checkpoint, setting)
             systems = list_systems(model, problem, image, setting)
@@ -73,7 +73,7 @@ def _make_model(folder: Path, checkpoint: Path | None, setting: Setting) -> str 
     Raises:
         UsageError: the checkpoint cannot be used, or building was stopped, as by a lack of memory.
     """
-    if package := network.missing():
+    if package := shared_network.missing():
         return f"{package} is not installed (extra 'nnunet')"
     if not setting.quiet:
         print("building the shared network ...", file=sys.stderr)
@@ -81,7 +81,7 @@ def _make_model(folder: Path, checkpoint: Path | None, setting: Setting) -> str 
     # In a process of its own, which takes its memory with it.
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(network.make_model, folder, checkpoint, int8, setting.small).result()
+            pool.submit(shared_network.make_model, folder, checkpoint, int8, setting.small).result()
         return None
     except BrokenProcessPool:
         reason = "its process was killed, perhaps for lack of memory"

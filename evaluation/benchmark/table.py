@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation import host
-from evaluation.benchmark import network
+from evaluation.benchmark import shared_network
 from evaluation.benchmark.rows import STAGES, Peaks, Row
 from evaluation.benchmark.setting import ISA_LEVELS, Setting
 from evaluation.tables import csv_text, markdown_text, number
@@ -73,7 +73,7 @@ def write_table(
         for row, cell in zip(rows, cells, strict=True)
     ]
     weights = (
-        f"trained for {network.STEPS} steps on another phantom, which is enough for "
+        f"trained for {shared_network.STEPS} steps on another phantom, which is enough for "
         "regions where organs are, not for accuracy"
     )
     if checkpoint is not None:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.labels.winners import Channels, all_winners, winners
 from inference.network.logits import Logits, floats
+from inference.network.winners import Channels, all_winners, winners
 from inference.preprocess.resample import Float32Array, centres
 from inference.stages import OnShare
 

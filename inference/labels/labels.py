@@ -11,8 +11,8 @@ import numpy as np
 
 from inference.grid import Spacing
 from inference.labels.decode import Labels, decode
-from inference.labels.winners import Channels
 from inference.network.logits import Logits, floats
+from inference.network.winners import Channels
 from inference.nnunet.spline import Rule, resample
 from inference.plan import Plan
 from inference.preprocess.resample import Float32Array

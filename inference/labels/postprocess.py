@@ -15,10 +15,10 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.grid import Box, Spacing, voxel_millilitres
+from inference.grid import Box, Mask, Spacing, voxel_millilitres
 from inference.hounsfield import NO_TISSUE
-from inference.labels.winners import Channels, all_winners
 from inference.network.logits import Logits, above, below, comparable, floats
+from inference.network.winners import Channels, all_winners
 from inference.plan import Plan
 from inference.preprocess.morphology import closed, grown
 from inference.preprocess.resample import nearest_voxels
@@ -55,8 +55,12 @@ def postprocess(
       voxel stays: meant for lung beside the esophagus (an h above the lung's), where the nearest
       wall is the organ's own. With an h as low as -800 a wall of 2 mm keeps pockets apart, and from
       the lung, in slices of up to 8 mm. What lies further than 40 mm from the organ is not looked
-      at. Unlike the other steps it cuts through parts, so the surface of what touches them may
-      move.
+      at.
+    - ``{"step": "cut_necks", "labels": [...], "millimetres": m, "share": s}``: what hangs on an
+      organ by a neck. Where the organ, eroded by m millimetres, falls into parts, those smaller
+      than the share s of the largest go, with all that lies nearer to them. Meant for colon
+      that is taken for stomach; a gallbladder has a neck of its own. A grid coarser than 2 m
+      along an axis is not eroded along it.
     - ``{"step": "cut_tail", "labels": [...], "share": s, "millimetres": m}``: below its fork a
       vessel's label may run on into one of the branches. Its lowest slices go as long as their
       cross-section is below the share s of the usual one, which is the median over its lowest
@@ -68,7 +72,8 @@ def postprocess(
       without the middle organ nothing is done.
 
     Parts are connected through faces, edges and corners: parts that are not, share no cell of
-    the interpolation, so removing one leaves the others' surface as it is.
+    the interpolation, so removing one leaves the others' surface as it is. "foreign_gas",
+    "cut_necks" and "cut_tail" cut through parts: the surface of what touches the cut may move.
 
     Args:
         logits: shape (C, z, y, x).
@@ -246,12 +251,36 @@ def _foreign_gas(answer: _Answer, channels: list[int], step: Mapping[str, Any]) 
         foreign = is_foreign[pockets] & mine
         # Edges belong to the pocket that they are nearest to.
         edges = (hu < NO_TISSUE) & (pockets == 0)
-        for _ in range(_EDGE):
-            foreign, own = (
-                foreign | (grown(foreign) & edges & ~own),
-                own | (grown(own) & edges & ~foreign),
-            )
+        foreign, own = _grown_apart(foreign, own, edges, _EDGE)
         gone = mine & (grown(foreign) if step.get("wall", True) else foreign) & ~own
+        z, y, x = (at + part.start for at, part in zip(np.nonzero(gone), box, strict=True))
+        answer.clear((z, y, x))
+    answer.forget_parts()
+
+
+def _grown_apart(one: Mask, other: Mask, into: Mask, times: int) -> tuple[Mask, Mask]:
+    """Two masks that grow into a third, each where it is first; where they meet, both."""
+    for _ in range(times):
+        one, other = one | (grown(one) & into & ~other), other | (grown(other) & into & ~one)
+    return one, other
+
+
+def _cut_necks(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> None:
+    winning = answer.winning
+    times = [int(float(step["millimetres"]) / mm + 0.5) for mm in answer.spacing]
+    for channel in channels:
+        box = _box(winning, channel)
+        if box is None or not any(times):
+            continue
+        mine = winning[box] == channel
+        cores = cc3d.connected_components(~grown(~mine, times), connectivity=26)
+        sizes = np.bincount(cores.ravel())
+        sizes[0] = 0
+        hangs = sizes < float(step["share"]) * sizes.max()
+        hangs[0] = False
+        foreign, own = hangs[cores], (cores > 0) & ~hangs[cores]
+        foreign, own = _grown_apart(foreign, own, mine, max(times) + _EDGE)
+        gone = foreign & ~own
         z, y, x = (at + part.start for at, part in zip(np.nonzero(gone), box, strict=True))
         answer.clear((z, y, x))
     answer.forget_parts()
@@ -304,6 +333,7 @@ _STEPS: dict[str, Callable[[_Answer, list[int], Mapping[str, Any]], None]] = {
     "remove_small": _remove_small,
     "close": _close,
     "foreign_gas": _foreign_gas,
+    "cut_necks": _cut_necks,
     "cut_tail": _cut_tail,
     "sides": _sides,
 }

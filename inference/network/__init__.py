@@ -1,1 +1,1 @@
-"""The network in OpenVINO: in which arithmetic, in one pass or in windows, within the memory."""
+"""The network in OpenVINO: its arithmetic, one pass or windows, within the memory; a first look."""

@@ -16,8 +16,8 @@ import cc3d
 import numpy as np
 
 from inference.grid import Box, Mask, bounding_box, voxel_millilitres
-from inference.labels.winners import winners
 from inference.network.windows import Runner, predict_in_windows
+from inference.network.winners import winners
 from inference.plan import Plan
 from inference.preprocess.preprocess import Prepared
 from inference.preprocess.resample import resize, shape_at_spacing

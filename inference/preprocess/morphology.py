@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from inference.grid import Mask
@@ -43,10 +45,11 @@ def closed(mask: Mask) -> Mask:
     return filled[1:-1, 1:-1, 1:-1]
 
 
-def grown(mask: Mask) -> Mask:
-    """Dilation by a cube of 3 x 3 x 3 voxels; shape (z, y, x)."""
+def grown(mask: Mask, times: Sequence[int] = (1, 1, 1)) -> Mask:
+    """Dilation by a cube of 3 x 3 x 3 voxels, along each axis as often as is said; (z, y, x)."""
     for axis in range(3):
-        mask = _along(mask, axis, np.logical_or, False)
+        for _ in range(times[axis]):
+            mask = _along(mask, axis, np.logical_or, False)
     return mask
 
 

@@ -1,1 +1,1 @@
-"""A CT from a file: what its header says, its voxels, and what is wrong with them."""
+"""A CT from a file: its header, its voxels, what is wrong with them; label files' share of it."""

@@ -1,1 +1,1 @@
-"""Where training data comes from: cases, their layouts on disk, their labels and tissues."""
+"""What a data folder holds: cases in either layout, pseudo-labels, tissues; and its folds."""

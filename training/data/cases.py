@@ -16,10 +16,10 @@ from pathlib import Path
 from inference.organs import ORGANS
 from training.data.case import Case
 from training.data.folder_layout import folders_of_cases
-from training.data.json_file import read_json
 from training.data.nnunet_layout import nnunet_dataset, our_label
-from training.data.pseudolabels import read_annotated, with_pseudolabels
+from training.data.pseudolabel_folder import read_annotated, with_pseudolabels
 from training.data.tissues import UNKNOWN
+from training.json_file import read_json
 
 
 def find_cases(folder: Path, pseudolabels: Path | None = None) -> list[Case]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from inference.organs import ORGANS
 from training.data.case import Case
-from training.data.json_file import read_json
+from training.json_file import read_json
 
 
 def folders_of_cases(folder: Path) -> list[Case]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from inference.file_names import ending
 from inference.organs import ORGANS, label_of
 from training.data.case import Case
-from training.data.json_file import read_json
 from training.data.tissues import UNKNOWN
+from training.json_file import read_json
 
 
 def nnunet_dataset(folder: Path) -> list[Case]:

@@ -10,12 +10,12 @@ import numpy as np
 import openvino as ov
 from torch import nn
 
-from inference.labels.winners import winners
 from inference.machine import free_memory, usable_threads
 from inference.network.logits import floats
 from inference.network.network import Network
 from inference.network.pass_memory import bytes_per_voxel
 from inference.network.windows import predict_in_windows
+from inference.network.winners import winners
 from inference.organs import ORGANS
 from inference.plan import NETWORK_FILES, Plan
 from training.agreement import Agreement, dice
@@ -39,7 +39,7 @@ _CHECKED_ON = 3  # whole volumes
 
 
 @dataclass(frozen=True)
-class Volume:
+class CheckedVolume:
     """A prepared volume for calibration and checks.
 
     Attributes:
@@ -120,7 +120,7 @@ def export(
 
 def volumes_for_checks(
     prepared: Path, config: Config, holdout: tuple[str, ...] = ()
-) -> list[Volume]:
+) -> list[CheckedVolume]:
     """Prepared volumes: labelled ones first, then unlabelled and pseudo-labelled ones.
 
     Held-out cases, whose scores shall say how good the network is on others, only where there is
@@ -136,11 +136,11 @@ def volumes_for_checks(
             found.append((not content["labels"].any(), path))
     if others := [(empty, path) for empty, path in found if path.stem not in aside]:
         found = others
-    real: dict[str, Volume] = {}
+    real: dict[str, CheckedVolume] = {}
     for _, path in sorted(found):
         if path.stem not in real and len(real) < _CALIBRATED_WITH:
             with opened(path) as content:
-                real[path.stem] = Volume(path.stem, content["hu"], content["labels"])
+                real[path.stem] = CheckedVolume(path.stem, content["hu"], content["labels"])
     if real:
         return list(real.values())
     samples = Samples(prepared, config, holdout)
@@ -149,12 +149,12 @@ def volumes_for_checks(
         patch = samples[number * config.drawn_at_once]
         hu = patch.image[0].numpy() * config.divide + config.subtract
         drawn.append(
-            Volume(f"synthetic_{number}", hu.round().astype(np.int16), patch.labels.numpy())
+            CheckedVolume(f"synthetic_{number}", hu.round().astype(np.int16), patch.labels.numpy())
         )
     return drawn
 
 
-def patch_of(volume: Volume, config: Config) -> np.ndarray:
+def patch_of(volume: CheckedVolume, config: Config) -> np.ndarray:
     """A normalised patch (1, 1, z, y, x) of a volume, around its organs or from its middle."""
     hu = config.normalise(volume.hu.astype(np.float32))
     organs = np.argwhere((volume.labels > 0) & (volume.labels != UNKNOWN))
@@ -171,7 +171,7 @@ def patch_of(volume: Volume, config: Config) -> np.ndarray:
 
 
 def _compare(
-    network: nn.Module, folder: Path, plan: Plan, config: Config, volume: Volume
+    network: nn.Module, folder: Path, plan: Plan, config: Config, volume: CheckedVolume
 ) -> list[Agreement]:
     """Every precision against PyTorch, on a whole volume, in inference's windows."""
     expected = np.array(logits_of(network, volume.hu, config, exact=True), np.float32)

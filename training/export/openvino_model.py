@@ -18,8 +18,8 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from inference.labels.winners import winners
 from inference.network.int8 import centre_upsampling_inputs
+from inference.network.winners import winners
 from inference.organs import ORGANS
 from training.agreement import dice
 

@@ -1,1 +1,1 @@
-"""The training loop, and what it learns by."""
+"""The training loop: what it learns by, its checkpoints, the processes that share it."""

@@ -146,7 +146,8 @@ def _constants(ir: Path) -> list[np.ndarray]:
     Raises:
         ModelError: the file, or that of its weights, is missing or damaged.
     """
-    import openvino as ov  # only to read: what is compiled beside torch may crash (`__main__`)
+    # Only to read: what is compiled beside torch may crash (`training.__main__`).
+    import openvino as ov
 
     try:
         operations = ov.Core().read_model(ir).get_ordered_ops()

@@ -20,7 +20,8 @@ class Job:
     """A file to prepare.
 
     Attributes:
-        kind: of the patches that are drawn from it, a key of `FOLDER_OF`: says what it holds.
+        kind: of the patches that are drawn from it, a key of
+            `training.preparation.prepared_file.FOLDER_OF`: says what it holds.
         case: the patient; of a CT that counts as empty, with what that tells as annotated.
         atlas: whose body the patient borrows, or whose CT is bent to the patient.
         out: the prepared folder.

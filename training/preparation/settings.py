@@ -8,7 +8,7 @@ from typing import Any
 
 from inference.write.files import write_text
 from training.config import Config
-from training.data.json_file import read_json
+from training.json_file import read_json
 from training.preparation.prepared_file import FOLDER_OF
 
 SETTINGS = "settings.json"

@@ -35,7 +35,8 @@ class PseudoLabels:
     """What was kept of one CT.
 
     Attributes:
-        labels: uint8 (z, y, x), 255 where unknown; nothing in what `pseudolabel` returns.
+        labels: uint8 (z, y, x), 255 where unknown; nothing in what
+            `training.pseudolabels.pseudolabel.pseudolabel` returns.
         kept: organs that passed the filter.
         agreement: lowest DSC between two looks, per organ that was seen at all.
     """

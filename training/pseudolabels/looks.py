@@ -10,12 +10,12 @@ from torch import nn
 
 from inference.grid import Spacing
 from inference.labels.postprocess import postprocess
-from inference.labels.winners import winners
+from inference.network.winners import winners
 from inference.preprocess.resample import resize
 from training.config import Config
 from training.networks.torch_runner import logits_of
 
-_CUTS = ("foreign_gas", "cut_tail")
+_CUTS = ("foreign_gas", "cut_necks", "cut_tail")
 """Steps of post-processing that take from an organ what is another's."""
 
 _LOOKS = ((1.0, 0.0), (0.92, 15.0), (1.08, -15.0))

@@ -29,9 +29,9 @@ from inference.write.files import write, write_text
 from inference.write.preview import write_preview
 from training.config import Config
 from training.data.case import Case
-from training.data.json_file import read_json
-from training.data.pseudolabels import ANNOTATED, label_file, read_annotated
+from training.data.pseudolabel_folder import ANNOTATED, label_file, read_annotated
 from training.data.tissues import UNKNOWN
+from training.json_file import read_json
 from training.loop.checkpoint import load_average
 from training.pseudolabels.corrections import Edit, correct, of_kind
 from training.pseudolabels.fat import drop_fat

@@ -11,7 +11,7 @@ from torch import nn
 
 from inference.grid import Spacing
 from inference.labels.postprocess import postprocess
-from inference.labels.winners import winners
+from inference.network.winners import winners
 from inference.organs import ORGANS
 from training.agreement import dice
 from training.config import Config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.write.files import write_text
 from training.config import Config
-from training.data.json_file import read_json
+from training.json_file import read_json
 
 _SETTINGS = "settings.json"
 

@@ -1,4 +1,4 @@
-"""What a training leaves to be looked at: numbers, curves and pictures."""
+"""Writes down what a training did: numbers and pictures, and has the curves drawn."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from inference.organs import LABEL_OF, ORGANS
 from training.data.case import Case
-from training.data.json_file import read_json
 from training.data.tissues import UNKNOWN
+from training.json_file import read_json
 
 ANNOTATED = "annotated.json"
 """In a folder of pseudo-labels: which organs were kept in which case, by name."""
