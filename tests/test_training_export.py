@@ -122,7 +122,8 @@ folder = Path(sys.argv[1])
 ov.save_model(to_openvino(network, config.patch), folder / "network.xml")
 plan = config.plan((16, 16, 16), {"f32": "network.xml", "bf16": "network.xml"}, 100.0)
 hu = np.random.default_rng(0).integers(-200, 300, (16, 32, 16)).astype(np.int16)
-found = _compare(network, folder, plan, config, CheckedVolume("it", hu, np.zeros(hu.shape, np.uint8)))
+whole = CheckedVolume("it", hu, np.zeros(hu.shape, np.uint8))
+found = _compare(network, folder, plan, config, whole)
 print("RESULT", json.dumps({each.precision: each.logits_error for each in found}))
 """
 
