@@ -459,6 +459,22 @@ def test_what_is_no_branch_stays(
     assert np.array_equal(winners(apply(tiny, labels, step)), labels)
 
 
+def test_a_true_end_below_an_aneurysm_stays(tiny: Model) -> None:
+    labels = vessel(0)
+    labels[2 + 8 : 2 + 34, :10, :10] = 1  # 16 to 68 mm above the end, six times as wide
+    labels[2 + 34 :, 2:6, 3:7] = 1
+    assert np.array_equal(winners(apply(tiny, labels, TAIL)), labels)
+
+
+@pytest.mark.parametrize("begin", [0, 2, 8])
+def test_a_speck_does_not_tell_where_a_vessel_ends(tiny: Model, begin: int) -> None:
+    labels = vessel(8, begin=20)
+    labels[begin, 2, 3] = 1
+    found = winners(apply(tiny, labels, TAIL))
+    labels[20:28] = 0
+    assert np.array_equal(found, labels)
+
+
 def test_cut_tail_goes_by_the_lower_end(tiny: Model) -> None:
     """The chest's wide aorta is not what the belly's narrow one is measured by."""
     labels = vessel(0)

@@ -79,6 +79,13 @@ def test_every_round_draws_patches_of_its_own(prepared: Path, tmp_path: Path) ->
     assert len(drawn) == 3 and len(held_out) == 1
 
 
+def test_the_largest_seed_has_rounds_too() -> None:
+    rounds = {"rounds": 2, "iterations": 5, "learning_rate": 0.001}
+    config = replace(Config.load(CONFIG), seed=2**32 - 1, self_training=rounds)
+    seeds = {config.in_round(number).seed for number in range(3)}
+    assert len(seeds) == 3 and all(0 <= seed < 2**32 for seed in seeds)
+
+
 def test_the_whole_command_goes_on_with_the_round_that_was_begun(tmp_path: Path) -> None:
     """Rounds of another run, or of another fold, are others."""
     config, data = two_rounds(tmp_path / "data")

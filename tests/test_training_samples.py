@@ -109,7 +109,7 @@ def test_every_process_that_prepares_has_memory_for_a_ct(
         monkeypatch.setattr("training.preparation.prepare.free_memory", lambda free=free: int(free))
         prepare([], tmp_path / str(number), _config())
     prepare([], tmp_path / "as told", _config(), workers=3)
-    assert asked == [1, 4, 64, 3]
+    assert asked == [1, 2, 64, 3]
 
 
 def test_a_real_ct_is_bent_to_every_other_patient(prepared: Path, config: Config) -> None:

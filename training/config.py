@@ -205,7 +205,7 @@ class Config:
             learning_rate=rate,
             coarse_first={},
             class_weights=(),
-            seed=self.seed + number,
+            seed=(self.seed + number) % 2**32,
         )
 
     def normalise(self, hu: _Volume) -> _Volume:

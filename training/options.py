@@ -71,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     add(
         "--workers",
         type=int,
-        help="processes that prepare (default: one per CPU and 2 GB of free memory)",
+        help="processes that prepare (default: one per CPU and 4 GB of free memory)",
     )
     add(
         "--compile",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 GROUPS = {
     "nnunet": "its own predictor",
@@ -22,8 +22,7 @@ ISA_LEVELS = {
 """Values of ``ONEDNN_MAX_CPU_ISA``, and the flag of processors that have them."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """How a benchmark is run.
 
     Attributes:

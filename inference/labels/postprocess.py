@@ -25,6 +25,7 @@ from inference.preprocess.resample import nearest_voxels
 
 _BESIDE = 40.0  # mm around an organ in which a pocket of gas is looked at
 _USUAL = 60.0  # mm of a vessel's lower end that its usual cross-section is measured in
+_SPECK = 0.1  # of a vessel's largest part: what is smaller does not tell where it ends
 _EDGE = 2  # voxels that a pocket's blurred edge is thick
 
 
@@ -63,9 +64,11 @@ def postprocess(
       along an axis is not eroded along it.
     - ``{"step": "cut_tail", "labels": [...], "share": s, "millimetres": m}``: below its fork a
       vessel's label may run on into one of the branches. Its lowest slices go as long as their
-      cross-section is below the share s of the usual one, which is the median over its lowest
-      60 mm; but where that is more than m millimetres, none does. A vessel that the first slice
-      cuts has no end there. The first axis must run upwards, as it does in LPS orientation.
+      cross-section is below the share s of the usual one: the median over its lowest 60 mm, or
+      over all of it where that is less (below an aneurysm). Where that is more than m
+      millimetres, none does. Parts of less than a tenth of the largest are not looked at. A
+      vessel that the first slice cuts has no end there. The first axis must run upwards, as it
+      does in LPS orientation.
     - ``{"step": "sides", "labels": [middle, right, left, right, left, ...]}``: a part of a right
       organ that lies to the left of the middle organ (the aorta, say) is the left organ's, and
       the reverse. The last axis must run to the patient's left, as it does in LPS orientation;
@@ -291,12 +294,14 @@ def _cut_tail(answer: _Answer, channels: list[int], step: Mapping[str, Any]) -> 
     height = answer.spacing[0]
     most = int(float(step["millimetres"]) / height)
     for channel in channels:
-        mine = parts.voxels_of(parts.channels == channel)
+        own = parts.channels == channel
+        own &= parts.sizes >= _SPECK * parts.sizes[own].max(initial=0)
+        mine = parts.voxels_of(own)
         if not len(mine[0]) or mine[0].min() == 0:
             continue
         lowest = mine[0].min()
         areas = np.bincount(mine[0] - lowest)
-        usual = np.median(areas[: max(1, round(_USUAL / height))])
+        usual = min(np.median(areas[: max(1, round(_USUAL / height))]), np.median(areas))
         wide = np.flatnonzero(areas[: most + 1] >= float(step["share"]) * usual)
         if len(wide):
             below_it = mine[0] < lowest + wide[0]
