@@ -388,6 +388,7 @@ def test_what_hangs_by_a_neck_is_cut(tiny: Model, neck: int) -> None:
         (hanging(4), NECKS),  # no neck
         (hanging(2, side=7), NECKS),  # (5 / 6) ** 3 of the other
         (hanging(2), {**NECKS, "millimetres": 0.5}),  # no voxel
+        (hanging(0), NECKS),  # a part of its own
     ],
 )
 def test_what_does_not_hang_by_a_neck_stays(
@@ -404,8 +405,10 @@ def test_cut_necks_equals_brute_force(tiny: Model, seed: int) -> None:
     labels = (smooth > np.quantile(smooth, 0.7)).astype(np.uint8)
     mine, cube = labels == 1, np.ones((3, 3, 3))
     cores, count = ndimage.label(ndimage.binary_erosion(mine, cube, border_value=1), cube)
-    sizes = np.bincount(cores.ravel(), minlength=count + 1)[1:]
-    small = np.flatnonzero(sizes < 0.2 * sizes.max()) + 1
+    parts, _ = ndimage.label(mine, cube)
+    sizes = {core: np.sum(cores == core) for core in range(1, count + 1)}
+    inside = {core: np.unique(cores[parts == parts[cores == core][0]]) for core in sizes}
+    small = [core for core in sizes if sizes[core] < 0.2 * max(sizes[c] for c in inside[core] if c)]
 
     def steps_from(core: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Chessboard steps within the organ, not through the other's core."""

@@ -58,7 +58,7 @@ def postprocess(
       the lung, in slices of up to 8 mm. What lies further than 40 mm from the organ is not looked
       at.
     - ``{"step": "cut_necks", "labels": [...], "millimetres": m, "share": s}``: what hangs on an
-      organ by a neck. Where the organ, eroded by m millimetres, falls into parts, those smaller
+      organ by a neck. Where a part of it, eroded by m millimetres, falls into pieces, those smaller
       than the share s of the largest go, with all that lies nearer to them. Meant for colon
       that is taken for stomach; a gallbladder has a neck of its own. A grid coarser than 2 m
       along an axis is not eroded along it.
@@ -279,7 +279,13 @@ def _cut_necks(answer: _Answer, channels: list[int], step: Mapping[str, Any]) ->
         cores = cc3d.connected_components(~grown(~mine, times), connectivity=26)
         sizes = np.bincount(cores.ravel())
         sizes[0] = 0
-        hangs = sizes < float(step["share"]) * sizes.max()
+        # Each is measured by the largest of its own part: parts apart are other steps' matter.
+        parts = cc3d.connected_components(mine, connectivity=26)
+        part_of = np.zeros(len(sizes), np.int64)
+        part_of[cores.ravel()] = parts.ravel()
+        largest = np.zeros(int(parts.max()) + 1, np.int64)
+        np.maximum.at(largest, part_of, sizes)
+        hangs = sizes < float(step["share"]) * largest[part_of]
         hangs[0] = False
         foreign, own = hangs[cores], (cores > 0) & ~hangs[cores]
         foreign, own = _grown_apart(foreign, own, mine, max(times) + _EDGE)
