@@ -59,7 +59,7 @@ def postprocess(
       at.
     - ``{"step": "cut_necks", "labels": [...], "millimetres": m, "share": s}``: what hangs on an
       organ by a neck. Where a part of it, eroded by m millimetres, falls into pieces, those smaller
-      than the share s of the largest go, with all that lies nearer to them. Meant for colon
+      than the share s of the largest go, with all that lies nearer to them. Meant for bowel
       that is taken for stomach; a gallbladder has a neck of its own. A grid coarser than 2 m
       along an axis is not eroded along it.
     - ``{"step": "cut_tail", "labels": [...], "share": s, "millimetres": m}``: below its fork a
