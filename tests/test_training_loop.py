@@ -214,3 +214,15 @@ def test_volumes_leave_a_gpu_room_for_a_step(monkeypatch: pytest.MonkeyPatch) ->
         assert 0 <= room <= most * gb
         assert beside == pytest.approx(70 * gb / team.size)
     assert loop._room_for_volumes(config, Team(0, 1, torch.device("cpu"))) == (70 * gb, 0)
+
+
+def test_rates_fall_as_configured() -> None:
+    sgd, cosine, ours = (
+        Config.load(CONFIG.parent / f"{name}.yaml")
+        for name in ("nnunet_iso2p5", "dsunet_eca", "abdoseg")
+    )
+    assert loop.learning_rate(sgd, 0) == 0.01
+    assert loop.learning_rate(sgd, 125_000) == pytest.approx(0.01 * 0.5**0.9)
+    assert loop.learning_rate(cosine, 25_000) == pytest.approx(0.0005)
+    half = ours.learning_rate / 2
+    assert loop.learning_rate(ours, ours.warmup // 2 - 1) == pytest.approx(half, rel=0.01)

@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 
 import torch
 
-from training.loop.losses import partial_dice_cross_entropy
+from training.loop.losses import distillation, partial_dice_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,3 +114,13 @@ def test_organs_that_were_not_annotated_are_not_taught_to_be_absent() -> None:
     assert logits.grad is not None
     assert torch.allclose(logits.grad[:, 0], logits.grad[:, 2])
     assert (logits.grad[:, 1] > 0).all()
+
+
+def test_distillation_is_nothing_for_equals_and_pulls_towards_the_teacher() -> None:
+    teacher = torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert float(distillation(teacher + 3, teacher, 2.0)) == pytest.approx(0, abs=1e-6)
+    logits = torch.zeros_like(teacher, requires_grad=True)
+    before = distillation(logits, teacher, 2.0)
+    before.backward()
+    assert logits.grad is not None
+    assert distillation(logits - 5 * logits.grad, teacher, 2.0) < before
