@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from inference.cases import only_case
 from inference.errors import CaseError, CaseWarning
 from inference.model import Model
-from inference.pipeline import StageProgress, segment_in_stages
+from inference.pipeline import segment_in_stages
+from inference.stages import StageProgress
 
 
 def segment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +28,7 @@ from inference.plan import Plan
 from inference.preprocess.orientation import Turn, turn_to
 from inference.preprocess.preprocess import Prepared, fill, place
 from inference.read.checks import Intensities, check_geometry, check_intensities, check_orientation
-
-StageProgress = Callable[[str, float], None]
-"""Is called with a stage (a key of `Segmentation.seconds`) and its finished share."""
+from inference.stages import StageProgress
 
 
 @dataclass(frozen=True)

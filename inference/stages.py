@@ -18,3 +18,6 @@ STAGES = {
 
 OnShare = Callable[[float], None]
 """Is called with the finished share of a stage."""
+
+StageProgress = Callable[[str, float], None]
+"""Is called with a stage and its finished share."""
