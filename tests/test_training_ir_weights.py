@@ -119,7 +119,7 @@ def test_a_training_begins_with_a_model_folder(
     )
     rng = np.random.default_rng(0)
     (tmp_path / "prepared" / "images").mkdir(parents=True)
-    np.savez_compressed(
+    np.savez(
         tmp_path / "prepared" / "images" / "it.npz",
         hu=rng.integers(-200, 300, (8, 16, 16)).astype(np.int16),
         labels=rng.integers(0, 3, (8, 16, 16)).astype(np.uint8),

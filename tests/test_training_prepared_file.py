@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="the training extra is not installed")
 from training.config import Config
 from training.patches.samples import Samples
 from training.preparation.prepare import prepare
-from training.preparation.prepared_file import opened
+from training.preparation.prepared_file import mapped, opened, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,3 +53,36 @@ def test_whatever_byte_is_wrong_a_prepared_file_is_whole_or_damaged(
         else:
             assert all(np.array_equal(read[name], array) for name, array in whole.items())
     assert damaged > 75  # about 110: nobody reads a zip file's dates, which differ by run
+
+
+def test_mapped_arrays_are_those_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "it.npz"
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {
+        "labels": rng.integers(0, 14, (5, 7, 9)).astype(np.uint8),
+        "hu": rng.integers(-1000, 1000, (5, 7, 9)).astype(np.int16),
+        "tissues": np.asfortranarray(rng.integers(0, 99, (3, 4, 5)).astype(np.uint8)),
+        "annotated": np.array([1, 2], np.uint8),
+    }
+    write(path, arrays)
+    found = mapped(path, ("hu", "labels", "tissues", "hull"))
+    assert found.keys() == {"hu", "labels", "tissues"}
+    for name, array in found.items():
+        assert array.dtype == arrays[name].dtype
+        assert np.array_equal(array, arrays[name])
+    found["hu"][:] = 0  # in this process's memory alone
+    with opened(path) as content:
+        assert np.array_equal(content["hu"], arrays["hu"])
+
+
+def test_what_cannot_be_mapped_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "it.npz"
+    np.savez_compressed(path, hu=np.zeros((4, 4, 4), np.int16))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: damaged; remove it and prepare")):
+        mapped(path, ("hu",))
+    write(path, {"hu": np.zeros((4, 4, 4), np.int16)})
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=re.escape(f"{path}: damaged; remove it and prepare")):
+        mapped(path, ("hu",))
+    with pytest.raises(FileNotFoundError):
+        mapped(tmp_path / "none.npz", ("hu",))

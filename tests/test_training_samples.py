@@ -293,19 +293,18 @@ def test_a_cropped_field_of_view_ends_about_where_the_body_does(
         assert shares(30.0) == cropped  # whatever the scanner's pixels
 
 
-def test_volumes_without_room_are_read_whenever_they_are_drawn(
-    prepared: Path, config: Config
-) -> None:
-    whole = Samples(prepared, config)
-    assert whole.load_all() == 0
-    sizes = [sum(v.nbytes for v in each.arrays.values()) for each in whole._loaded.values()]
-    for room, least in ((0.0, len(sizes)), (sum(sizes) - 1.0, 1)):
-        short = Samples(prepared, config, room=room)
-        assert short.load_all() >= least
-        held = [v.nbytes for each in short._loaded.values() for v in each.arrays.values()]
-        assert sum(held) <= room
+def test_volumes_stay_in_memory_as_far_as_there_is_room(prepared: Path, config: Config) -> None:
+    mapped = Samples(prepared, config)
+    files = [path for paths in mapped.sources.values() for path in paths]
+    assert mapped.load_all() == len(files)
+    size = sum(path.stat().st_size for path in files)
+    for room, fewest, most in ((size, 0, 0), (size - 1, 1, len(files) - 1)):
+        samples = Samples(prepared, config, room=room)
+        assert fewest <= samples.load_all() <= most
+        held = [v.nbytes for each in samples._known.values() for v in each.arrays.values()]
+        assert 0 < sum(held) <= room
         for number in range(4):
-            for one, other in zip(short[number], whole[number], strict=True):
+            for one, other in zip(samples[number], mapped[number], strict=True):
                 assert torch.equal(one, other)
 
 

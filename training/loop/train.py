@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from inference.console import handling
-from inference.machine import free_memory
 from inference.organs import ORGANS
 from inference.write.files import remove_unfinished
 from training.config import Config
@@ -39,8 +38,8 @@ from training.records.evaluate import evaluate
 from training.records.run_folder import alone_in, changed_settings
 from training.records.write import INITIAL, Records
 
-_RESIDENT, _RESIDENT_IN_HOST = 0.5, 0.7
-"""Shares of a GPU's and of the host's free memory that the prepared volumes may take."""
+_RESIDENT = 0.5
+"""Share of a GPU's free memory that the prepared volumes may take."""
 
 _STEP_BYTES = 100
 """Bytes that a step takes on a GPU, or a little less, per voxel of a batch and feature of the
@@ -133,9 +132,9 @@ def train(
             _say(team, text)
 
         # Patches: number i of a seed is always the same, whoever draws it.
-        room, beside = _room_for_volumes(config, team)
+        room = _room_for_volumes(config, team)
         knows_nothing = not initial and not (run / INITIAL).exists() and teacher is None
-        samples = Samples(prepared, config, holdout, device, room, beside, knows_nothing)
+        samples = Samples(prepared, config, holdout, device, room, knows_nothing)
         _say(team, "training on " + ", ".join(f"{len(v)} {k}" for k, v in samples.sources.items()))
         if samples.untold:
             names = ", ".join(ORGANS[organ] for organ in samples.untold)
@@ -143,7 +142,7 @@ def train(
             _say(team, f"labelled in no case, so {how}: {names}")
         multiple = multiple_of(network)
         if device.type == "cuda" and (outside := samples.load_all()):
-            _say(team, f"no memory for {outside} of the volumes: they are read whenever drawn")
+            _say(team, f"{outside} of the volumes do not fit: they are copied whenever drawn")
         if start == 0 and any(path.is_dir() for path in initial):
             # A model folder's batch norms lack statistics.
             measure_norms(network, (samples[n].image[None] for n in range(_MEASURED_ON)))
@@ -305,15 +304,14 @@ def class_weights(config: Config, iteration: int, device: torch.device) -> Tenso
     return weights.to(device, non_blocking=True)  # or it waits for the network's pass
 
 
-def _room_for_volumes(config: Config, team: Team) -> tuple[float, float]:
-    """Bytes for prepared volumes, in the memory of the device and, beside it, of the host."""
-    host = free_memory() * _RESIDENT_IN_HOST / team.size  # each process has volumes of its own
+def _room_for_volumes(config: Config, team: Team) -> float:
+    """Bytes of a GPU's memory for prepared volumes; a CPU has them in the system's cache."""
     if team.device.type == "cpu":
-        return host, 0.0
+        return 0.0
     free = torch.cuda.mem_get_info()[0]
     voxels = config.batch / team.size * math.prod(config.patch)
     step = _STEP_BYTES * voxels * config.network["features"][0]
-    return max(0.0, min(free * _RESIDENT, free - step)), host
+    return max(0.0, min(free * _RESIDENT, free - step))
 
 
 def _shares_of_batches(config: Config, team: Team, start: int) -> list[range]:

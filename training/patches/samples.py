@@ -35,7 +35,7 @@ from training.data.tissues import organs_only
 from training.patches.augment import places, vary_hu, vary_intensities
 from training.patches.sources import Sources, what_is_there
 from training.patches.volume import VOLUMES, Volume, volume_of
-from training.preparation.prepared_file import opened
+from training.preparation.prepared_file import mapped, opened
 from training.sampling.chance import Chance
 from training.sampling.warp import NearestVoxels, sample_linear, sample_nearest, turned_places
 from training.synthetic.colon import add_colon
@@ -71,10 +71,9 @@ class Samples:
         folder: what `training.preparation.prepare.prepare` wrote, or a part of it.
         config: what to draw.
         holdout: cases that no patch may come from, besides the configuration's.
-        device: where patches are made, and volumes are kept.
-        room: bytes of the device's memory for volumes.
-        beside: bytes of the host's memory for those beyond, which are copied when they are drawn.
-            What finds room in neither is read from its file whenever it is drawn.
+        device: where patches are made.
+        room: bytes of the device's memory in which volumes may stay. The others are mapped from
+            their files whenever they are drawn: on a CPU nothing is gained by more.
         untold_is_absent: whether an organ that no file tells counts as told, and absent. Where it
             is left open, nothing keeps a network that knows nothing yet from calling all of the
             background so.
@@ -94,15 +93,12 @@ class Samples:
         config: Config,
         holdout: tuple[str, ...] = (),
         device: torch.device | str = "cpu",
-        room: float = math.inf,
-        beside: float = math.inf,
+        room: float = 0.0,
         untold_is_absent: bool = False,
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self._room = {self.device: room}
-        if self.device.type != "cpu":
-            self._room[torch.device("cpu")] = beside
+        self._room = room
         self._lock = Lock()
         self._drawn: tuple[int | None, list[Patch]] = (None, [])
         sources = Sources(folder, config, holdout)
@@ -115,7 +111,7 @@ class Samples:
             kind: [sources.frequency(path) if kind == "synthetic" else 1.0 for path in paths]
             for kind, paths in self.sources.items()
         }
-        self._loaded: dict[Path, Volume] = {}
+        self._known: dict[Path, Volume] = {}
 
     def __getitem__(self, index: int) -> Patch:
         """Patch number ``index``."""
@@ -154,7 +150,7 @@ class Samples:
         """Load every volume now, in several threads, rather than when it is first drawn.
 
         Returns:
-            How many find no room, and are read again whenever they are drawn.
+            How many find no room to stay.
         """
 
         def load(path: Path) -> None:
@@ -163,7 +159,7 @@ class Samples:
         paths = [path for paths in self.sources.values() for path in paths]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(load, paths))
-        return sum(not source.arrays for source in self._loaded.values())
+        return sum(not volume.arrays for volume in self._known.values())
 
     def _synthetic(
         self, body: Volume, patch: Shape, spacing: Spacing, chance: Chance
@@ -174,8 +170,8 @@ class Samples:
         shape = [max(_LEAST_DEPTH, math.ceil(length / fine)) for length in extent]
         where = self._places(body, shape, (fine,) * 3, chance)
         nearest = NearestVoxels(body.shape, where, BODY_SPACING)
-        tissues = nearest.values(body.arrays["tissues"].to(self.device), 0)
-        hull = nearest.values(body.arrays["hull"].to(self.device), 127)
+        tissues = nearest.values(body.arrays["tissues"], 0)
+        hull = nearest.values(body.arrays["hull"], 127)
         tissues = age_pancreas(tissues, fine, chance)
         tissues = add_neighbours(tissues, fine, chance)
         tissues = add_colon(tissues, hull, fine, chance)
@@ -194,7 +190,7 @@ class Samples:
         self, case: Volume, patch: Shape, spacing: Spacing, chance: Chance
     ) -> tuple[Tensor, Tensor]:
         """A part of a real CT: HU and labels (z, y, x)."""
-        whole, labels = (case.arrays[k].to(self.device) for k in ("hu", "labels"))
+        whole, labels = case.arrays["hu"], case.arrays["labels"]
         where = self._places(case, patch, spacing, chance)
         nearest = NearestVoxels(case.shape, where, case.spacing)
         hu = sample_linear(whole[None], where, case.spacing)[0]
@@ -257,29 +253,26 @@ class Samples:
         return places(shape, spacing, place, self.config.augmentation, chance)
 
     def _load(self, path: Path) -> Volume:
-        known = self._loaded.get(path)
-        if known and known.arrays:
-            return known
-        with opened(path) as content:
-            arrays = {k: content[k] for k in content.files}
-        volumes = {k: torch.from_numpy(arrays[k]) for k in VOLUMES if k in arrays}
-        if known:
-            return replace(known, arrays=volumes)
-        volume = volume_of(arrays, path.stem)
-        place = self._place_for(sum(array.nbytes for array in volumes.values()))
-        if place is not None:
-            volume = replace(volume, arrays={k: v.to(place) for k, v in volumes.items()})
-        self._loaded[path] = volume
-        return volume if volume.arrays else replace(volume, arrays=volumes)
+        volume = self._known.get(path)
+        if volume is None:
+            with opened(path) as content:  # read whole and checked, once
+                volume = volume_of({name: content[name] for name in content.files}, path.stem)
+            if self._has_room(path):
+                volume = replace(volume, arrays=self._arrays(path))
+            self._known[path] = volume
+        return volume if volume.arrays else replace(volume, arrays=self._arrays(path))
 
-    def _place_for(self, size: int) -> torch.device | None:
-        """Where so many bytes are kept from now on, the device first; ``None`` without room."""
+    def _arrays(self, path: Path) -> dict[str, Tensor]:
+        found = mapped(path, VOLUMES)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in found.items()}
+
+    def _has_room(self, path: Path) -> bool:
+        """Whether a volume stays in memory; its room is taken from now on."""
+        size = path.stat().st_size  # little else is in the file
         with self._lock:  # several threads load at once
-            for place, room in self._room.items():
-                if size <= room:
-                    self._room[place] -= size
-                    return place
-        return None
+            stays = size <= self._room
+            self._room -= size if stays else 0
+        return stays
 
 
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:

@@ -25,11 +25,10 @@ _REMEMBERED = 2000  # voxels per organ from which a patch's middle is drawn
 
 @dataclass(frozen=True)
 class Volume:
-    """A prepared volume, or what is known of one that there is no room for.
+    """A prepared volume, or what is known of one whose arrays are in its file alone.
 
     Attributes:
-        arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body; empty where
-            there is no room.
+        arrays: ``hu`` and ``labels`` of an image, ``tissues`` and ``hull`` of a body; or empty.
         shape: (z, y, x) of each.
         annotated: label values that the labels tell.
         spacing: mm per axis.

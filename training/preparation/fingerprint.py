@@ -20,7 +20,7 @@ from training.preparation.prepared_file import opened
 MADE_OF = "made_of"
 """The array of a prepared file that holds its fingerprint."""
 
-_FORM = 4  # of what is made of the same data: files of another one are made anew
+_FORM = 5  # of what is made of the same data: files of another one are made anew
 
 
 def fingerprint(cases: Sequence[Case]) -> str:

@@ -37,13 +37,13 @@ from tqdm import tqdm
 
 from inference.errors import AbdosegError, last_line, os_error_line
 from inference.machine import free_memory, usable_threads
-from inference.write.files import appearing, write_text
+from inference.write.files import write_text
 from training.config import Config
 from training.data.case import Case
 from training.preparation.arrays import arrays_of
 from training.preparation.fingerprint import MADE_OF, fingerprint, is_up_to_date
 from training.preparation.jobs import Job, body_jobs, image_jobs
-from training.preparation.prepared_file import FOLDER_OF, complete_files
+from training.preparation.prepared_file import FOLDER_OF, complete_files, write
 from training.preparation.settings import check_settings, note_settings
 
 _PER_PROCESS = 4_000_000_000
@@ -168,6 +168,5 @@ def _try(job: Job) -> str | None:
         TypeError,
     ) as error:  # odd names or numbers of tissues
         return f"failed unexpectedly ({type(error).__name__}: {last_line(error)})"
-    with appearing(job.target) as temporary:
-        np.savez_compressed(temporary, **arrays, **{MADE_OF: np.array(made_of)})  # type: ignore[arg-type]
+    write(job.target, {**arrays, MADE_OF: np.array(made_of)})
     return None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
+
+from inference.write.files import appearing
 
 FOLDER_OF = {
     "synthetic": "bodies",
@@ -31,18 +33,78 @@ _DAMAGE = (
     tokenize.TokenError, zlib.error,
 )  # fmt: skip
 
+_LENGTHS = 26
+"""Where an entry of a zip file says how long its name and what follows that are, its last words."""
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a prepared file in one step: an npz file, not compressed, so that it can be `mapped`.
+
+    Args:
+        path: of the file.
+        arrays: what it holds, by name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with appearing(path) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The arrays of a prepared file, by name.
+    """The arrays of a prepared file, by name: each is read whole when asked for, and checked.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or an array that is asked for is not in it.
     """
+    with _named_if_damaged(path), np.load(path) as content:
+        yield content
+
+
+def mapped(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a prepared file that are read where they are touched, from the system's cache.
+
+    All processes share what is in that cache, and it gives way where memory is short. Nothing
+    checks what is read so: `opened` does, once before.
+
+    Args:
+        path: what `write` wrote.
+        names: of the arrays that are wanted; those that the file lacks are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or compressed.
+    """
+    with _named_if_damaged(path), ZipFile(path) as archive:
+        there = set(archive.namelist())
+        entries = {name: f"{name}.npy" for name in names if f"{name}.npy" in there}
+        return {name: _map(path, archive, entry) for name, entry in entries.items()}
+
+
+def _map(path: Path, archive: ZipFile, name: str) -> np.ndarray:
+    entry = archive.getinfo(name)
+    if entry.compress_type != ZIP_STORED:
+        raise ValueError("compressed")
+    with archive.open(entry) as content:
+        np.lib.format.read_magic(content)  # type: ignore[no-untyped-call]
+        header = np.lib.format.read_array_header_1_0(content)  # type: ignore[no-untyped-call]
+        shape, by_columns, dtype = header
+        own_header = content.tell()
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + _LENGTHS)
+        lengths = struct.unpack("<HH", file.read(4))
+        begin = file.tell() + sum(lengths) + own_header
+        order = "F" if by_columns else "C"
+        # "c": what is written stays in this process's memory (PyTorch warns of read-only arrays).
+        return np.memmap(file, dtype, "c", begin, shape, order)  # type: ignore[call-overload]
+
+
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
     try:
-        with np.load(path) as content:
-            yield content
+        yield
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # the system's own reason
             raise
