@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from small_training import CONFIG, ORGANS_SHOWN, SMALL, SPACING, a_patient
 from inference.organs import LABEL_OF, ORGANS
 from training.__main__ import main
 from training.config import Config
+from training.data.case import Case
 from training.data.cases import find_cases
 from training.data.tissues import (
     UNKNOWN,
 )
+from training.networks.torch_runner import TorchRunner
 from training.pseudolabels.corrections import Edit
 from training.pseudolabels.judge import judge
 from training.pseudolabels.looks import look_at
@@ -132,6 +136,64 @@ def test_pseudo_labels_lie_where_the_organs_do(trained: Path, tmp_path: Path) ->
     assert again() == {"P1"}
     (out / "P1.nii.gz").unlink()
     assert again() == {"P1"} and (out / "P1.nii.gz").is_file()
+
+
+def test_cts_that_are_labelled_side_by_side_have_the_same_labels(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hu, _ = a_patient()
+    names = ("P1", "P2", "P3", "flat")
+    for number, name in enumerate(names):
+        folder = tmp_path / "data" / "unlabelled" / name
+        folder.mkdir(parents=True)
+        image = sitk.GetImageFromArray(hu[:, number:] if name != "flat" else hu[0])
+        image.SetSpacing((SPACING,) * image.GetDimension())
+        sitk.WriteImage(image, str(folder / "ct.nii.gz"))
+    config = replace(Config.load(CONFIG), **SMALL)
+    cases = find_cases(tmp_path / "data")
+    at_once, most = 0, 0
+    run = TorchRunner.run
+
+    def counted(self: TorchRunner, volume: np.ndarray) -> np.ndarray:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.05)
+        logits = run(self, volume)
+        at_once -= 1
+        return logits
+
+    monkeypatch.setattr(TorchRunner, "run", counted)
+    made = {}
+    for workers in (1, 3):
+        out = tmp_path / str(workers)
+        judged, (refused,) = pseudolabel(
+            cases, [trained / "checkpoint.pt"], config, out, 0.7, workers=workers
+        )
+        assert list(judged) == ["P1", "P2", "P3"] and refused.startswith("flat: ")
+        files = [f"{name}.nii.gz" for name in judged]
+        kept = json.loads((out / "annotated.json").read_text())
+        made[workers] = kept, [(out / file).read_bytes() for file in files]
+    assert made[1] == made[3] and any(made[1][0].values())
+    assert most == 1  # a network's pass takes what memory there is
+
+
+def test_an_error_ends_the_labelling_of_the_others(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def fail(*arguments: Any) -> None:
+        begun.append(arguments)
+        time.sleep(0.1)
+        raise MemoryError
+
+    monkeypatch.setattr("training.pseudolabels.pseudolabel._label", fail)
+    cases = [Case(f"P{n}", "unlabelled", tmp_path / f"{n}.nii.gz", None, ()) for n in range(50)]
+    config = replace(Config.load(CONFIG), **SMALL)
+    with pytest.raises(MemoryError):
+        pseudolabel(cases, [trained / "checkpoint.pt"], config, tmp_path / "out", workers=2)
+    assert 0 < len(begun) < 50
 
 
 @pytest.mark.parametrize("folder", ["labelsTr", "pseudolabelsTr"])

@@ -71,7 +71,8 @@ def parse(arguments: list[str] | None = None) -> Options:
     add(
         "--workers",
         type=int,
-        help="processes that prepare (default: one per CPU and 4 GB of free memory)",
+        help="processes that prepare, and CTs that are labelled at a time beside a GPU "
+        "(default: one per CPU and 4 GB of free memory)",
     )
     add(
         "--compile",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.options import Options
-from training.work_folder import fold_suffix, folder_of, work_of
+from training.work_folder import fold_suffix, folder_of, model_folder_of, work_of
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -50,7 +50,7 @@ class Run:
         self.config = config.in_round(self.round)
         self.options = options
         self.work = work_of(config, options)
-        self.out: Path = options.out or Path("weights") / config.name
+        self.out: Path = model_folder_of(config, options)
         self.folders = [folder_of(config, options, n) for n in range(self.round + 1)]
         self.folder = self.folders[-1]
         self.prepared = self.work / "prepared"
@@ -227,6 +227,7 @@ class Run:
             self.pseudolabels,
             self.options.agreement,
             load_corrections(by_hand, cases) if by_hand else None,
+            self.options.workers,
         )
         for line in refused:
             print(f"refused: {line}", file=sys.stderr)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.options import Options
 from training.run import check_pseudolabels, known_failures
-from training.work_folder import folder_of, work_of
+from training.work_folder import folder_of, model_folder_of, work_of
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -25,7 +24,7 @@ def steps_left(config: Config, options: Options) -> list[list[str]]:
     """
     from training.export.model_folder import check_place
 
-    out, work = options.out or Path("weights") / config.name, work_of(config, options)
+    out, work = model_folder_of(config, options), work_of(config, options)
     check_place(out)
     if out.resolve() in (work.resolve(), *work.resolve().parents):
         raise ValueError(f"{out}: the model would take the place of the training in {work}")

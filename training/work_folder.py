@@ -1,4 +1,4 @@
-"""The working folder: where a training and its rounds of self-training lie in it."""
+"""Where a training writes: its working folder, the folders in it, and the model's."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def folder_of(config: Config, options: Options, number: int) -> Path:
     """The folder of the first training (0) or of a round of self-training."""
     which = f"_round{number}" if number else ""
     return work_of(config, options) / f"{options.run}{fold_suffix(options)}{which}"
+
+
+def model_folder_of(config: Config, options: Options) -> Path:
+    """The folder of the model that is made: the one that was named, else in ``weights/``."""
+    return options.out or Path("weights") / config.name

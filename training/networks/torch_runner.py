@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,16 @@ from training.networks.network import multiple_of
 MEMORY_SHARE = 0.7
 """Share of the free memory that one pass may take."""
 
+_alone = Lock()
+"""A pass takes what memory it finds and sets the network's mode: threads wait for each other."""
+
 
 def logits_of(
     network: nn.Module, hu: np.ndarray, config: Config, exact: bool = False
 ) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
     """Logits (classes, z, y, x) of a prepared volume in HU, in inference's windows.
+
+    Threads may call it; only one network runs at a time.
 
     Args:
         network: a torch network.
@@ -30,15 +36,21 @@ def logits_of(
         config: its configuration.
         exact: in fp32 rather than in bf16.
     """
+    image = config.normalise(hu.astype(np.float32))
+    with _alone:
+        return _logits_of(network, image, config, exact)
+
+
+def _logits_of(
+    network: nn.Module, image: np.ndarray, config: Config, exact: bool
+) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
     device = next(network.parameters()).device
     # Memory of one pass: about 25 bytes per voxel and feature of the finest stage.
     free = free_gpu_memory(device) if device.type == "cuda" else free_memory()
     per_voxel = 25.0 * config.network["features"][0]
     plan = config.plan(multiple_of(network), bytes_per_voxel=per_voxel)
     runner = TorchRunner(network, exact)
-    memory = int(free * MEMORY_SHARE)
-    image = config.normalise(hu.astype(np.float32))
-    return predict_in_windows(runner, image, plan, memory)
+    return predict_in_windows(runner, image, plan, int(free * MEMORY_SHARE))
 
 
 def free_gpu_memory(device: torch.device) -> int:

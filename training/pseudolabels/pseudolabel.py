@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from inference.errors import AbdosegError
+from inference.machine import free_memory, usable_threads
 from inference.organs import ORGANS
 from inference.preprocess.orientation import turn_to
 from inference.preprocess.preprocess import preprocess
@@ -40,6 +44,9 @@ from training.pseudolabels.looks import look_at
 
 _CORRECTED = "corrected.json"
 
+_PER_CT = 4_000_000_000
+"""Bytes that a CT may take while it is labelled."""
+
 
 def pseudolabel(
     cases: Sequence[Case],
@@ -48,6 +55,7 @@ def pseudolabel(
     out: Path,
     least: float = 0.85,
     corrections: Mapping[str, Sequence[Edit]] | None = None,
+    workers: int | None = None,
 ) -> tuple[dict[str, PseudoLabels], list[str]]:
     """Label the CTs that have no labels.
 
@@ -67,6 +75,9 @@ def pseudolabel(
         least: DSC between looks that an organ needs to be kept.
         corrections: by hand, by case (`training.pseudolabels.corrections`); without, those that
             were made stay.
+        workers: CTs at a time; the networks look at one after the other. ``None`` for one on a
+            CPU, which the networks keep busy, and beside a GPU for as many as there are CPUs to
+            use and memory for.
 
     Returns:
         What was judged, by case (a case without any organ is not written), and a line per CT
@@ -78,7 +89,6 @@ def pseudolabel(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
-    plan = config.plan_in_hu
     out.mkdir(parents=True, exist_ok=True)
     annotated = read_annotated(out)
     made = {
@@ -90,43 +100,78 @@ def pseudolabel(
     corrections = corrections or {}
     passed_over = {*config.holdout, *config.empty, *made}
     todo = [case for case in cases if case.kind == "unlabelled" and case.name not in passed_over]
+    stale = [case.name for case in todo if case.name in annotated]
+    if stale:  # labels to be replaced teach nothing
+        annotated = {name: kept for name, kept in annotated.items() if name not in stale}
+        write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
+    if workers is None:
+        most = 1 if device == "cpu" else min(usable_threads(), free_memory() // _PER_CT)
+        workers = max(1, most)
+    label = partial(_label, networks, config, out, least, corrections)
     result, refused = {}, []
-    for case in tqdm(todo, desc="pseudolabel", unit="CT"):
-        try:
-            ct = case.ct()
-        except (AbdosegError, ValueError) as error:
-            refused.append(f"{case.name}: {error}")
+    for case, found in tqdm(_each(label, todo, workers), "pseudolabel", len(todo), unit="CT"):
+        if isinstance(found, str):
+            refused.append(f"{case.name}: {found}")
             continue
-        prepared = preprocess(ct.hu, ct.spacing, plan)
-        edits = corrections.get(case.name, ())
-        if annotated.pop(case.name, None) is not None:  # labels to be replaced teach nothing
-            write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
-        looks = look_at(networks, prepared.values, prepared.spacing, config)
-        trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
-        found = judge(looks, prepared.spacing, least, trusted, doubted)
-        found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
-        if found.kept:
-            labels = np.zeros(ct.hu.shape, np.uint8)
-            part = labels[prepared.box]
-            part[...] = resize_labels(found.labels, part.shape)
-            drop_fat(labels, ct.hu, ct.spacing)
-            try:
-                correct(labels, ct.hu, ct.spacing, edits)
-            except ValueError as error:
-                refused.append(f"{case.name}: {error}")
-                continue
-            stored = np.zeros(ct.image.GetSize()[::-1], np.uint8)
-            turn_to(ct.image.GetDirection()).apply(stored)[...] = labels
-            write(label_file(out, case.name), stored, Scan(ct.image))
-            seen = np.where(stored == UNKNOWN, 0, stored)
-            write_preview(out / f"{case.name}_preview.png", ct.image, seen, ct.offset)
-        # Without the labels: those of thousands of CTs would fill the memory.
-        result[case.name] = replace(found, labels=np.empty(0, np.uint8))
-        marks[case.name] = _mark(edits)
+        result[case.name] = found
+        marks[case.name] = _mark(corrections.get(case.name, ()))
         write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")
         annotated[case.name] = [ORGANS[organ] for organ in found.kept]
         write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
-    return result, refused
+    return dict(sorted(result.items())), sorted(refused)
+
+
+def _each(
+    label: Callable[[Case], PseudoLabels | str], cases: Sequence[Case], workers: int
+) -> Iterator[tuple[Case, PseudoLabels | str]]:
+    """What becomes of each case, as it comes; those that have not begun end with the iterator."""
+    if workers == 1:  # without a thread, which nothing would interrupt
+        yield from ((case, label(case)) for case in cases)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(label, case): case for case in cases}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _label(
+    networks: Sequence[nn.Module],
+    config: Config,
+    out: Path,
+    least: float,
+    corrections: Mapping[str, Sequence[Edit]],
+    case: Case,
+) -> PseudoLabels | str:
+    """Label one CT and write that; returns what was judged, without labels, or why not."""
+    try:
+        ct = case.ct()
+    except (AbdosegError, ValueError) as error:
+        return str(error)
+    prepared = preprocess(ct.hu, ct.spacing, config.plan_in_hu)
+    edits = corrections.get(case.name, ())
+    looks = look_at(networks, prepared.values, prepared.spacing, config)
+    trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
+    found = judge(looks, prepared.spacing, least, trusted, doubted)
+    found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
+    if found.kept:
+        labels = np.zeros(ct.hu.shape, np.uint8)
+        part = labels[prepared.box]
+        part[...] = resize_labels(found.labels, part.shape)
+        drop_fat(labels, ct.hu, ct.spacing)
+        try:
+            correct(labels, ct.hu, ct.spacing, edits)
+        except ValueError as error:
+            return str(error)
+        stored = np.zeros(ct.image.GetSize()[::-1], np.uint8)
+        turn_to(ct.image.GetDirection()).apply(stored)[...] = labels
+        write(label_file(out, case.name), stored, Scan(ct.image))
+        seen = np.where(stored == UNKNOWN, 0, stored)
+        write_preview(out / f"{case.name}_preview.png", ct.image, seen, ct.offset)
+    # Without the labels: those of thousands of CTs would fill the memory.
+    return replace(found, labels=np.empty(0, np.uint8))
 
 
 def _mark(edits: Sequence[Edit]) -> str:
