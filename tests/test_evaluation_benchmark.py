@@ -156,6 +156,21 @@ def test_network_that_cannot_be_built(
         benchmark(tmp_path, slices=2, plane=8, setting=Setting(groups=("ours",), quiet=True))
 
 
+@pytest.mark.parametrize("pays", [False, True])
+def test_the_shared_network_is_trained_in_bf16_where_it_pays(
+    monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    """Emulated, as with AVX2 alone, the steps would take hours."""
+    torch = pytest.importorskip("torch", reason="needs the extra 'training'")
+    monkeypatch.setattr(shared_network, "bf16_pays", lambda: pays)
+    network = torch.nn.Conv3d(1, 14, 1)
+    kinds = []
+    network.register_forward_hook(lambda _, __, logits: kinds.append(logits.dtype))
+    patch = np.zeros((1, 1, 4, 4, 4), np.float32), np.zeros((1, 4, 4, 4), np.int64)
+    shared_network._train(network, iter([patch] * 2), 2, quiet=True)
+    assert kinds == [torch.bfloat16 if pays else torch.float32] * 2
+
+
 @pytest.mark.parametrize("core", [b"core", b"_core"])
 def test_checkpoints_of_either_numpy_are_read(tmp_path: Path, core: bytes) -> None:
     """nnU-Net's losses are numpy numbers, which NumPy 1 and 2 store under different names."""

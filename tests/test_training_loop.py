@@ -209,7 +209,9 @@ def test_volumes_leave_a_gpu_room_for_a_step(monkeypatch: pytest.MonkeyPatch) ->
     one, four = (Team(0, size, torch.device("cuda", 0)) for size in (1, 4))
     for free, team, most in ((80, one, 40), (24, one, 4), (8, one, 0), (24, four, 12)):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda free=free: (free * gb, 0))
-        assert 0 <= loop._room_for_volumes(config, team) <= most * gb
+        room = loop._room_for_volumes(config, team) / gb
+        assert 0.4 * most <= room <= most
+    assert loop._room_for_volumes(config, Team(0, 1, torch.device("cpu"))) == 0
 
 
 def test_rates_fall_as_configured() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +26,10 @@ from training.data.tissues import (
     UNKNOWN,
 )
 from training.patches.samples import Samples
+from training.patches.volume import VOLUMES
 from training.preparation.jobs import what_is_not_drawn
 from training.preparation.prepare import prepare
+from training.preparation.prepared_file import mapped
 from training.sampling.chance import Chance
 
 
@@ -294,18 +298,30 @@ def test_a_cropped_field_of_view_ends_about_where_the_body_does(
 
 
 def test_volumes_stay_in_memory_as_far_as_there_is_room(prepared: Path, config: Config) -> None:
-    mapped = Samples(prepared, config)
-    files = [path for paths in mapped.sources.values() for path in paths]
-    assert mapped.load_all() == len(files)
-    size = sum(path.stat().st_size for path in files)
+    none_stays = Samples(prepared, config)
+    files = [path for paths in none_stays.sources.values() for path in paths]
+    assert none_stays.load_all() == len(files)
+    size = sum(array.nbytes for path in files for array in mapped(path, VOLUMES).values())
     for room, fewest, most in ((size, 0, 0), (size - 1, 1, len(files) - 1)):
         samples = Samples(prepared, config, room=room)
         assert fewest <= samples.load_all() <= most
         held = [v.nbytes for each in samples._known.values() for v in each.arrays.values()]
         assert 0 < sum(held) <= room
         for number in range(4):
-            for one, other in zip(samples[number], mapped[number], strict=True):
+            for one, other in zip(samples[number], none_stays[number], strict=True):
                 assert torch.equal(one, other)
+
+
+def test_a_file_that_is_prepared_anew_meanwhile_is_said(
+    prepared: Path, config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path / "prepared")
+    samples = Samples(tmp_path / "prepared", config)
+    samples.load_all()
+    for path in (tmp_path / "prepared").rglob("*.npz"):
+        os.utime(path, (0, 0))
+    with pytest.raises(ValueError, match=r"\.npz: was prepared anew while a training draws"):
+        samples[0]
 
 
 def test_nothing_to_train_on_is_said(tmp_path: Path, config: Config) -> None:

@@ -78,10 +78,11 @@ def _make_model(folder: Path, checkpoint: Path | None, setting: Setting) -> str 
     if not setting.quiet:
         print("building the shared network ...", file=sys.stderr)
     int8 = "ours" in setting.groups and find_spec("nncf") is not None
+    arguments = folder, checkpoint, int8, setting.small, setting.quiet
     # In a process of its own, which takes its memory with it.
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(shared_network.make_model, folder, checkpoint, int8, setting.small).result()
+            pool.submit(shared_network.make_model, *arguments).result()
         return None
     except BrokenProcessPool:
         reason = "its process was killed, perhaps for lack of memory"

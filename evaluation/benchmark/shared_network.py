@@ -3,7 +3,7 @@
 nnU-Net's plain convolutional U-Net (Isensee et al. 2021) as published entries of the challenge
 use it: six stages of 32 to 320 features, 30 713 158 parameters, 14 outputs, patches of
 40 x 224 x 192 voxels at 2.5 mm. With ``--checkpoint`` it has an nnU-Net checkpoint's weights.
-Without, it is trained for a minute or two on another phantom, so that its label map has an organ's
+Without, it is trained for some steps on another phantom, so that its label map has an organ's
 regions and not noise: what a decoder of labels costs, and how far two tilings agree, depends on
 that; what the network costs does not.
 """
@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from inference.errors import UsageError, first_line
 from inference.grid import Shape
 from inference.network.int8 import centre_upsampling_inputs
 from inference.network.pass_memory import bytes_per_voxel
+from inference.network.precision import bf16_pays
 from inference.network.windows import box_at, pad
 from inference.organs import LABEL_OF
 from inference.phantom import make_phantom
@@ -83,7 +85,9 @@ def make_network(classes: int = 14) -> Any:
     return network.eval()
 
 
-def make_model(folder: Path, checkpoint: Path | None, int8: bool, small: bool = False) -> Plan:
+def make_model(
+    folder: Path, checkpoint: Path | None, int8: bool, small: bool = False, quiet: bool = True
+) -> Plan:
     """Write the network into a model folder that `inference` and the other systems read.
 
     Args:
@@ -91,6 +95,7 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, small: bool = 
         checkpoint: an nnU-Net checkpoint of exactly this network, if there is one.
         int8: quantise it too (needs NNCF).
         small: a small patch, for trying; the same network.
+        quiet: whether no progress bar is shown.
 
     Returns:
         Its plan.
@@ -107,7 +112,7 @@ def make_model(folder: Path, checkpoint: Path | None, int8: bool, small: bool = 
     network = make_network()
     patches = _phantom_patches((16, 64, 64) if small else (24, 96, 96))
     if checkpoint is None:
-        _train(network, patches, 5 if small else STEPS)
+        _train(network, patches, 5 if small else STEPS, quiet)
     else:
         _load(network, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +187,10 @@ def _phantom_patches(
 
 
 def _train(
-    network: Any, patches: Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]], steps: int
+    network: Any,
+    patches: Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    steps: int,
+    quiet: bool,
 ) -> None:
     """Some steps of Adam on cross entropy, organs weighted up: it need not be good."""
     import torch
@@ -191,10 +199,11 @@ def _train(
     weights = torch.ones(1 + len(LABEL_OF))
     weights[1:] = 5.0
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for step in range(steps):
+    half = bf16_pays()  # emulated, a step takes over thirty times as long as in fp32
+    for step in tqdm(range(steps), "training it", unit="step", disable=quiet or None):
         optimiser.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
         image, wanted = next(patches)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits = network(torch.from_numpy(np.ascontiguousarray(image)))
         loss = torch.nn.functional.cross_entropy(
             logits.float(), torch.from_numpy(np.ascontiguousarray(wanted)), weights

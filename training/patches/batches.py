@@ -22,8 +22,8 @@ def batches(samples: Samples, numbers: Sequence[Sequence[int]]) -> Iterator[Iter
     """Batches in order, from a thread beside the training, which ends with the context.
 
     PyTorch computes outside of Python's lock, so a thread is as good as a process, and ends
-    without signals and time-outs. On a GPU it works on a CUDA stream of its own, from volumes in
-    the GPU's memory; on a CPU it computes in one thread, the training in all.
+    without signals and time-outs. On a GPU it works on a CUDA stream of its own, with the volumes
+    in the GPU's memory as far as they fit; on a CPU it computes in one thread, the training in all.
 
     Args:
         samples: where patches come from.

@@ -112,6 +112,7 @@ class Samples:
             for kind, paths in self.sources.items()
         }
         self._known: dict[Path, Volume] = {}
+        self._written: dict[Path, int] = {}
 
     def __getitem__(self, index: int) -> Patch:
         """Patch number ``index``."""
@@ -152,14 +153,9 @@ class Samples:
         Returns:
             How many find no room to stay.
         """
-
-        def load(path: Path) -> None:
-            self._load(path)  # returns a volume that would take the memory there is no room in
-
         paths = [path for paths in self.sources.values() for path in paths]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(load, paths))
-        return sum(not volume.arrays for volume in self._known.values())
+            return sum(not volume.arrays for volume in pool.map(self._know, paths))
 
     def _synthetic(
         self, body: Volume, patch: Shape, spacing: Spacing, chance: Chance
@@ -253,26 +249,39 @@ class Samples:
         return places(shape, spacing, place, self.config.augmentation, chance)
 
     def _load(self, path: Path) -> Volume:
-        volume = self._known.get(path)
-        if volume is None:
-            with opened(path) as content:  # read whole and checked, once
-                volume = volume_of({name: content[name] for name in content.files}, path.stem)
-            if self._has_room(path):
-                volume = replace(volume, arrays=self._arrays(path))
-            self._known[path] = volume
+        """A volume with its arrays, to draw from."""
+        volume = self._know(path)
         return volume if volume.arrays else replace(volume, arrays=self._arrays(path))
 
+    def _know(self, path: Path) -> Volume:
+        """What is known of a volume, with its arrays if these stay in memory."""
+        if path not in self._known:
+            self._written[path] = path.stat().st_mtime_ns
+            with opened(path) as content:  # read whole and checked, once
+                arrays = {name: content[name] for name in content.files}
+            volume = volume_of(arrays, path.stem)
+            if self._take_room(sum(arrays[name].nbytes for name in VOLUMES if name in arrays)):
+                volume = replace(volume, arrays=self._arrays(path))
+            self._known[path] = volume
+        return self._known[path]
+
     def _arrays(self, path: Path) -> dict[str, Tensor]:
+        """A volume's arrays from its file, which must still be the one that is known.
+
+        Raises:
+            ValueError: it is another one.
+        """
         found = mapped(path, VOLUMES)
+        if path.stat().st_mtime_ns != self._written[path]:
+            raise ValueError(f"{path}: was prepared anew while a training draws from it")
         return {name: torch.from_numpy(array).to(self.device) for name, array in found.items()}
 
-    def _has_room(self, path: Path) -> bool:
-        """Whether a volume stays in memory; its room is taken from now on."""
-        size = path.stat().st_size  # little else is in the file
+    def _take_room(self, size: int) -> bool:
+        """Take so many bytes of the room, if they are there."""
         with self._lock:  # several threads load at once
-            stays = size <= self._room
-            self._room -= size if stays else 0
-        return stays
+            enough = size <= self._room
+            self._room -= size if enough else 0
+        return enough
 
 
 def _inside(wanted: int, ends: tuple[int, int], half: float) -> float:

@@ -1,7 +1,8 @@
-"""The files that `training.preparation.prepare` writes: where they lie, and how they are read."""
+"""Prepared files, which the training reads: where they lie, written, read and mapped."""
 
 from __future__ import annotations
 
+import errno
 import struct
 import tokenize
 import zlib
@@ -33,8 +34,11 @@ _DAMAGE = (
     tokenize.TokenError, zlib.error,
 )  # fmt: skip
 
+_NO_MEMORY = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # or no further file, which a map takes
+
 _LENGTHS = 26
-"""Where an entry of a zip file says how long its name and what follows that are, its last words."""
+"""Offset, in the header before an entry of a zip file, of the lengths of its name and of its extra
+field: two numbers of 16 bits, the header's last."""
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -67,15 +71,16 @@ def mapped(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Arrays of a prepared file that are read where they are touched, from the system's cache.
 
     All processes share what is in that cache, and it gives way where memory is short. Nothing
-    checks what is read so: `opened` does, once before.
+    checks what is read so: `opened` does, once before. What an older version of this program
+    compressed is read whole.
 
     Args:
         path: what `write` wrote.
         names: of the arrays that are wanted; those that the file lacks are left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or compressed.
+        OSError: there is no such file, or too little memory to map it.
+        ValueError: it is damaged.
     """
     with _named_if_damaged(path), ZipFile(path) as archive:
         there = set(archive.namelist())
@@ -83,11 +88,12 @@ def mapped(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {name: _map(path, archive, entry) for name, entry in entries.items()}
 
 
-def _map(path: Path, archive: ZipFile, name: str) -> np.ndarray:
-    entry = archive.getinfo(name)
-    if entry.compress_type != ZIP_STORED:
-        raise ValueError("compressed")
+def _map(path: Path, archive: ZipFile, entry_name: str) -> np.ndarray:
+    entry = archive.getinfo(entry_name)
     with archive.open(entry) as content:
+        if entry.compress_type != ZIP_STORED:
+            whole: np.ndarray = np.lib.format.read_array(content)  # type: ignore[no-untyped-call]
+            return whole
         np.lib.format.read_magic(content)  # type: ignore[no-untyped-call]
         header = np.lib.format.read_array_header_1_0(content)  # type: ignore[no-untyped-call]
         shape, by_columns, dtype = header
@@ -108,6 +114,8 @@ def _named_if_damaged(path: Path) -> Iterator[None]:
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:  # the system's own reason
             raise
+        if isinstance(error, OSError) and error.errno in _NO_MEMORY:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise ValueError(f"{path}: damaged; remove it and prepare again") from None
 
 

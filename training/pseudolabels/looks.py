@@ -56,9 +56,16 @@ def look_at(
             seen = resize(hu, shape) if size != 1 else hu.astype(np.float32)
             logits = logits_of(network, seen + shift, config)
             if size != 1:
-                logits = np.stack([resize(logits[i], hu.shape) for i in range(len(logits))])
+                logits = _resized(logits, hu.shape)
             result.append(labels(logits))
         for axis in mirrored:
             logits = logits_of(network, np.flip(hu, axis), config)
             result.append(labels(np.ascontiguousarray(np.flip(logits, axis + 1))))
+    return result
+
+
+def _resized(logits: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    result = np.empty((len(logits), *shape), np.float32)
+    for number, channel in enumerate(logits):
+        result[number] = resize(channel, shape)
     return result

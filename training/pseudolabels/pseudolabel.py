@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from inference.console import terminal
 from inference.errors import AbdosegError
 from inference.machine import free_memory, usable_threads
 from inference.organs import ORGANS
@@ -29,7 +31,7 @@ from inference.preprocess.orientation import turn_to
 from inference.preprocess.preprocess import preprocess
 from inference.preprocess.resample import resize_labels
 from inference.read.file import Scan
-from inference.write.files import write, write_text
+from inference.write.files import remove_unfinished, write, write_text
 from inference.write.preview import write_preview
 from training.config import Config
 from training.data.case import Case
@@ -44,8 +46,9 @@ from training.pseudolabels.looks import look_at
 
 _CORRECTED = "corrected.json"
 
-_PER_CT = 4_000_000_000
-"""Bytes that a CT may take while it is labelled."""
+_PER_CT = 6_000_000_000
+"""Bytes that a CT may take while it is labelled: two sets of logits and the CT are, for 1,000
+slices, 4 GB with ``abdoseg`` and 5.5 GB with ``dsunet_eca``."""
 
 
 def pseudolabel(
@@ -75,50 +78,96 @@ def pseudolabel(
         least: DSC between looks that an organ needs to be kept.
         corrections: by hand, by case (`training.pseudolabels.corrections`); without, those that
             were made stay.
-        workers: CTs at a time; the networks look at one after the other. ``None`` for one on a
-            CPU, which the networks keep busy, and beside a GPU for as many as there are CPUs to
-            use and memory for.
+        workers: CTs at a time beside a GPU, where the networks look at one after the other;
+            ``None`` for as many as there are CPUs to use and memory for. On a CPU, which the
+            networks keep busy, it is one.
 
     Returns:
         What was judged, by case (a case without any organ is not written), and a line per CT
         that was refused.
 
     Raises:
+        KeyboardInterrupt: as it came; what had begun beside a GPU was finished.
         FileNotFoundError: a checkpoint is missing.
         ModelError: a folder in the place of one holds no model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = [load_average(checkpoint, config).to(device) for checkpoint in checkpoints]
     out.mkdir(parents=True, exist_ok=True)
-    annotated = read_annotated(out)
-    made = {
-        name for name, kept in annotated.items() if not kept or (label_file(out, name)).exists()
-    }
-    marks = read_json(out / _CORRECTED) if (out / _CORRECTED).is_file() else {}
-    if corrections is not None:
-        made = {n for n in made if marks.get(n, "") == _mark(corrections.get(n, ()))}
-    corrections = corrections or {}
-    passed_over = {*config.holdout, *config.empty, *made}
+    remove_unfinished(out)
+    made = Made(out)
+    passed_over = {*config.holdout, *config.empty, *made.as_wanted(corrections)}
     todo = [case for case in cases if case.kind == "unlabelled" and case.name not in passed_over]
-    stale = [case.name for case in todo if case.name in annotated]
-    if stale:  # labels to be replaced teach nothing
-        annotated = {name: kept for name, kept in annotated.items() if name not in stale}
-        write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
-    if workers is None:
-        most = 1 if device == "cpu" else min(usable_threads(), free_memory() // _PER_CT)
-        workers = max(1, most)
-    label = partial(_label, networks, config, out, least, corrections)
+    label = partial(_label, networks, config, made, least, corrections or {})
     result, refused = {}, []
-    for case, found in tqdm(_each(label, todo, workers), "pseudolabel", len(todo), unit="CT"):
-        if isinstance(found, str):
-            refused.append(f"{case.name}: {found}")
-            continue
-        result[case.name] = found
-        marks[case.name] = _mark(corrections.get(case.name, ()))
-        write_text(out / _CORRECTED, json.dumps(marks, indent=1) + "\n")
-        annotated[case.name] = [ORGANS[organ] for organ in found.kept]
-        write_text(out / ANNOTATED, json.dumps(annotated, indent=1) + "\n")
+    with terminal:
+        bar = tqdm(total=len(todo), desc="pseudolabel", unit="CT")
+    try:
+        for case, found in _each(label, todo, _at_a_time(device, workers)):
+            if isinstance(found, str):
+                refused.append(f"{case.name}: {found}")
+            else:
+                result[case.name] = found
+            with terminal:  # else it might go where ITK's noise goes
+                bar.update()
+    finally:
+        with terminal:
+            bar.close()
     return dict(sorted(result.items())), sorted(refused)
+
+
+class Made:
+    """Which CTs a folder of pseudo-labels has, on disk after each of them.
+
+    Args:
+        folder: of the pseudo-labels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._annotated = read_annotated(folder)
+        corrected = folder / _CORRECTED
+        self._marks = read_json(corrected) if corrected.is_file() else {}
+        self._lock = Lock()
+
+    def as_wanted(self, corrections: Mapping[str, Sequence[Edit]] | None) -> set[str]:
+        """The cases that need no labelling: without labels to be found, or with their file.
+
+        Args:
+            corrections: that they must have been made with; ``None`` for any.
+        """
+        return {
+            name
+            for name, kept in self._annotated.items()
+            if (not kept or label_file(self.folder, name).exists())
+            and (
+                corrections is None or self._marks.get(name, "") == _mark(corrections.get(name, ()))
+            )
+        }
+
+    def forget(self, name: str) -> None:
+        """What is told of a case holds no more: its labels are to be replaced."""
+        with self._lock:
+            if self._annotated.pop(name, None) is not None:
+                self._write(ANNOTATED, self._annotated)
+
+    def note(self, name: str, kept: Sequence[int], edits: Sequence[Edit]) -> None:
+        """A case has its labels, of these organs and with these corrections."""
+        with self._lock:
+            self._marks[name] = _mark(edits)
+            self._write(_CORRECTED, self._marks)
+            self._annotated[name] = [ORGANS[organ] for organ in kept]
+            self._write(ANNOTATED, self._annotated)
+
+    def _write(self, name: str, content: object) -> None:
+        write_text(self.folder / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _at_a_time(device: str, workers: int | None) -> int:
+    """How many CTs are labelled at a time."""
+    if device == "cpu":
+        return 1
+    return workers or max(1, min(usable_threads(), free_memory() // _PER_CT))
 
 
 def _each(
@@ -128,19 +177,19 @@ def _each(
     if workers == 1:  # without a thread, which nothing would interrupt
         yield from ((case, label(case)) for case in cases)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         running = {pool.submit(label, case): case for case in cases}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _label(
     networks: Sequence[nn.Module],
     config: Config,
-    out: Path,
+    made: Made,
     least: float,
     corrections: Mapping[str, Sequence[Edit]],
     case: Case,
@@ -156,6 +205,7 @@ def _label(
     trusted, doubted = of_kind(edits, "trust"), of_kind(edits, "doubt")
     found = judge(looks, prepared.spacing, least, trusted, doubted)
     found = replace(found, kept=tuple(sorted({*found.kept, *of_kind(edits, "grow", "draw")})))
+    made.forget(case.name)  # labels to be replaced teach nothing
     if found.kept:
         labels = np.zeros(ct.hu.shape, np.uint8)
         part = labels[prepared.box]
@@ -167,9 +217,10 @@ def _label(
             return str(error)
         stored = np.zeros(ct.image.GetSize()[::-1], np.uint8)
         turn_to(ct.image.GetDirection()).apply(stored)[...] = labels
-        write(label_file(out, case.name), stored, Scan(ct.image))
+        write(label_file(made.folder, case.name), stored, Scan(ct.image))
         seen = np.where(stored == UNKNOWN, 0, stored)
-        write_preview(out / f"{case.name}_preview.png", ct.image, seen, ct.offset)
+        write_preview(made.folder / f"{case.name}_preview.png", ct.image, seen, ct.offset)
+    made.note(case.name, found.kept, edits)
     # Without the labels: those of thousands of CTs would fill the memory.
     return replace(found, labels=np.empty(0, np.uint8))
 
