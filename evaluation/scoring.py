@@ -23,14 +23,12 @@ was killed
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Future, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import escape
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,6 +39,7 @@ from tqdm import tqdm
 
 from evaluation.challenge import COLUMN_OF, DECIMALS, METRICS
 from evaluation.metrics import is_single_slice, score_organ
+from evaluation.processes import processes
 from evaluation.volumes import (
     SUFFIXES,
     LabelVolume,
@@ -299,7 +298,7 @@ def _score_in_processes(
     """
     results: dict[str, CaseScore] = {}
     arguments = (strict, tuple(labels))
-    with _processes(min(workers, len(pairs))) as pool:
+    with processes(min(workers, len(pairs))) as pool:
         jobs: dict[Future[CaseScore], str] = {}
         with suppress(BrokenExecutor):
             for pair in pairs:
@@ -310,36 +309,11 @@ def _score_in_processes(
                 bar.update()
     for pair in pairs:
         if pair[0] not in results:
-            with _processes(1) as pool:
+            with processes(1) as pool:
                 job = pool.submit(score_case, *pair, *arguments)
                 results[pair[0]] = _result(job.result, pair[0])
             bar.update()
     return [results[name] for name, *_ in pairs]
-
-
-@contextmanager
-def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that score; on Ctrl-C or a signal they end at once, and what waits is not begun."""
-    others = active_children()
-    # Started afresh, not forked: the parent may have threads (matplotlib, OpenVINO). At Ctrl-C
-    # they just end, as what they would print says nothing.
-    pool = ProcessPoolExecutor(
-        count,
-        get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        yield pool
-        pool.shutdown()
-    except BaseException:
-        for process in active_children():
-            if process not in others:
-                process.terminate()
-        # Waited for: while its thread is at it the interpreter, if it ends meanwhile, may write to
-        # a pipe that the thread has just closed, and complain.
-        pool.shutdown(cancel_futures=True)
-        raise
 
 
 def _result(score: Callable[[], CaseScore], name: str) -> CaseScore:

@@ -8,7 +8,10 @@ import re
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +157,23 @@ def test_network_that_cannot_be_built(
     monkeypatch.setattr(shared_network, "make_model", build)
     with pytest.raises(UsageError, match=f"the shared network cannot be built: {reason}"):
         benchmark(tmp_path, slices=2, plane=8, setting=Setting(groups=("ours",), quiet=True))
+
+
+def waits(*_: object) -> None:
+    time.sleep(300)
+
+
+def test_stopped_while_the_network_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_network, "missing", lambda: None)
+    monkeypatch.setattr(shared_network, "make_model", waits)
+    threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(tmp_path, slices=2, plane=8, setting=Setting(groups=("ours",), quiet=True))
+    assert time.monotonic() - began < 100
+    assert not active_children()
 
 
 @pytest.mark.parametrize("pays", [False, True])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 from evaluation.benchmark import shared_network
@@ -18,6 +16,7 @@ from evaluation.benchmark.setting import Setting
 from evaluation.benchmark.systems import list_systems
 from evaluation.benchmark.table import write_table
 from evaluation.benchmark.turns import run_in_turns
+from evaluation.processes import processes
 from inference.errors import ModelError, UsageError
 
 
@@ -81,7 +80,7 @@ def _make_model(folder: Path, checkpoint: Path | None, setting: Setting) -> str 
     arguments = folder, checkpoint, int8, setting.small, setting.quiet
     # In a process of its own, which takes its memory with it.
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with processes(1) as pool:
             pool.submit(shared_network.make_model, *arguments).result()
         return None
     except BrokenProcessPool:
