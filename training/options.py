@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         "--workers",
         type=int,
         help="processes that prepare, and CTs that are labelled at a time beside a GPU "
-        "(default: one per CPU and 4 GB of free memory)",
+        "(default: one per CPU and 4 GB of free memory, 6 GB for the latter)",
     )
     add(
         "--compile",
