@@ -260,8 +260,10 @@ class Samples:
             with opened(path) as content:  # read whole and checked, once
                 arrays = {name: content[name] for name in content.files}
             volume = volume_of(arrays, path.stem)
-            if self._take_room(sum(arrays[name].nbytes for name in VOLUMES if name in arrays)):
-                volume = replace(volume, arrays=self._arrays(path))
+            there = {name: torch.from_numpy(arrays[name]) for name in VOLUMES if name in arrays}
+            if self._take_room(sum(array.nbytes for array in there.values())):
+                on_device = {name: array.to(self.device) for name, array in there.items()}
+                volume = replace(volume, arrays=on_device)
             self._known[path] = volume
         return self._known[path]
 
