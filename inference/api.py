@@ -69,6 +69,7 @@ def segment(
         and all(isinstance(each, sitk.Image) for each in images)
     ):
         raise TypeError("image is neither a path nor a SimpleITK image")
+    loaded_here = not isinstance(model, Model)
     if not isinstance(model, Model):
         model = Model.load(model, threads=threads, precision=precision)
     elif threads is not None or precision is not None:
@@ -76,7 +77,7 @@ def segment(
     doubts: list[str] = []
     if isinstance(images, (str, Path)):
         images, doubts = _read(Path(images), model.plan.inputs)
-    found = segment_in_stages(images, model, progress)
+    found = segment_in_stages(images, model, progress, last=loaded_here)
     for text in [*doubts, *found.warnings]:
         warnings.warn(text, CaseWarning, stacklevel=2)
     labels = sitk.GetImageFromArray(found.labels)

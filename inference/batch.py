@@ -67,7 +67,7 @@ def segment_files(
             following = next((c for c in cases[number + 1 :] if not c.problem), None)
             if following:
                 reader.begin(following)
-            _segment(case, scans, model, progress, entry, picture)
+            _segment(case, scans, model, progress, entry, picture, last=following is None)
         except AbdosegError as error:
             entry.error = str(error)
         except MemoryError:
@@ -119,13 +119,15 @@ def _segment(
     progress: Progress,
     entry: CaseReport,
     picture: Path | None,
+    last: bool,
 ) -> None:
     """Segment one case, write its labels (and their picture) and fill in its report.
 
     Raises:
         CaseError: it cannot be segmented, or its labels not be written.
     """
-    result = segment_in_stages([scan.image for scan in scans], model, progress.stage)
+    images = [scan.image for scan in scans]
+    result = segment_in_stages(images, model, progress.stage, last=last)
     entry.seconds.update(result.seconds)
     entry.window, entry.passes = result.window, result.passes
     entry.warnings.extend(result.warnings)

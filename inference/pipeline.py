@@ -56,7 +56,11 @@ class Segmentation:
 
 
 def segment_in_stages(
-    images: Sequence[sitk.Image], model: Model, progress: StageProgress | None = None
+    images: Sequence[sitk.Image],
+    model: Model,
+    progress: StageProgress | None = None,
+    *,
+    last: bool = False,
 ) -> Segmentation:
     """Segment a CT and tell what it took.
 
@@ -64,6 +68,8 @@ def segment_in_stages(
         images: its channels, mostly one.
         model: a loaded model.
         progress: is told of the progress.
+        last: whether no other CT is known to follow: the memory that passes needed is let go then
+            before labels are made, not at the end of the process.
 
     Raises:
         CaseError: the CT cannot be segmented.
@@ -102,6 +108,8 @@ def segment_in_stages(
                 lambda share: tell("network", share),
             )
             _check_logits(logits, model)
+            if last:
+                model.network.release_features()
         with _timed("postprocess", seconds, tell):
             ct = case.volumes[0][prepared.box]
             winning = postprocess(logits, prepared.spacing, plan, model.threads, ct, offset)

@@ -28,9 +28,23 @@ def test_bf16_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for precision in ("f32", "bf16")
     )
     assert exact.dtype == np.float32
-    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert rounded.dtype == np.uint16  # without it a processor may have either
+    assert rounded.dtype == np.uint16
     assert np.abs(exact - floats(rounded)).max() < 0.2  # of values up to 15
+
+
+def test_logits_are_half_as_large_also_where_bf16_does_not_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are f32's, cut off or rounded to bfloat16, which has a fraction of seven bits."""
+    monkeypatch.setattr(inference.network.network, "best_float", lambda: "f32")
+    make_tiny_model(tmp_path / "m", networks={"f32": "network.xml", "bf16": "network.xml"})
+    volume = volume_of((16, 32, 32))
+    exact, rounded = (
+        run(Model.load(tmp_path / "m", precision=precision), volume)
+        for precision in ("f32", "bf16")
+    )
+    assert rounded.dtype == np.uint16
+    assert (np.abs(floats(rounded) - exact) <= np.abs(exact) / 128).all()
 
 
 def test_shape_is_compiled_once(tiny: Model) -> None:

@@ -102,6 +102,42 @@ error = float(np.sqrt(((found - truth) ** 2).mean()) / truth.std())
 print("RESULT", json.dumps({"precision": kinds["Deconvolution"], "error": error}))
 """
 
+_SUM = """
+import json
+import numpy as np, openvino as ov, torch
+from training.export.openvino_model import convolutions_of, quantise, to_openvino
+from training.networks.unets import UNet
+
+torch.manual_seed(0)
+network = UNet(
+    (16, 32), ((3,) * 3,) * 2, ((1,) * 3, (2,) * 3), "batch", "relu", bias=False,
+    deep_supervision=False, classes=14, light_finest=True,
+)
+rng = np.random.default_rng(0)
+patches = [rng.normal(size=(1, 1, 16, 16, 16)).astype(np.float32) for _ in range(4)]
+model = to_openvino(network, (16, 16, 16), any_size=False)
+
+def compiled(model):
+    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+def comes_to_the_sum(made):
+    total, = (
+        op for op in made.get_ops() if op.get_type_name() == "Add"
+        and not any(port.get_source_output().get_node().get_type_name() == "Constant"
+                    for port in op.inputs())
+    )
+    return sorted(port.get_source_output().get_node().get_type_name() for port in total.inputs())
+
+truth = compiled(model)(patches[0])[0]
+result = {}
+for name, spared in (("int8", []), ("floating", [-3])):
+    made = quantise(model, patches, convolutions_of(model, spared))
+    found = compiled(made)(patches[0])[0]
+    error = float(np.sqrt(((found - truth) ** 2).mean()) / truth.std())
+    result[name] = [comes_to_the_sum(made), error]
+print("RESULT", json.dumps(result))
+"""
+
 _COMPARE = """
 import json, sys
 from pathlib import Path
@@ -216,6 +252,14 @@ def test_upsampling_behind_a_leaky_relu_runs_in_int8() -> None:
     # Without VNNI two products of 8 bits are added in 16 bits: of weights like these some overflow.
     exact = {"avx512_vnni", "avx_vnni", "amx_int8"} & instruction_sets()
     assert result["error"] < (0.03 if exact else 0.2)
+
+
+def test_what_is_upsampled_in_floating_point_comes_to_a_sum_as_it_is() -> None:
+    result = result_of(_SUM)
+    (inputs, error), (spared_inputs, spared_error) = result["int8"], result["floating"]
+    assert inputs == ["FakeQuantize", "FakeQuantize"]
+    assert spared_inputs == ["Add", "FakeQuantize"]  # its bias, and the skip connection
+    assert spared_error < error
 
 
 def test_held_out_cases_calibrate_only_where_there_are_no_others(tmp_path: Path) -> None:

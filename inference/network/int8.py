@@ -33,3 +33,32 @@ def centre_upsampling_inputs(model: Any) -> None:
         for i, limit in enumerate((low, high, low, high), start=1):
             quantiser.input(i).replace_source_output(ops.constant(limit).output(0))
     model.validate_nodes_and_infer_types()
+
+
+def leave_upsampled_in_floating_point(model: Any) -> None:
+    """Take away the quantisers between a transposed convolution in floating point and a sum.
+
+    OpenVINO computes sums in floating point anyway, together with the quantiser behind them: the
+    one before is only another turn of writing and reading all that was upsampled, at the finest
+    level 64 bytes per voxel where a processor has no bf16. It stays where the transposed
+    convolution is int8 itself: its output would be brought to floating point in such a turn.
+
+    Args:
+        model: an OpenVINO model with FakeQuantize operations, as NNCF makes it.
+    """
+    for total in model.get_ops():
+        if total.get_type_name() != "Add":
+            continue
+        for port in total.inputs():
+            quantiser = port.get_source_output().get_node()
+            if quantiser.get_type_name() != "FakeQuantize":
+                continue
+            upsampled = quantiser.input_value(0)
+            operation = upsampled.get_node()
+            if operation.get_type_name() == "Add":  # its bias
+                operation = operation.input_value(0).get_node()
+            if operation.get_type_name() != "ConvolutionBackpropData":
+                continue
+            if operation.input_value(0).get_node().get_type_name() != "FakeQuantize":
+                port.replace_source_output(upsampled)
+    model.validate_nodes_and_infer_types()

@@ -32,7 +32,7 @@ class Network:
         path: the IR's ``.xml``; input (1, inputs, z, y, x), output (1, C, z, y, x), float32.
         precision: "f32", "bf16" or "int8". In the last two, what is not int8 is computed in bf16
             where that is faster than f32 (`inference.network.precision`), and the logits are bits
-            of it.
+            of bfloat16 in any case: half of the memory, and sooner written and compared.
         threads: how many threads a pass uses.
         channels: the number of output channels that is expected.
         inputs: the number of input channels.
@@ -142,10 +142,15 @@ class Network:
         model = self._model.clone()
         model.reshape([1, self._inputs, *shape])
         adapted = ov.preprocess.PrePostProcessor(model)
-        kind = ov.Type.bf16 if arithmetic == "bf16" else ov.Type.f32
+        kind = ov.Type.f32 if self._precision == "f32" else ov.Type.bf16
         adapted.output().tensor().set_element_type(kind)
         settings = cpu_settings(arithmetic, self._threads)
         return self._core.compile_model(adapted.build(), "CPU", settings).create_infer_request()
+
+    def release_features(self) -> None:
+        """Let go of the memory between input and logits; the next pass gets it anew."""
+        if self._task is not None and self._task.done():
+            self._task.result().get_compiled_model().release_memory()
 
     def run(self, volume: Float32Array) -> Logits:
         """One pass over a volume.

@@ -18,7 +18,10 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from inference.network.int8 import centre_upsampling_inputs
+from inference.network.int8 import (
+    centre_upsampling_inputs,
+    leave_upsampled_in_floating_point,
+)
 from inference.network.winners import winners
 from inference.organs import ORGANS
 from training.agreement import dice
@@ -102,6 +105,7 @@ def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) 
         **_QUANTISATION,
     )
     centre_upsampling_inputs(quantised)
+    leave_upsampled_in_floating_point(quantised)
     return quantised
 
 
@@ -140,4 +144,5 @@ def quantise_by_accuracy(model: Any, patches: list[np.ndarray], spared: Sequence
         **_QUANTISATION,
     )
     centre_upsampling_inputs(quantised)
+    leave_upsampled_in_floating_point(quantised)
     return quantised
