@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +68,7 @@ class Model:
     """A model that is ready to segment.
 
     Attributes:
-        plan: what it wants and what it gives.
+        plan: what it wants and what it gives; its precision is the one that was chosen.
         folder: where it lies.
         precision: the precision it runs in.
         threads: how many threads it uses.
@@ -112,6 +112,7 @@ class Model:
         folder = find_model(name)
         plan = Plan.load(folder)
         precision = plan.choose(precision)
+        plan = replace(plan, precision=precision)
         threads = threads or usable_threads()
         network = Network(
             folder / plan.networks[precision],

@@ -57,7 +57,8 @@ class Plan:
             (windows as nnU-Net sums them up, in half precision: `inference.nnunet.patches`).
         overlap: share of a patch that neighbouring windows have in common, at least; patches are
             half covered again by the next at 0.5, nnU-Net's.
-        bytes_per_voxel: peak memory of one pass per input voxel, measured at export.
+        bytes_per_voxel: precision to the peak memory of one pass per input voxel, measured at
+            export (`inference.network.pass_memory`).
         networks: precision ("f32", "bf16" or "int8") to the IR's file name in the folder.
         precision: which of ``networks`` is used unless the caller asks for another.
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
@@ -91,7 +92,7 @@ class Plan:
     networks: Mapping[str, str]
     precision: str
     labels: Mapping[str, int]
-    bytes_per_voxel: float
+    bytes_per_voxel: Mapping[str, float]
     orientation: str | None = "LPS"
     size: tuple[int | None, int | None, int | None] = (None, None, None)
     clip_first: tuple[float, float] | None = None
@@ -131,6 +132,11 @@ class Plan:
                 + ", ".join(sorted(self.networks))
             )
         return precision
+
+    @property
+    def pass_bytes(self) -> float:
+        """Peak memory of one pass per input voxel in ``precision``; 0 where it is not known."""
+        return self.bytes_per_voxel.get(self.precision, 0.0)
 
     @property
     def inputs(self) -> int:

@@ -72,7 +72,7 @@ PLAN_KINDS: dict[str, Kind] = {
     "networks": by_name(NAME),
     "precision": one_of(*PRECISIONS),
     "labels": by_name(whole(1, 255)),
-    "bytes_per_voxel": number(0),
+    "bytes_per_voxel": by_name(number(0)),
     "orientation": Kind("three letters as LPS, or null", _fits_orientation),
     "size": several(optional(_SIZE), 3),
     "crop": one_of("body", "none"),
@@ -117,8 +117,9 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append(f"clip_first {list(first)} does not hold clip {list(plan.clip)}")
     if any(p % m for p, m in zip(plan.patch, plan.multiple, strict=True)):
         problems.append(f"patch {list(plan.patch)} is no multiple of {list(plan.multiple)}")
-    if unknown := set(plan.networks) - {*PRECISIONS}:
-        problems.append(f"networks of no precision: {', '.join(sorted(unknown))}")
+    for name, keys in (("networks", plan.networks), ("bytes_per_voxel", plan.bytes_per_voxel)):
+        if unknown := set(keys) - {*PRECISIONS}:
+            problems.append(f"{name} of no precision: {', '.join(sorted(unknown))}")
     if plan.precision not in plan.networks:
         problems.append(f"precision {plan.precision!r} has no network")
     if not plan.labels or len(set(plan.labels.values())) != len(plan.labels):

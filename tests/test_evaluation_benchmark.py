@@ -330,7 +330,7 @@ def pointwise_model(folder: Path) -> None:
         networks={"f32": "network.xml"},
         precision="f32",
         labels=LABEL_OF,
-        bytes_per_voxel=100.0,
+        bytes_per_voxel={"f32": 100.0},
         crop="none",
     ).save(folder)
 

@@ -16,6 +16,7 @@ import inference
 import inference.batch
 from inference.cli import main
 from inference.model import Model
+from inference.network.network import Network
 
 
 def test_single_file_equals_the_python_call(desk: Desk, tiny: Model) -> None:
@@ -71,11 +72,11 @@ def test_unexpected_errors_are_one_line_too(
     real = inference.batch.segment_in_stages  # type: ignore[attr-defined]
     calls = []
 
-    def fails_once(*arguments: Any) -> Any:
+    def fails_once(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("C++ says\nno")
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr("inference.batch.segment_in_stages", fails_once)
     assert desk.run("--report", desk.report) == 1
@@ -85,6 +86,26 @@ def test_unexpected_errors_are_one_line_too(
         f"error: {desk.inputs}/a.nii.gz: failed unexpectedly (RuntimeError: no)"
     ]
     assert "fails_once" in desk.cases()[0]["traceback"]
+
+
+def test_memory_of_the_passes_is_let_go_when_no_case_follows(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("a.nii.gz", "b.nii.gz")
+    real = Network.release_features
+    asked = []
+
+    def release(network: Network) -> None:
+        asked.append(network.passes)
+        real(network)
+
+    monkeypatch.setattr(Network, "release_features", release)
+    assert desk.run() == 0
+    assert asked == [2]
+    first, last = (
+        sitk.GetArrayFromImage(sitk.ReadImage(desk.outputs / name)) for name in desk.there()
+    )
+    assert first.any() and np.array_equal(first, last)
 
 
 def test_empty_labels_are_said(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 from tiny_model import make_tiny_model, run, volume_of
 
@@ -17,6 +17,7 @@ from inference.errors import ModelError
 from inference.model import Model
 from inference.network.logits import floats
 from inference.network.network import Network
+from inference.network.pass_memory import bytes_per_voxel
 
 
 def test_bf16_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,36 @@ def test_without_a_bf16_kernel_it_is_f32(tiny: Model, monkeypatch: pytest.Monkey
     assert network.run(volume_of((8, 8, 8))).shape[1:] == (8, 8, 8)
     assert network.run(volume_of((8, 8, 12))).shape[1:] == (8, 8, 12)
     assert asked == ["bf16", "f32", "f32"]
+
+
+def test_what_lies_between_input_and_logits_can_be_let_go(tiny: Model) -> None:
+    network = Network(tiny.folder / "network.xml", "f32", 1, len(tiny.plan.label_values))
+    network.release_features()  # nothing was compiled: nothing to do
+    volume = volume_of((32, 96, 96))
+    logits = network.run(volume)
+    kept = logits.copy()
+    held = resident()
+    network.release_features()
+    assert resident() < held - volume.nbytes
+    assert np.array_equal(logits, kept)
+    assert np.array_equal(network.run(volume), kept)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has at the moment."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def test_memory_of_a_pass_is_measured(tmp_path: Path) -> None:
+    """Logits of two bytes instead of four."""
+    make_tiny_model(tmp_path)
+    networks = {"f32": "network.xml", "bf16": "network.xml"}
+    found = bytes_per_voxel(tmp_path, networks, (64, 128, 128), channels=5)
+    assert found["f32"] - found["bf16"] == pytest.approx(5 * 2, abs=3)
+    (tmp_path / "network.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"network\.xml: one pass over 8 x 8 x 8 voxels failed"):
+        bytes_per_voxel(tmp_path, networks, (8, 8, 8), channels=5)
 
 
 def test_what_went_wrong_ahead_is_said_later(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_large_windows_leave_no_seams(tiny: Model, shape: tuple[int, int, int]) 
     volume = volume_of(shape)
     seen: list[float] = []
     whole = run(tiny, volume)
-    plan = replace(tiny.plan, bytes_per_voxel=PLENTY / (2 * 16 * 32 * 36))
+    plan = replace(tiny.plan, bytes_per_voxel={"f32": PLENTY / (2 * 16 * 32 * 36)})
     windows = predict_in_windows(tiny.network, volume, plan, PLENTY, seen.append)
     assert len(seen) > 1 and seen[-1] == 1.0
     inside = (slice(None), *(slice(3, -3) for _ in shape))
@@ -100,7 +100,7 @@ def test_windows_are_faded_in_the_middle_half_of_what_they_share(tiny: Model) ->
     patch = tiny.plan.patch
     n = 6 * patch[0]
     shape = (n, *patch[1:])
-    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / (math.prod(shape) - 1))
+    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel={"f32": PLENTY / (math.prod(shape) - 1)})
     window = window_for(shape, plan, PLENTY)
     assert n / 2 < window[0] < n and window[1:] == patch[1:]
     found = predict_in_windows(Counting(), np.zeros(shape, np.float32), plan, PLENTY)
@@ -116,7 +116,7 @@ def test_windows_are_faded_in_the_middle_half_of_what_they_share(tiny: Model) ->
 def test_rows_of_windows_are_faded_into_each_other(tiny: Model) -> None:
     patch = tiny.plan.patch
     shape = (patch[0] * 3 // 2, patch[1] * 3 // 2, patch[2])
-    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel=PLENTY / math.prod(patch))
+    plan = replace(tiny.plan, overlap=0.5, bytes_per_voxel={"f32": PLENTY / math.prod(patch)})
     network = Counting()
     found = predict_in_windows(network, np.zeros(shape, np.float32), plan, PLENTY)[0]
     assert network.passes == 4
@@ -132,7 +132,7 @@ def test_bits_of_bfloat16_are_faded_too(tiny: Model) -> None:
             return stored(tiny.network.run(volume), np.dtype(np.uint16))
 
     volume = volume_of((64, 32, 32))
-    plan = replace(tiny.plan, bytes_per_voxel=PLENTY / (2 * 16 * 32 * 36))
+    plan = replace(tiny.plan, bytes_per_voxel={"f32": PLENTY / (2 * 16 * 32 * 36)})
     found = predict_in_windows(Halved(), volume, plan, PLENTY)
     exact = predict_in_windows(tiny.network, volume, plan, PLENTY)
     assert found.dtype == np.uint16
@@ -143,7 +143,7 @@ def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
     volume = volume_of((32, 64, 64))
     seen: list[float] = []
     plan = replace(tiny.plan, overlap=0.0)
-    need = int(volume.size * plan.bytes_per_voxel)
+    need = int(volume.size * plan.pass_bytes)
     predict_in_windows(tiny.network, volume, plan, need, seen.append)
     assert seen == [1.0]
     seen.clear()
@@ -155,7 +155,11 @@ def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
 def test_window_is_as_large_as_it_may_be(tiny: Model) -> None:
     each = 10000.0  # beside it, gathered logits are little
     plan = replace(
-        tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), overlap=0.0, bytes_per_voxel=each
+        tiny.plan,
+        patch=(16, 32, 32),
+        multiple=(4, 4, 4),
+        overlap=0.0,
+        bytes_per_voxel={"f32": each},
     )
     whole = (100, 64, 36)
     need = int(100 * 64 * 36 * each)
@@ -171,7 +175,11 @@ def test_window_is_as_large_as_it_may_be(tiny: Model) -> None:
 def test_logits_that_are_gathered_count_too(tiny: Model) -> None:
     """A window must leave room for the logits of the whole, and of each strip of windows."""
     plan = replace(
-        tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), overlap=0.0, bytes_per_voxel=100.0
+        tiny.plan,
+        patch=(16, 32, 32),
+        multiple=(4, 4, 4),
+        overlap=0.0,
+        bytes_per_voxel={"f32": 100.0},
     )
     whole, channels = (100, 64, 36), len(tiny.plan.label_values)
     half, logits = 52 * 64 * 36 * 100, 100 * 64 * 36 * channels * 4
@@ -181,7 +189,9 @@ def test_logits_that_are_gathered_count_too(tiny: Model) -> None:
 
 
 def test_memory_limits_a_window(tiny: Model) -> None:
-    plan = replace(tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), bytes_per_voxel=100.0)
+    plan = replace(
+        tiny.plan, patch=(16, 32, 32), multiple=(4, 4, 4), bytes_per_voxel={"f32": 100.0}
+    )
     need = 400 * 160 * 192 * 100
     assert window_for((400, 160, 192), plan, need) == (400, 160, 192)
     assert window_for((400, 160, 192), plan, need - 1) == (204, 160, 192)

@@ -156,7 +156,7 @@ network = make_network({**config.network, "features": [4, 4, 8, 8, 8]}).eval()
 config = replace(config, patch=(16, 16, 16))
 folder = Path(sys.argv[1])
 ov.save_model(to_openvino(network, config.patch), folder / "network.xml")
-plan = config.plan((16, 16, 16), {"f32": "network.xml", "bf16": "network.xml"}, 100.0)
+plan = config.plan((16, 16, 16), {"f32": "network.xml", "bf16": "network.xml"})
 hu = np.random.default_rng(0).integers(-200, 300, (16, 32, 16)).astype(np.int16)
 whole = CheckedVolume("it", hu, np.zeros(hu.shape, np.uint8))
 found = _compare(network, folder, plan, config, whole)
@@ -303,7 +303,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
         *(Case(f"n{i}", "labelmap", None, path, (1,), source=f"map s{i}") for i in (7, 12)),
         Case("other", "unlabelled", path, None, (), source="never drawn from"),
     ]
-    plan = config.plan((16, 16, 16), {"f32": "network.xml"}, 100.0)
+    plan = config.plan((16, 16, 16), {"f32": "network.xml"}, {"f32": 100.0})
     (tmp_path / "network.xml").touch()
     (tmp_path / "network.bin").touch()
     plan.save(tmp_path)

@@ -63,7 +63,7 @@ def _shipped(network: nn.Module, config: Config, folder: Path) -> Path:
     multiple = multiple_of(network)
     model = to_openvino(network, [2 * n for n in multiple])
     ov.save_model(model, folder / "network.xml", compress_to_fp16=True)
-    config.plan(multiple, {"f32": "network.xml"}, 100.0).save(folder)
+    config.plan(multiple, {"f32": "network.xml"}, {"f32": 100.0}).save(folder)
     return folder
 
 

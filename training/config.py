@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _Volume = TypeVar("_Volume", np.ndarray, "Tensor")
 
 _NETWORK = {"f32": NETWORK_FILES["f32"]}
+_UNKNOWN: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,14 @@ class Config:
         self,
         multiple: Shape,
         networks: Mapping[str, str] = _NETWORK,
-        bytes_per_voxel: float = 0.0,
+        bytes_per_voxel: Mapping[str, float] = _UNKNOWN,
     ) -> Plan:
         """The plan of a model that was trained with this configuration.
 
         Args:
             multiple: the network's.
             networks: precision to file name; by default as if there were one network.
-            bytes_per_voxel: as measured.
+            bytes_per_voxel: precision to what was measured.
         """
         return Plan(
             name=self.name,

@@ -136,12 +136,13 @@ def make_model(
         centre_upsampling_inputs(quantised)
         networks = NETWORK_FILES
         ov.save_model(quantised, folder / networks["int8"], compress_to_fp16=False)
-    plan = _plan(patch, networks, bytes_per_voxel(floating, patch))
+    per_voxel = bytes_per_voxel(folder, networks, patch, 1 + len(LABEL_OF))
+    plan = _plan(patch, networks, per_voxel)
     plan.save(folder)
     return plan
 
 
-def _plan(patch: Shape, networks: dict[str, str], per_voxel: float) -> Plan:
+def _plan(patch: Shape, networks: dict[str, str], per_voxel: dict[str, float]) -> Plan:
     return Plan(
         name=NAME,
         version="benchmark",
@@ -167,7 +168,7 @@ def _phantom_patches(
     """
     spacing = (SPACING, SPACING, SPACING)
     ct, truth = make_phantom((160, 176, 176), spacing, seed=SEED)
-    plan = _plan(size, NETWORK_FILES, 1.0)
+    plan = _plan(size, NETWORK_FILES, {})
     prepared = preprocess(sitk.GetArrayViewFromImage(ct), spacing, plan)
     box = sitk.GetArrayViewFromImage(truth)[prepared.box]
     labels = resize_labels(box, prepared.values.shape).astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,32 +14,49 @@ from inference.grid import Shape
 
 _PASS = """
 import sys
-import numpy as np, openvino as ov
-from inference.machine import peak_memory, restart_peak_memory
-shape = [1, *map(int, sys.argv[2:])]
-core = ov.Core()
-model = core.read_model(sys.argv[1])
-model.reshape(shape)
+from pathlib import Path
+import numpy as np
+import inference.network.network
+from inference.machine import peak_memory, restart_peak_memory, usable_threads
+inference.network.network.best_float = lambda: "f32"  # what a CPU without bf16 needs is the most
+ir, precision = Path(sys.argv[1]), sys.argv[2]
+channels, inputs, *patch = map(int, sys.argv[3:])
+network = inference.network.network.Network(ir, precision, usable_threads(), channels, inputs)
 restart_peak_memory()  # a new process starts with the peak of the one that made it
 before = peak_memory()
-core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.zeros(shape, np.float32))
+network.run(np.zeros((inputs, *patch), np.float32))
 print(peak_memory() - before)
 """
 
 
-def bytes_per_voxel(ir: Path, patch: Shape, inputs: int = 1) -> float:
-    """Peak memory of one fp32 pass per input voxel, measured in a process of its own.
+def bytes_per_voxel(
+    folder: Path, networks: Mapping[str, str], patch: Shape, channels: int, inputs: int = 1
+) -> dict[str, float]:
+    """Peak memory of one pass per input voxel, each measured in a process of its own.
 
     Args:
-        ir: the network.
+        folder: where the networks lie.
+        networks: precision to file name.
         patch: voxels (z, y, x) of the pass.
-        inputs: the network's input channels.
+        channels: the networks' output channels.
+        inputs: their input channels.
+
+    Returns:
+        The bytes by precision; where that leaves a choice, what is computed in f32 needs.
 
     Raises:
         ModelError: the pass failed, mostly for want of memory.
     """
+    return {
+        precision: _measured(folder / file, precision, patch, channels, inputs)
+        for precision, file in networks.items()
+    }
+
+
+def _measured(ir: Path, precision: str, patch: Shape, channels: int, inputs: int) -> float:
+    numbers = map(str, (channels, inputs, *patch))
     done = subprocess.run(
-        [sys.executable, "-c", _PASS, str(ir.resolve()), *map(str, (inputs, *patch))],
+        [sys.executable, "-c", _PASS, str(ir.resolve()), precision, *numbers],
         capture_output=True,
         text=True,
         check=False,

@@ -100,12 +100,12 @@ def export(
         floating = folder / NETWORK_FILES["f32"]
         ov.save_model(model, floating, compress_to_fp16=True)
         ov.save_model(quantised, folder / NETWORK_FILES["int8"], compress_to_fp16=True)
-        per_voxel = bytes_per_voxel(floating, config.patch)
         networks = NETWORK_FILES
         if int8_only:
             networks = {"int8": NETWORK_FILES["int8"]}
             floating.unlink()
             floating.with_suffix(".bin").unlink()
+        per_voxel = bytes_per_voxel(folder, networks, config.patch, 1 + len(ORGANS))
         plan = config.plan(multiple_of(network), networks, per_voxel)
         plan.save(folder)
         agreements = [

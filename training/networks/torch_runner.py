@@ -48,7 +48,7 @@ def _logits_of(
     # Memory of one pass: about 25 bytes per voxel and feature of the finest stage.
     free = free_gpu_memory(device) if device.type == "cuda" else free_memory()
     per_voxel = 25.0 * config.network["features"][0]
-    plan = config.plan(multiple_of(network), bytes_per_voxel=per_voxel)
+    plan = config.plan(multiple_of(network), bytes_per_voxel={"f32": per_voxel})
     runner = TorchRunner(network, exact)
     return predict_in_windows(runner, image, plan, int(free * MEMORY_SHARE))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +255,13 @@ def _write(
         floating = folder / NETWORK_FILES["f32"]
         ov.save_model(network.openvino, floating, compress_to_fp16=options.precision != "fp32")
         error = _check(network.torch, floating, source.plan)
-        memory = bytes_per_voxel(exact, source.plan.patch, source.inputs)
-        plan = plan_as_exported(source.plan, source.strides, options.tiling, int8, memory)
+        plan = plan_as_exported(source.plan, source.strides, options.tiling, int8)
         if int8:
             quantised = quantise(network.openvino, calibration_patches(cases, plan))
             ov.save_model(quantised, folder / NETWORK_FILES["int8"], compress_to_fp16=True)
+        channels = len(plan.label_values)
+        memory = bytes_per_voxel(folder, plan.networks, plan.patch, channels, plan.inputs)
+        plan = replace(plan, bytes_per_voxel=memory)
         plan.save(folder)
         comparisons = compare(cases, plan, folder, source.plan, exact) if cases else []
         for comparison in comparisons:

@@ -193,7 +193,7 @@ def plan_of(
         networks={precision: NETWORK_FILES[precision] for precision in ("f32", "bf16")},
         precision="f32",
         labels=outputs.labels,
-        bytes_per_voxel=0.0,
+        bytes_per_voxel={},
         orientation=_READERS[reader],
         crop="nonzero",
         tiling="nnunet",
@@ -217,7 +217,6 @@ def plan_as_exported(
     strides: tuple[int, ...] | None,
     tiling: str,
     int8: bool,
-    bytes_per_voxel: float,
 ) -> Plan:
     """The plan of the form that is exported, which may be a faster one than nnU-Net's own way.
 
@@ -227,7 +226,6 @@ def plan_as_exported(
             other than the patch.
         tiling: "nnunet" or "whole".
         int8: whether there is a quantised network too, which is then the one to use.
-        bytes_per_voxel: peak memory of a pass per voxel.
     """
     multiple = exact.multiple
     if strides:
@@ -243,7 +241,6 @@ def plan_as_exported(
         multiple=multiple,
         networks=NETWORK_FILES if int8 else exact.networks,
         precision="int8" if int8 else exact.precision,
-        bytes_per_voxel=bytes_per_voxel,
         tiling=tiling,
         resampling=resampling,
     )
