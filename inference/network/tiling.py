@@ -79,11 +79,12 @@ def gathered_bytes(whole: Sequence[int], window: Sequence[int], plan: Plan, memo
         if window[axis] < whole[axis]:
             voxels += math.prod(strip)
         strip[axis] = window[axis]
-    return len(plan.label_values) * voxels * (2 if memory_is_short(whole, plan, memory) else 4)
+    half = plan.precision != "f32" or memory_is_short(whole, plan, memory)
+    return len(plan.label_values) * voxels * (2 if half else 4)
 
 
 def memory_is_short(whole: Sequence[int], plan: Plan, memory: int) -> bool:
-    """Whether memory is so short that the logits of the whole are kept as float16."""
+    """Whether memory is so short that float32 logits of the whole are kept as float16."""
     return len(plan.label_values) * math.prod(whole) * 4 > memory // 2
 
 
