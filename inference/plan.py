@@ -19,7 +19,7 @@ from inference.kinds import with_tuples
 from inference.paths import is_file
 from inference.plan_check import problems_of
 
-FORMAT = 1
+FORMAT = 2
 """Version of the plan's format that this code reads and writes."""
 
 NETWORK_FILES = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_int8.xml"}
@@ -57,8 +57,9 @@ class Plan:
             (windows as nnU-Net sums them up, in half precision: `inference.nnunet.patches`).
         overlap: share of a patch that neighbouring windows have in common, at least; patches are
             half covered again by the next at 0.5, nnU-Net's.
-        bytes_per_voxel: precision to the peak memory of one pass per input voxel, measured at
-            export (`inference.network.pass_memory`).
+        bytes_per_voxel: the peak memory of one pass per input voxel, measured at export
+            (`inference.network.pass_memory`), for every precision of ``networks``; empty where it
+            is not known, and no pass is cut into windows for want of memory.
         networks: precision ("f32", "bf16" or "int8") to the IR's file name in the folder.
         precision: which of ``networks`` is used unless the caller asks for another.
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
@@ -166,8 +167,12 @@ class Plan:
             raise ModelError(f"{folder}: no model here (plan.json is missing)") from None
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path}: cannot be read ({error})") from None
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ModelError(f"{path}: not a plan of format {FORMAT}")
+        if not isinstance(content, dict) or (found := content.pop("format", None)) != FORMAT:
+            older = isinstance(content, dict) and isinstance(found, int) and found < FORMAT
+            raise ModelError(
+                f"{path}: not a plan of format {FORMAT}"
+                + (f" but {found}: export or import the model again" if older else "")
+            )
         keys = {f.name: f.default is f.default_factory is MISSING for f in fields(Plan)}
         for what, names in (
             ("unknown", set(content) - set(keys)),

@@ -120,6 +120,8 @@ def _contradictions(plan: Plan) -> list[str]:
     for name, keys in (("networks", plan.networks), ("bytes_per_voxel", plan.bytes_per_voxel)):
         if unknown := set(keys) - {*PRECISIONS}:
             problems.append(f"{name} of no precision: {', '.join(sorted(unknown))}")
+    if plan.bytes_per_voxel and (unknown := set(plan.networks) - set(plan.bytes_per_voxel)):
+        problems.append(f"bytes_per_voxel says nothing of {', '.join(sorted(unknown))}")
     if plan.precision not in plan.networks:
         problems.append(f"precision {plan.precision!r} has no network")
     if not plan.labels or len(set(plan.labels.values())) != len(plan.labels):

@@ -19,6 +19,7 @@ from tiny_model import make_ct, make_tiny_model
 import inference
 from inference.errors import CaseError, CaseWarning, ModelError, UsageError
 from inference.model import Model
+from inference.network.network import Network
 from inference.organs import ORGANS
 from inference.read.checks import check_orientation
 
@@ -97,7 +98,10 @@ def test_precision_chooses_the_network(tmp_path: Path) -> None:
     for ending in ("xml", "bin"):
         (tmp_path / "other" / f"network.{ending}").rename(tmp_path / "model" / f"second.{ending}")
     networks = {"f32": "network.xml", "int8": "second.xml"}
-    replace(plan, networks=networks).save(tmp_path / "model")
+    memory = {"f32": 100.0, "int8": 50.0}
+    replace(plan, networks=networks, bytes_per_voxel=memory).save(tmp_path / "model")
+    for precision, expected in memory.items():
+        assert Model.load(tmp_path / "model", precision=precision).plan.pass_bytes == expected
     labels = {
         precision: sitk.GetArrayFromImage(
             inference.segment(make_ct(), tmp_path / "model", precision=precision)
@@ -108,6 +112,19 @@ def test_precision_chooses_the_network(tmp_path: Path) -> None:
     assert not np.array_equal(labels["int8"], labels["f32"])
     with pytest.raises(ModelError, match="bf16"):
         inference.segment(make_ct(), tmp_path / "model", precision="bf16")
+
+
+def test_memory_of_the_passes_is_let_go_of_a_model_that_is_not_kept(
+    tiny: Model, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[Network] = []
+    monkeypatch.setattr(Network, "release_features", lambda network: released.append(network))
+    kept = inference.segment(make_ct(), tiny)
+    assert released == []
+    labels = inference.segment(make_ct(), tiny_folder)
+    assert len(released) == 1
+    first, second = map(sitk.GetArrayFromImage, (kept, labels))
+    assert np.array_equal(first, second)
 
 
 def test_what_a_user_should_know_is_a_warning(tiny: Model) -> None:

@@ -90,6 +90,7 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"bytes_per_voxel": {"f32": -1}}, "bytes_per_voxel is"),
         ({"bytes_per_voxel": 100.0}, "bytes_per_voxel is"),
         ({"bytes_per_voxel": {"fp32": 100.0}}, "bytes_per_voxel of no precision: fp32"),
+        ({"bytes_per_voxel": {"int8": 100.0}}, "bytes_per_voxel says nothing of f32"),
         ({"overlap": 1}, "overlap is"),
         ({"outside": "air"}, "outside is"),
         ({"mirror": [0, 0]}, "mirror [0, 0] names an axis twice"),
@@ -159,10 +160,12 @@ def test_a_channel_may_have_no_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": 1, "name": "a", "name": "b"}', "'name' is there twice"),
+        ('{"format": 2, "name": "a", "name": "b"}', "'name' is there twice"),
         ("[" * 100_000, "cannot be read"),
-        ('{"format": 1', "cannot be read"),
+        ('{"format": 2', "cannot be read"),
         ("[1]", "not a plan"),
+        ('{"format": 1}', "not a plan of format 2 but 1: export or import the model again"),
+        ('{"format": 3}', "not a plan of format 2$"),
     ],
 )
 def test_a_file_that_is_no_plan(tmp_path: Path, text: str, said: str) -> None:

@@ -188,8 +188,12 @@ def test_logits_that_are_gathered_count_too(tiny: Model) -> None:
     assert math.prod(largest_window(whole, plan, half + logits - 1)) < math.prod((52, 64, 36))
     # Other networks than those in f32 give logits of two bytes.
     two = {"f32": "network.xml", "bf16": "network.xml"}
-    plan = replace(plan, networks=two, precision="bf16", bytes_per_voxel={"bf16": 100.0})
+    plan = replace(plan, networks=two, precision="bf16", bytes_per_voxel=dict.fromkeys(two, 100.0))
     assert largest_window(whole, plan, half + logits // 2) == (52, 64, 36)
+    # Not so the mean over mirrored passes.
+    mirrored = replace(plan, mirror=(0,))
+    assert largest_window(whole, mirrored, half + logits) == (52, 64, 36)
+    assert math.prod(largest_window(whole, mirrored, half + logits - 1)) < math.prod((52, 64, 36))
 
 
 def test_memory_limits_a_window(tiny: Model) -> None:

@@ -109,10 +109,9 @@ def test_one_command_makes_weights_that_inference_runs(
         assert (folder / "pseudolabels").is_dir()
 
     plan = Plan.load(out)
+    # What one pass needs was measured, and is known to inference.
     assert set(plan.bytes_per_voxel) == set(plan.networks)
-    assert (
-        min(plan.bytes_per_voxel.values()) > 10
-    )  # measured: what one pass needs is known to inference
+    assert min(plan.bytes_per_voxel.values()) > 10
     original = yaml.safe_load((REPOSITORY / f"training/configs/{name}.yaml").read_text())
     assert (plan.tiling, plan.crop) == (original["tiling"], original["crop"])
     assert [dict(step) for step in plan.postprocessing] == original["postprocessing"]

@@ -68,7 +68,7 @@ def make_tiny_model(folder: Path, smooth: bool = True, inputs: int = 1, **change
             "networks": {"f32": "network.xml"},
             "precision": "f32",
             "labels": LABELS,
-            "bytes_per_voxel": {"f32": 100.0},
+            "bytes_per_voxel": dict.fromkeys(changes.get("networks", ["f32"]), 100.0),
             **changes,
         }
     )

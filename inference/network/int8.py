@@ -55,10 +55,15 @@ def leave_upsampled_in_floating_point(model: Any) -> None:
                 continue
             upsampled = quantiser.input_value(0)
             operation = upsampled.get_node()
-            if operation.get_type_name() == "Add":  # its bias
+            if operation.get_type_name() == "Add" and _is_constant(operation.input_value(1)):
+                # That was its bias.
                 operation = operation.input_value(0).get_node()
             if operation.get_type_name() != "ConvolutionBackpropData":
                 continue
             if operation.input_value(0).get_node().get_type_name() != "FakeQuantize":
                 port.replace_source_output(upsampled)
     model.validate_nodes_and_infer_types()
+
+
+def _is_constant(output: Any) -> bool:
+    return bool(output.get_node().get_type_name() == "Constant")

@@ -2,7 +2,8 @@
 
 Where OpenVINO computes in bfloat16, float32 logits would be the same numbers in twice the memory,
 and memory that is touched for the first time is slow: for a large CT it costs more than the sum.
-A bfloat16 is the upper half of a float32. Such arrays have the type uint16 here.
+A bfloat16 is the upper half of a float32, so what int8 networks compute in float32 elsewhere is cut
+off to it: that costs less than int8 does. Such arrays have the type uint16 here.
 """
 
 from __future__ import annotations

@@ -79,7 +79,9 @@ def gathered_bytes(whole: Sequence[int], window: Sequence[int], plan: Plan, memo
         if window[axis] < whole[axis]:
             voxels += math.prod(strip)
         strip[axis] = window[axis]
-    half = plan.precision != "f32" or memory_is_short(whole, plan, memory)
+    # A network in f32 gives logits of four bytes; so does the mean over mirrored passes.
+    exact = plan.precision == "f32" or bool(plan.mirror)
+    half = not exact or memory_is_short(whole, plan, memory)
     return len(plan.label_values) * voxels * (2 if half else 4)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +181,8 @@ def _compare(
     for precision, file in plan.networks.items():
         runner = Network(folder / file, precision, usable_threads(), len(plan.label_values))
         memory = int(free_memory() * MEMORY_SHARE)
-        logits = predict_in_windows(runner, image, plan, memory)
+        chosen = replace(plan, precision=precision)
+        logits = predict_in_windows(runner, image, chosen, memory)
         labels = winners(logits)
         error = np.sqrt(np.mean((floats(logits) - expected) ** 2) / np.mean(expected**2))
         organs = {name: dice(labels == i, truth == i) for i, name in ORGANS.items()}

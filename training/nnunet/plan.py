@@ -148,7 +148,7 @@ def plan_of(
 ) -> Plan:
     """The plan of an nnU-Net model that is run in nnU-Net's own way: its tiling, in fp32.
 
-    How much memory a pass takes it does not say yet: see `plan_as_exported`.
+    How much memory a pass takes it does not say: the import measures it at last, on what it writes.
 
     Args:
         name: of the model folder.
