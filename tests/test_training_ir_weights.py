@@ -188,6 +188,7 @@ def test_a_folder_that_cannot_be_begun_with_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="model: its classes are not the 13 organs"):
         load_average(folder, config)
     plan |= {"networks": {"int8": "network.xml"}, "precision": "int8"}
+    plan["bytes_per_voxel"] = {"int8": 100.0}
     (folder / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="no network in floating point"):
         load_average(folder, config)
