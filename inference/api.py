@@ -69,15 +69,15 @@ def segment(
         and all(isinstance(each, sitk.Image) for each in images)
     ):
         raise TypeError("image is neither a path nor a SimpleITK image")
-    loaded_here = not isinstance(model, Model)
+    last = False  # a loaded model may be used again
     if not isinstance(model, Model):
-        model = Model.load(model, threads=threads, precision=precision)
+        model, last = Model.load(model, threads=threads, precision=precision), True
     elif threads is not None or precision is not None:
         raise ValueError("threads and precision belong to Model.load when a model is passed")
     doubts: list[str] = []
     if isinstance(images, (str, Path)):
         images, doubts = _read(Path(images), model.plan.inputs)
-    found = segment_in_stages(images, model, progress, last=loaded_here)
+    found = segment_in_stages(images, model, progress, last=last)
     for text in [*doubts, *found.warnings]:
         warnings.warn(text, CaseWarning, stacklevel=2)
     labels = sitk.GetImageFromArray(found.labels)

@@ -70,7 +70,6 @@ class Model:
     Attributes:
         plan: what it wants and what it gives; its precision is the one that was chosen.
         folder: where it lies.
-        precision: the precision it runs in.
         threads: how many threads it uses.
         network: the network; compiled for the shape it ran last.
         budget: grants it memory, case by case.
@@ -79,7 +78,6 @@ class Model:
 
     plan: Plan
     folder: Path
-    precision: str
     threads: int
     network: Network
     budget: Budget = field(default_factory=Budget)
@@ -123,7 +121,12 @@ class Model:
         )
         if plan.tiling != "whole":  # otherwise the shape depends on the CT
             network.expect(plan.patch)
-        return Model(plan, folder, precision, threads, network)
+        return Model(plan, folder, threads, network)
+
+    @property
+    def precision(self) -> str:
+        """The precision it runs in."""
+        return self.plan.precision
 
 
 def _whole(threads: int) -> int:

@@ -167,12 +167,11 @@ class Plan:
             raise ModelError(f"{folder}: no model here (plan.json is missing)") from None
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path}: cannot be read ({error})") from None
-        if not isinstance(content, dict) or (found := content.pop("format", None)) != FORMAT:
-            older = isinstance(content, dict) and isinstance(found, int) and found < FORMAT
-            raise ModelError(
-                f"{path}: not a plan of format {FORMAT}"
-                + (f" but {found}: export or import the model again" if older else "")
-            )
+        found = content.pop("format", None) if isinstance(content, dict) else None
+        if found != FORMAT:
+            older = f" but {found}: export or import the model again"
+            known = found in range(1, FORMAT)
+            raise ModelError(f"{path}: not a plan of format {FORMAT}{older if known else ''}")
         keys = {f.name: f.default is f.default_factory is MISSING for f in fields(Plan)}
         for what, names in (
             ("unknown", set(content) - set(keys)),

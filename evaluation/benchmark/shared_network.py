@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from inference.errors import UsageError, first_line
 from inference.grid import Shape
-from inference.network.int8 import centre_upsampling_inputs
+from inference.network.int8 import adapt_to_openvino
 from inference.network.pass_memory import bytes_per_voxel
 from inference.network.precision import bf16_pays
 from inference.network.windows import box_at, pad
@@ -133,7 +133,7 @@ def make_model(
             subset_size=4,
             preset=nncf.QuantizationPreset.MIXED,
         )
-        centre_upsampling_inputs(quantised)
+        adapt_to_openvino(quantised)
         networks = NETWORK_FILES
         ov.save_model(quantised, folder / networks["int8"], compress_to_fp16=False)
     per_voxel = bytes_per_voxel(folder, networks, patch, 1 + len(LABEL_OF))

@@ -18,10 +18,7 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from inference.network.int8 import (
-    centre_upsampling_inputs,
-    leave_upsampled_in_floating_point,
-)
+from inference.network.int8 import adapt_to_openvino
 from inference.network.winners import winners
 from inference.organs import ORGANS
 from training.agreement import dice
@@ -104,8 +101,7 @@ def quantise(model: Any, patches: list[np.ndarray], spared: Sequence[str] = ()) 
         advanced_parameters=_RANGES,
         **_QUANTISATION,
     )
-    centre_upsampling_inputs(quantised)
-    leave_upsampled_in_floating_point(quantised)
+    adapt_to_openvino(quantised)
     return quantised
 
 
@@ -143,6 +139,5 @@ def quantise_by_accuracy(model: Any, patches: list[np.ndarray], spared: Sequence
         advanced_quantization_parameters=_RANGES,
         **_QUANTISATION,
     )
-    centre_upsampling_inputs(quantised)
-    leave_upsampled_in_floating_point(quantised)
+    adapt_to_openvino(quantised)
     return quantised

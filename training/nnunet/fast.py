@@ -116,7 +116,6 @@ def compare(
         Model(
             chosen,
             folder,
-            chosen.precision,
             threads,
             Network(path, chosen.precision, threads, outputs, plan.inputs),
         )
