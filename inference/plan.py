@@ -27,8 +27,8 @@ NETWORK_FILES = {"f32": "network.xml", "bf16": "network.xml", "int8": "network_i
 
 # Keys that only some plans show, most of them those of imported models.
 _OPTIONAL = (
-    "clip_first", "look", "channels", "transpose", "resampling", "outside", "mirror", "outputs",
-    "regions", "members",
+    "bytes_per_pass", "clip_first", "look", "channels", "transpose", "resampling", "outside",
+    "mirror", "outputs", "regions", "members",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ class Plan:
         bytes_per_voxel: the peak memory of one pass per input voxel, measured at export
             (`inference.network.pass_memory`), for every precision of ``networks``; empty where it
             is not known, and no pass is cut into windows for want of memory.
+        bytes_per_pass: what it needs beside that, whatever its size, by precision.
         networks: precision ("f32", "bf16" or "int8") to the IR's file name in the folder.
         precision: which of ``networks`` is used unless the caller asks for another.
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
@@ -94,6 +95,7 @@ class Plan:
     precision: str
     labels: Mapping[str, int]
     bytes_per_voxel: Mapping[str, float]
+    bytes_per_pass: Mapping[str, float] = field(default_factory=dict)
     orientation: str | None = "LPS"
     size: tuple[int | None, int | None, int | None] = (None, None, None)
     clip_first: tuple[float, float] | None = None
@@ -134,10 +136,10 @@ class Plan:
             )
         return precision
 
-    @property
-    def pass_bytes(self) -> float:
-        """Peak memory of one pass per input voxel in ``precision``; 0 where it is not known."""
-        return self.bytes_per_voxel.get(self.precision, 0.0)
+    def pass_bytes(self, voxels: int) -> float:
+        """Peak memory of one pass over so many voxels in ``precision``; 0 where it is unknown."""
+        per_voxel = self.bytes_per_voxel.get(self.precision, 0.0)
+        return voxels * per_voxel + self.bytes_per_pass.get(self.precision, 0.0)
 
     @property
     def inputs(self) -> int:

@@ -73,6 +73,7 @@ PLAN_KINDS: dict[str, Kind] = {
     "precision": one_of(*PRECISIONS),
     "labels": by_name(whole(1, 255)),
     "bytes_per_voxel": by_name(number(0)),
+    "bytes_per_pass": by_name(number(0)),
     "orientation": Kind("three letters as LPS, or null", _fits_orientation),
     "size": several(optional(_SIZE), 3),
     "crop": one_of("body", "none"),
@@ -117,8 +118,8 @@ def _contradictions(plan: Plan) -> list[str]:
         problems.append(f"clip_first {list(first)} does not hold clip {list(plan.clip)}")
     if any(p % m for p, m in zip(plan.patch, plan.multiple, strict=True)):
         problems.append(f"patch {list(plan.patch)} is no multiple of {list(plan.multiple)}")
-    for name, keys in (("networks", plan.networks), ("bytes_per_voxel", plan.bytes_per_voxel)):
-        if unknown := set(keys) - {*PRECISIONS}:
+    for name in ("networks", "bytes_per_voxel", "bytes_per_pass"):
+        if unknown := set(getattr(plan, name)) - {*PRECISIONS}:
             problems.append(f"{name} of no precision: {', '.join(sorted(unknown))}")
     if plan.bytes_per_voxel and (unknown := set(plan.networks) - set(plan.bytes_per_voxel)):
         problems.append(f"bytes_per_voxel says nothing of {', '.join(sorted(unknown))}")

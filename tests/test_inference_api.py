@@ -101,7 +101,7 @@ def test_precision_chooses_the_network(tmp_path: Path) -> None:
     memory = {"f32": 100.0, "int8": 50.0}
     replace(plan, networks=networks, bytes_per_voxel=memory).save(tmp_path / "model")
     for precision, expected in memory.items():
-        assert Model.load(tmp_path / "model", precision=precision).plan.pass_bytes == expected
+        assert Model.load(tmp_path / "model", precision=precision).plan.pass_bytes(1) == expected
     labels = {
         precision: sitk.GetArrayFromImage(
             inference.segment(make_ct(), tmp_path / "model", precision=precision)

@@ -17,7 +17,7 @@ from inference.errors import ModelError
 from inference.model import Model
 from inference.network.logits import floats
 from inference.network.network import Network
-from inference.network.pass_memory import bytes_per_voxel
+from inference.network.pass_memory import with_pass_memory
 
 _RELEASE = """
 import resource, sys
@@ -131,15 +131,20 @@ def test_what_lies_between_input_and_logits_is_let_go(tiny: Model) -> None:
     assert left < held - 64 * 128 * 128 * 4  # more than a channel
 
 
-def test_memory_of_a_pass_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tiling", ["whole", "window"])
+def test_memory_of_a_pass_is_measured(tiling: str, tmp_path: Path) -> None:
     """Logits of two bytes instead of four."""
-    make_tiny_model(tmp_path)
     networks = {"f32": "network.xml", "bf16": "network.xml"}
-    found = bytes_per_voxel(tmp_path, networks, (64, 128, 128), channels=5)
+    plan = make_tiny_model(tmp_path, networks=networks, patch=(64, 128, 128), tiling=tiling)
+    measured = with_pass_memory(plan, tmp_path)
+    found = measured.bytes_per_voxel
     assert found["f32"] - found["bf16"] == pytest.approx(5 * 2, abs=3)
+    # What does not grow is known where two sizes were measured: it is not counted by the voxel.
+    assert set(measured.bytes_per_pass) == (set(networks) if tiling == "whole" else set())
     (tmp_path / "network.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"network\.xml: one pass over 8 x 8 x 8 voxels failed"):
-        bytes_per_voxel(tmp_path, networks, (8, 8, 8), channels=5)
+    shape = "180 x 128 x 128" if tiling == "whole" else "64 x 128 x 128"
+    with pytest.raises(ModelError, match=rf"network\.xml: one pass over {shape} voxels failed"):
+        with_pass_memory(plan, tmp_path)
 
 
 def test_what_went_wrong_ahead_is_said_later(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:

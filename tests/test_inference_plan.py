@@ -90,6 +90,8 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"bytes_per_voxel": {"f32": -1}}, "bytes_per_voxel is"),
         ({"bytes_per_voxel": 100.0}, "bytes_per_voxel is"),
         ({"bytes_per_voxel": {"fp32": 100.0}}, "bytes_per_voxel of no precision: fp32"),
+        ({"bytes_per_pass": {"f32": -1}}, "bytes_per_pass is"),
+        ({"bytes_per_pass": {"fp32": 100.0}}, "bytes_per_pass of no precision: fp32"),
         ({"bytes_per_voxel": {"int8": 100.0}}, "bytes_per_voxel says nothing of f32"),
         ({"overlap": 1}, "overlap is"),
         ({"outside": "air"}, "outside is"),

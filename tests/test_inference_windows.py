@@ -143,7 +143,7 @@ def test_windows_are_used_where_memory_is_short(tiny: Model) -> None:
     volume = volume_of((32, 64, 64))
     seen: list[float] = []
     plan = replace(tiny.plan, overlap=0.0)
-    need = int(volume.size * plan.pass_bytes)
+    need = int(plan.pass_bytes(volume.size))
     predict_in_windows(tiny.network, volume, plan, need, seen.append)
     assert seen == [1.0]
     seen.clear()
@@ -168,6 +168,10 @@ def test_window_is_as_large_as_it_may_be(tiny: Model) -> None:
     assert largest_window(whole, plan, need // 4) == (28, 32, 36)
     assert largest_window(whole, plan, 0) == (16, 32, 32)
     assert largest_window((8, 64, 12), plan, 0) == (8, 32, 12)
+    # And what a pass needs whatever its size.
+    plan_and_slab = replace(plan, bytes_per_pass={"f32": 1000.0})
+    assert largest_window(whole, plan_and_slab, need + 1000) == whole
+    assert largest_window(whole, plan_and_slab, need + 999) == (52, 64, 36)
     # What two windows share counts too: 2 x 56 - 8 voxels cover 100, 2 x 52 - 8 would not.
     assert largest_window(whole, replace(plan, overlap=0.5), need - 1) == (56, 64, 36)
 

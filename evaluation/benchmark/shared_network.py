@@ -23,7 +23,7 @@ from tqdm import tqdm
 from inference.errors import UsageError, first_line
 from inference.grid import Shape
 from inference.network.int8 import adapt_to_openvino
-from inference.network.pass_memory import bytes_per_voxel
+from inference.network.pass_memory import with_pass_memory
 from inference.network.precision import bf16_pays
 from inference.network.windows import box_at, pad
 from inference.organs import LABEL_OF
@@ -136,13 +136,12 @@ def make_model(
         adapt_to_openvino(quantised)
         networks = NETWORK_FILES
         ov.save_model(quantised, folder / networks["int8"], compress_to_fp16=False)
-    per_voxel = bytes_per_voxel(folder, networks, patch, 1 + len(LABEL_OF))
-    plan = _plan(patch, networks, per_voxel)
+    plan = with_pass_memory(_plan(patch, networks), folder)
     plan.save(folder)
     return plan
 
 
-def _plan(patch: Shape, networks: dict[str, str], per_voxel: dict[str, float]) -> Plan:
+def _plan(patch: Shape, networks: dict[str, str]) -> Plan:
     return Plan(
         name=NAME,
         version="benchmark",
@@ -155,7 +154,7 @@ def _plan(patch: Shape, networks: dict[str, str], per_voxel: dict[str, float]) -
         networks=networks,
         precision="f32",
         labels=LABEL_OF,
-        bytes_per_voxel=per_voxel,
+        bytes_per_voxel={},  # measured later
     )
 
 
@@ -168,7 +167,7 @@ def _phantom_patches(
     """
     spacing = (SPACING, SPACING, SPACING)
     ct, truth = make_phantom((160, 176, 176), spacing, seed=SEED)
-    plan = _plan(size, NETWORK_FILES, {})
+    plan = _plan(size, NETWORK_FILES)
     prepared = preprocess(sitk.GetArrayViewFromImage(ct), spacing, plan)
     box = sitk.GetArrayViewFromImage(truth)[prepared.box]
     labels = resize_labels(box, prepared.values.shape).astype(np.int64)

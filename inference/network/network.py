@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,21 @@ import openvino as ov
 from inference.errors import ModelError, last_line
 from inference.network.logits import Logits
 from inference.network.precision import best_float, cpu_settings
+from inference.network.slabs import in_slabs
 from inference.preprocess.resample import Float32Array
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A network for one shape.
+
+    Attributes:
+        request: its passes.
+        logits: what they write, (C, z, y, x).
+    """
+
+    request: ov.InferRequest
+    logits: Logits
 
 
 class Network:
@@ -75,7 +90,7 @@ class Network:
         self._only_f32 = False
         self._threads = threads
         self._shape: tuple[int, ...] = ()
-        self._task: Future[ov.InferRequest] | None = None
+        self._task: Future[_Compiled] | None = None
         self._process = os.getpid()
         self._compiler = ThreadPoolExecutor(1, "compile")
         if precision != "f32":
@@ -117,6 +132,9 @@ class Network:
         Raises:
             ModelError: OpenVINO cannot.
         """
+        return self._compiled(shape).request
+
+    def _compiled(self, shape: Sequence[int]) -> _Compiled:
         self.expect(shape)
         assert self._task is not None
         try:
@@ -128,7 +146,7 @@ class Network:
                 f" ({last_line(error)})"
             ) from None
 
-    def _compile(self, shape: tuple[int, ...]) -> ov.InferRequest:
+    def _compile(self, shape: tuple[int, ...]) -> _Compiled:
         try:
             return self._compile_as(self.arithmetic, shape)
         except RuntimeError:
@@ -138,19 +156,25 @@ class Network:
             self._only_f32 = True
             return self._compile_as(self.arithmetic, shape)
 
-    def _compile_as(self, arithmetic: str, shape: tuple[int, ...]) -> ov.InferRequest:
+    def _compile_as(self, arithmetic: str, shape: tuple[int, ...]) -> _Compiled:
         model = self._model.clone()
         model.reshape([1, self._inputs, *shape])
-        adapted = ov.preprocess.PrePostProcessor(model)
-        kind = ov.Type.f32 if self._precision == "f32" else ov.Type.bf16
-        adapted.output().tensor().set_element_type(kind)
+        # With bfloat16 there is half as much to save, and compiling more layers takes its time too.
+        slabs = in_slabs(model) if arithmetic == "f32" else None
+        adapted = ov.preprocess.PrePostProcessor(slabs or model)
+        exact = self._precision == "f32"
+        for index in range(len((slabs or model).outputs)):
+            adapted.output(index).tensor().set_element_type(ov.Type.f32 if exact else ov.Type.bf16)
         settings = cpu_settings(arithmetic, self._threads)
-        return self._core.compile_model(adapted.build(), "CPU", settings).create_infer_request()
+        request = self._core.compile_model(adapted.build(), "CPU", settings).create_infer_request()
+        if slabs is None:
+            return _Compiled(request, request.get_output_tensor().data[0])
+        return _Compiled(request, _joined_outputs(request, np.float32 if exact else np.uint16))
 
     def release_features(self) -> None:
         """Let go of the memory between input and logits; the next pass gets it anew."""
         if self._task is not None and self._task.done():
-            self._task.result().get_compiled_model().release_memory()
+            self._task.result().request.get_compiled_model().release_memory()
 
     def run(self, volume: Float32Array) -> Logits:
         """One pass over a volume.
@@ -160,14 +184,15 @@ class Network:
                 multiple of the network's total stride.
 
         Returns:
-            Logits (C, z, y, x), float32 or the bits of bfloat16 (uint16): OpenVINO's own memory,
-            which the next pass overwrites.
+            Logits (C, z, y, x), float32 or the bits of bfloat16 (uint16): memory that the next
+            pass overwrites.
 
         Raises:
             ModelError: they are of another shape than the plan says.
         """
         shape = volume.shape[-3:]
-        request = self.compile(shape)
+        compiled = self._compiled(shape)
+        request = compiled.request
         image = np.ascontiguousarray(volume, np.float32).reshape(1, self._inputs, *shape)
         tensor = ov.Tensor(image, shared_memory=True)
         request.set_input_tensor(tensor)
@@ -183,9 +208,26 @@ class Network:
                 request.wait()
             raise
         self.passes += 1
-        logits: Logits = request.get_output_tensor().data[0]
+        logits = compiled.logits
         if logits.dtype != np.float32:  # what OpenVINO lends as float16 are bits of bfloat16
             logits = logits.view(np.uint16)
         if logits.shape != (self._channels, *shape):
             raise ModelError(f"{self._path}: gives {logits.shape} for an input of {volume.shape}")
         return logits
+
+
+def _joined_outputs(request: ov.InferRequest, kind: type[np.generic]) -> Logits:
+    """Have the outputs (d, C, y, x) of a network in slabs written one behind the other.
+
+    Returns:
+        All of them, (C, z, y, x); in memory z comes first.
+    """
+    outputs = request.model_outputs
+    depths = [output.shape[0] for output in outputs]
+    logits = np.empty((sum(depths), *tuple(outputs[0].shape)[1:]), kind)
+    end = 0
+    for index, (output, depth) in enumerate(zip(outputs, depths, strict=True)):
+        start, end = end, end + depth
+        slab = ov.Tensor(logits[start:end], output.shape, output.element_type)
+        request.set_output_tensor(index, slab)
+    return logits.swapaxes(0, 1)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from inference.errors import ModelError
 from inference.grid import Shape
+from inference.network.slabs import SLAB_VOXELS
+from inference.plan import Plan
 
 _PASS = """
 import sys
@@ -20,42 +22,59 @@ import numpy as np
 from inference.machine import peak_memory, restart_peak_memory, usable_threads
 from inference.network.network import Network
 ir, precision = Path(sys.argv[1]), sys.argv[2]
-channels, inputs, *patch = map(int, sys.argv[3:])
+channels, inputs, *shape = map(int, sys.argv[3:])
 restart_peak_memory()  # a new process starts with the peak of the one that made it
 before = peak_memory()
 network = Network(ir, precision, usable_threads(), channels, inputs)
-network.run(np.zeros((inputs, *patch), np.float32))
+network.run(np.zeros((inputs, *shape), np.float32))
 print(peak_memory() - before)
 """
 
 
-def bytes_per_voxel(
-    folder: Path, networks: Mapping[str, str], patch: Shape, channels: int, inputs: int = 1
-) -> dict[str, float]:
-    """Peak memory of one pass per input voxel, each measured in a process of its own.
+def with_pass_memory(plan: Plan, folder: Path) -> Plan:
+    """A plan that says how much memory passes of its networks need.
+
+    Each is measured in a process of its own. Where windows are as large as memory allows, two sizes
+    are: the largest slab of the finest stage (`inference.network.slabs`), and two such slabs. From
+    the first on, memory grows by the voxel.
 
     Args:
-        folder: where the networks lie.
-        networks: precision to file name.
-        patch: voxels (z, y, x) of the pass.
-        channels: the networks' output channels.
-        inputs: their input channels.
+        plan: the model's.
+        folder: where its networks lie.
 
     Returns:
-        The bytes by precision, for a CPU that has AVX2 alone: what is not int8 is f32 there, and
-        no CPU needs more.
+        The plan with its ``bytes_per_voxel`` and ``bytes_per_pass``, for a CPU that has AVX2 alone:
+        what is not int8 is f32 there. (In bf16 there are no slabs, but all that is not int8 takes
+        half.)
 
     Raises:
-        ModelError: the pass failed, mostly for want of memory.
+        ModelError: a pass failed, mostly for want of memory.
     """
-    return {
-        precision: _measured(folder / file, precision, patch, channels, inputs)
-        for precision, file in networks.items()
-    }
+    per_voxel, per_pass = {}, {}
+    for precision, file in plan.networks.items():
+        ir = folder / file
+        if plan.tiling == "whole":
+            depth, *plane = _largest_slab(plan)
+            voxels = depth * math.prod(plane)
+            one, two = (_measured(ir, precision, plan, (n * depth, *plane)) for n in (1, 2))
+            per_voxel[precision] = round((two - one) / voxels, 1)
+            per_pass[precision] = float(max(0, 2 * one - two))
+        else:
+            one = _measured(ir, precision, plan, plan.patch)
+            per_voxel[precision] = round(one / math.prod(plan.patch), 1)
+    return replace(plan, bytes_per_voxel=per_voxel, bytes_per_pass=per_pass)
 
 
-def _measured(ir: Path, precision: str, patch: Shape, channels: int, inputs: int) -> float:
-    numbers = map(str, (channels, inputs, *patch))
+def _largest_slab(plan: Plan) -> Shape:
+    """As many slices of a patch's height and width as a slab may have, but no less than a patch."""
+    depth, height, width = plan.patch
+    step = plan.multiple[0]
+    return max(depth, SLAB_VOXELS // (height * width * step) * step), height, width
+
+
+def _measured(ir: Path, precision: str, plan: Plan, shape: Sequence[int]) -> int:
+    """Peak memory of a pass over so many voxels (z, y, x), in bytes."""
+    numbers = map(str, (len(plan.label_values), plan.inputs, *shape))
     done = subprocess.run(
         [sys.executable, "-c", _PASS, str(ir.resolve()), precision, *numbers],
         capture_output=True,
@@ -66,6 +85,6 @@ def _measured(ir: Path, precision: str, patch: Shape, channels: int, inputs: int
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["there is too little memory"]
-        size = " x ".join(map(str, patch))
+        size = " x ".join(map(str, shape))
         raise ModelError(f"{ir}: one pass over {size} voxels failed ({lines[-1]})")
-    return round(int(done.stdout) / float(np.prod(patch)), 1)
+    return int(done.stdout)

@@ -24,7 +24,7 @@ def window_for(shape: Sequence[int], plan: Plan, memory: int) -> tuple[int, ...]
 
     Args:
         shape: voxels (z, y, x) of the volume on the network's grid.
-        plan: its tiling, patch, overlap, multiple and a pass's bytes per voxel.
+        plan: its tiling, patch, overlap, multiple and what a pass needs.
         memory: bytes that may be used.
     """
     if plan.tiling != "whole":
@@ -52,13 +52,14 @@ def largest_window(whole: tuple[int, ...], plan: Plan, memory: int) -> tuple[int
 
     Args:
         whole: voxels (z, y, x) of the volume, multiples of ``plan.multiple``.
-        plan: its patch, overlap, multiple and a pass's bytes per voxel; with 0 of these, nothing is
-            cut.
+        plan: its patch, overlap, multiple and what a pass needs; where that is unknown, nothing
+            is cut.
         memory: bytes that a pass and the logits of the whole may use.
     """
     window, counts = list(whole), [1, 1, 1]
-    each = plan.pass_bytes
-    while each and math.prod(window) * each + gathered_bytes(whole, window, plan, memory) > memory:
+    while needed := plan.pass_bytes(math.prod(window)):
+        if needed + gathered_bytes(whole, window, plan, memory) <= memory:
+            break
         ratios = [n / size for n, size in zip(window, plan.patch, strict=True)]
         axis = ratios.index(max(ratios))
         if ratios[axis] <= 1:

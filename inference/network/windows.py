@@ -49,8 +49,8 @@ def predict_in_windows(
     Args:
         network: the network.
         volume: float32 array (z, y, x), or (inputs, z, y, x), normalised.
-        plan: its tiling, patch, overlap, multiple and a pass's bytes per voxel, and what lies
-            around the volume where it must be padded (`Plan.air`).
+        plan: its tiling, patch, overlap, multiple and what a pass needs, and what lies around the
+            volume where it must be padded (`Plan.air`).
         memory: bytes that may be used.
         progress: is called with the finished share.
 

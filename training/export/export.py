@@ -13,7 +13,7 @@ from torch import nn
 from inference.machine import free_memory, usable_threads
 from inference.network.logits import floats
 from inference.network.network import Network
-from inference.network.pass_memory import bytes_per_voxel
+from inference.network.pass_memory import with_pass_memory
 from inference.network.windows import predict_in_windows
 from inference.network.winners import winners
 from inference.organs import ORGANS
@@ -105,8 +105,7 @@ def export(
             networks = {"int8": NETWORK_FILES["int8"]}
             floating.unlink()
             floating.with_suffix(".bin").unlink()
-        per_voxel = bytes_per_voxel(folder, networks, config.patch, 1 + len(ORGANS))
-        plan = config.plan(multiple_of(network), networks, per_voxel)
+        plan = with_pass_memory(config.plan(multiple_of(network), networks), folder)
         plan.save(folder)
         agreements = [
             agreement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from inference.cases import Case
 from inference.errors import ModelError, UsageError
 from inference.machine import usable_threads
 from inference.network.network import Network
-from inference.network.pass_memory import bytes_per_voxel
+from inference.network.pass_memory import with_pass_memory
 from inference.plan import NETWORK_FILES, Plan
 from training.export.model_folder import check_place, model_folder
 from training.export.openvino_model import quantise, to_openvino
@@ -259,9 +259,7 @@ def _write(
         if int8:
             quantised = quantise(network.openvino, calibration_patches(cases, plan))
             ov.save_model(quantised, folder / NETWORK_FILES["int8"], compress_to_fp16=True)
-        channels = len(plan.label_values)
-        memory = bytes_per_voxel(folder, plan.networks, plan.patch, channels, plan.inputs)
-        plan = replace(plan, bytes_per_voxel=memory)
+        plan = with_pass_memory(plan, folder)
         plan.save(folder)
         comparisons = compare(cases, plan, folder, source.plan, exact) if cases else []
         for comparison in comparisons:
