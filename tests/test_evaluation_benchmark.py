@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -164,10 +165,13 @@ def waits(*_: object) -> None:
 
 
 def test_stopped_while_the_network_is_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr(shared_network, "missing", lambda: None)
     monkeypatch.setattr(shared_network, "make_model", waits)
+    # Where the tests run in the background of a shell, Ctrl-C is ignored from the start.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
