@@ -48,6 +48,7 @@ def _network(
     skip: str = "add",
     gate: bool = False,
     quantised: bool = False,
+    depthwise: str = "",
     bias: bool = True,
     head: int = 1,
 ) -> Any:
@@ -59,6 +60,8 @@ def _network(
         kernels: kernel and dilation of each convolution behind the upsampling.
         skip: how what was before the downsampling comes in: "add", "concat" or "none".
         gate: whether each channel is then multiplied by a number that depends on all voxels.
+        depthwise: how a depthwise convolution behind these is padded, "explicit" or "same_upper";
+            empty for none.
         quantised: whether there is a quantiser before each of these convolutions.
         bias: whether the last layer has one.
         head: the last layer's kernel.
@@ -84,6 +87,9 @@ def _network(
         values = _convolved(values, weights, channels, 4, kernel, dilation)
         values = ops.prelu(ops.add(values, weights(1, 4, 1, 1, 1)), ops.constant(np.float32(0.1)))
         channels = 4
+    if depthwise:
+        kernels, pads = weights(channels, 1, 1, 3, 3, 3), [1] * 3
+        values = ops.group_convolution(values, kernels, _ONE, pads, pads, _ONE, depthwise)
     logits = _convolved(values, weights, channels, _CLASSES, head)
     if bias:
         logits = ops.add(logits, weights(1, _CLASSES, 1, 1, 1))
@@ -131,6 +137,8 @@ def _check(slices: int, thick: int, **network: Any) -> None:
         {"gate": True},
         {"quantised": True},
         {"bias": False},
+        {"depthwise": "explicit"},
+        {"depthwise": "same_upper"},  # OpenVINO would pad each slab on its own
         {"factor": 3},  # slabs begin within a voxel of what is upsampled
         {"factor": 1},
         {"kernels": ((3, 2), (1, 1), (5, 1))},

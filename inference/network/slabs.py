@@ -128,10 +128,11 @@ def _has_slices(layer: Any, depth: int) -> bool:
         return False
     kind, known = layer.get_type_name(), layer.get_attributes()
     if kind in _BY_VOXEL:
-        return True
+        constants = [source.shape for source in layer.input_values() if _is_constant(source)]
+        return all(len(size) < 5 or size[_Z] == 1 for size in constants)
     if kind == "Concat":
         return bool(known["axis"] == 1)
-    if kind not in _CONVOLUTIONS and kind != _UPSAMPLING:
+    if (kind not in _CONVOLUTIONS and kind != _UPSAMPLING) or known["auto_pad"] != "explicit":
         return False
     kernel, stride, (before, after) = _kernel(layer), known["strides"][0], _padding(layer)
     if kind == _UPSAMPLING:
