@@ -72,6 +72,7 @@ class Model:
         folder: where it lies.
         threads: how many threads it uses.
         network: the network; compiled for the shape it ran last.
+        look: the model that looks first where the organs are, if the plan names one.
         budget: grants it memory, case by case.
         lock: is held while a CT is segmented: several threads may share a model, one at a time.
     """
@@ -80,6 +81,7 @@ class Model:
     folder: Path
     threads: int
     network: Network
+    look: Model | None = None
     budget: Budget = field(default_factory=Budget)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -121,12 +123,35 @@ class Model:
         )
         if plan.tiling != "whole":  # otherwise the shape depends on the CT
             network.expect(plan.patch)
-        return Model(plan, folder, threads, network)
+        return Model(plan, folder, threads, network, _look_of(plan, folder, threads))
 
     @property
     def precision(self) -> str:
         """The precision it runs in."""
         return self.plan.precision
+
+
+def _look_of(plan: Plan, folder: Path, threads: int) -> Model | None:
+    """The model that a plan's ``look`` names; it lies beside the plan's, or where models lie.
+
+    Raises:
+        ModelError: there is none, or it cannot look for this plan.
+    """
+    if not plan.look:
+        return None
+    name = plan.look["model"]
+    beside = folder.resolve().parent / name
+    try:
+        other = beside if is_file(beside / "plan.json") else find_model(name)
+        its = Plan.load(other)
+        axes = [(each.orientation, each.transpose) for each in (plan, its)]
+        if its.look or its.channels or axes[0] != axes[1]:
+            raise ModelError(f"{other}: has a look of its own, channels or other axes")
+        look = Model.load(other, threads=threads)
+    except ModelError as error:
+        raise ModelError(f"{folder}: its first look: {error}") from None
+    look.network.expect(its.patch)  # few CTs are larger: it compiles while the first one is read
+    return look
 
 
 def _whole(threads: int) -> int:

@@ -14,19 +14,20 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from inference.errors import CaseError, ModelError
-from inference.grid import Spacing, voxel_millilitres
+from inference.grid import Box, Spacing, voxel_millilitres
 from inference.labels.labels import fill_labels
 from inference.labels.postprocess import postprocess
 from inference.model import Model
-from inference.network.locate import locate, look_shape
+from inference.network.locate import locate, part_of, reaches_a_cut
 from inference.network.logits import Logits, any_nan
 from inference.network.tiling import window_for
 from inference.network.windows import predict_in_windows
+from inference.network.winners import Channels, all_winners
 from inference.nnunet.channels import check_channels, preprocess_channels
 from inference.nnunet.patches import Mirrored, predict_in_patches
 from inference.plan import Plan
 from inference.preprocess.orientation import Turn, turn_to
-from inference.preprocess.preprocess import Prepared, fill, place
+from inference.preprocess.preprocess import Prepared, crop, fill, place
 from inference.read.checks import Intensities, check_geometry, check_intensities, check_orientation
 from inference.stages import StageProgress
 
@@ -39,7 +40,8 @@ class Segmentation:
         labels: uint8 array (z, y, x), as the CT is stored.
         millilitres: volume of each organ, by name.
         seconds: time spent in the stages "preprocess", "look" (where the plan has one),
-            "compile" (waiting for it), "network", "postprocess" and "labels".
+            "compile" (waiting for it), "network", "postprocess" and "labels". Where the look has
+            missed something, those from "preprocess" to "postprocess" are of both turns.
         offset: what was added to the CT's values to make them HU.
         warnings: what a user should know about this case.
         window: voxels (z, y, x) of the network's input.
@@ -83,47 +85,25 @@ def segment_in_stages(
         passes = model.network.passes
         with _timed("preprocess", seconds, tell):
             case = turn_case(images, plan)
-            offset = case.intensities.offset
-            if plan.channels:
-                prepared = preprocess_channels(case.volumes, case.spacing, plan, model.threads)
-                memory = _grant_and_compile(model, images, prepared.values.shape[-3:])
-            else:
-                placed = place(case.volumes[0], case.spacing, plan, offset)
-                # The network compiles while the CT is resized.
-                memory = _grant_and_compile(model, images, placed.shape)
-                prepared = fill(case.volumes[0], case.spacing, placed, plan, offset, model.threads)
-        if plan.look:
+        found = None
+        if model.look:
             with _timed("look", seconds, tell):
-                prepared = _focus(case, prepared, model, memory)
-        window = window_for(prepared.values.shape[-3:], plan, memory)
-        with _timed("compile", seconds, tell):
-            model.network.compile(window)
-        with _timed("network", seconds, tell):
-            in_windows = predict_in_patches if plan.tiling == "nnunet" else predict_in_windows
-            logits = in_windows(
-                Mirrored(model.network, plan.mirror) if plan.mirror else model.network,
-                prepared.values,
-                plan,
-                memory,
-                lambda share: tell("network", share),
-            )
-            _check_logits(logits, model)
-            if last:
-                model.network.release_features()
-        with _timed("postprocess", seconds, tell):
-            ct = case.volumes[0][prepared.box]
-            winning = postprocess(logits, prepared.spacing, plan, model.threads, ct, offset)
+                volume, offset = case.volumes[0], case.intensities.offset
+                found = locate(model.look, volume, case.spacing, plan.look["margin"], offset)
+        answer = _answer(case, model, found, seconds, tell, last)
+        if answer.is_cut_off:  # the look missed something
+            answer = _answer(case, model, None, seconds, tell, last)
         with _timed("labels", seconds, tell):
             labels = np.zeros(image.GetSize()[::-1], np.uint8)
             fill_labels(
-                logits,
+                answer.logits,
                 plan,
-                prepared.spacing,
+                answer.prepared.spacing,
                 case.spacing,
-                case.turn.apply(labels)[prepared.box],
+                case.turn.apply(labels)[answer.prepared.box],
                 model.threads,
                 lambda share: tell("labels", share),
-                winning,
+                answer.winning,
             )
             counts = _count(labels, model.threads)
         passes = model.network.passes - passes
@@ -135,7 +115,8 @@ def segment_in_stages(
             if plan.channels
             else "no organ was found; is there an abdomen in this CT?"
         )
-    return Segmentation(labels, millilitres, seconds, offset, tuple(notes), window, passes)
+    offset = case.intensities.offset
+    return Segmentation(labels, millilitres, seconds, offset, tuple(notes), answer.window, passes)
 
 
 @dataclass(frozen=True)
@@ -182,25 +163,78 @@ def turn_case(images: Sequence[sitk.Image], plan: Plan) -> TurnedCase:
     return TurnedCase(images, volumes, (z, y, x), turn, intensities)
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What the network says of a case, or of a part of it.
+
+    Attributes:
+        logits: shape (C, z, y, x), post-processed.
+        winning: the channels that win (z, y, x); ``None`` where nothing was post-processed.
+        prepared: what the network saw, and where that lies.
+        window: voxels (z, y, x) of the network's input.
+        is_cut_off: whether organs reach a face at which the first look ended the part.
+    """
+
+    logits: Logits
+    winning: Channels | None
+    prepared: Prepared
+    window: tuple[int, ...]
+    is_cut_off: bool
+
+
+def _answer(
+    case: TurnedCase,
+    model: Model,
+    found: Box | None,
+    seconds: dict[str, float],
+    tell: StageProgress,
+    last: bool,
+) -> _Answer:
+    """Ask the network about a case, or about the part of it where a first look found organs."""
+    plan, volume, offset = model.plan, case.volumes[0], case.intensities.offset
+    with _timed("preprocess", seconds, tell):
+        if plan.channels:
+            prepared = preprocess_channels(case.volumes, case.spacing, plan, model.threads)
+            memory = _grant_and_compile(model, case.images, prepared.values.shape[-3:])
+        else:
+            body = crop(volume, case.spacing, plan, offset)
+            box = part_of(body, found, case.spacing, plan) if found else body
+            placed = place(box, case.spacing, plan)
+            # The network compiles while the CT is resized.
+            memory = _grant_and_compile(model, case.images, placed.shape)
+            prepared = fill(volume, case.spacing, placed, plan, offset, model.threads)
+    window = window_for(prepared.values.shape[-3:], plan, memory)
+    with _timed("compile", seconds, tell):
+        model.network.compile(window)
+    with _timed("network", seconds, tell):
+        in_windows = predict_in_patches if plan.tiling == "nnunet" else predict_in_windows
+        logits = in_windows(
+            Mirrored(model.network, plan.mirror) if plan.mirror else model.network,
+            prepared.values,
+            plan,
+            memory,
+            lambda share: tell("network", share),
+        )
+        _check_logits(logits, model)
+        if last:
+            model.network.release_features()
+    with _timed("postprocess", seconds, tell):
+        ct = volume[prepared.box]
+        winning = postprocess(logits, prepared.spacing, plan, model.threads, ct, offset)
+        is_cut_off = False
+        if found:
+            winning = all_winners(logits, model.threads) if winning is None else winning
+            is_cut_off = reaches_a_cut(winning, prepared.spacing, prepared.box, body)
+    return _Answer(logits, winning, prepared, window, is_cut_off)
+
+
 def _grant_and_compile(model: Model, images: Sequence[sitk.Image], shape: tuple[int, ...]) -> int:
     """Bytes that passes over a volume (z, y, x) may use; the network begins to compile for it."""
     held = sum(each.GetNumberOfPixels() * each.GetSizeOfPixelComponent() for each in images)
     labels = images[0].GetNumberOfPixels()  # a byte each
     memory = model.budget.grant(shape, model.plan, model.network, held=held, reserved=labels)
-    first = look_shape(shape, model.plan) if model.plan.look else shape
-    model.network.expect(window_for(first, model.plan, memory))
+    model.network.expect(window_for(shape, model.plan, memory))
     return memory
-
-
-def _focus(case: TurnedCase, prepared: Prepared, model: Model, memory: int) -> Prepared:
-    """Prepare only the part of a CT that a first look finds worth it."""
-    box = locate(model.network, prepared, model.plan, memory)
-    if box is None:
-        return prepared
-    volume, spacing, offset = case.volumes[0], case.spacing, case.intensities.offset
-    placed = place(volume, spacing, model.plan, offset, box)
-    model.network.expect(window_for(placed.shape, model.plan, memory))
-    return fill(volume, spacing, placed, model.plan, offset, model.threads)
 
 
 def _check_logits(logits: Logits, model: Model) -> None:
@@ -238,7 +272,7 @@ def _timed(stage: str, seconds: dict[str, float], tell: StageProgress) -> Iterat
     tell(stage, 0.0)
     start = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
     tell(stage, 1.0)
 
 

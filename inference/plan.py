@@ -66,8 +66,9 @@ class Plan:
         labels: name to label value; the network's channel 0 is background, channel ``i`` the
             ``i``-th of these in ascending order of their values.
         postprocessing: steps of `inference.labels.postprocess`, in order.
-        look: "spacing" of a coarse grid and "margin", both in millimetres, for a first look that
-            tells which part is segmented (`inference.network.locate`); empty for none.
+        look: "model", the name of a model beside this one, whose first look tells which part is
+            segmented (`inference.network.locate`), and the "margin" in millimetres around what it
+            finds; empty for none.
         channels: for an imported nnU-Net model, one `inference.nnunet.normalisation.Channel` per
             input channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;
@@ -103,7 +104,7 @@ class Plan:
     tiling: str = "whole"
     overlap: float = 0.5
     postprocessing: tuple[Mapping[str, Any], ...] = field(default=())
-    look: Mapping[str, float] = field(default_factory=dict)
+    look: Mapping[str, Any] = field(default_factory=dict)
     channels: tuple[Mapping[str, Any], ...] = field(default=())
     transpose: tuple[int, int, int] = (0, 1, 2)
     resampling: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inference.hounsfield import NO_TISSUE
@@ -54,6 +55,15 @@ def _fits_orientation(value: Any) -> bool:
     return isinstance(value, str)
 
 
+_LOOK = {"model": NAME, "margin": number(0, 10_000)}
+
+
+def _is_look(value: Any) -> bool:
+    if not isinstance(value, Mapping) or (value and set(value) != set(_LOOK)):
+        return False
+    return all(_LOOK[name].fits(entry) for name, entry in value.items())
+
+
 _LABEL = whole(0, 255)
 _MOST = 1e9  # float32 computes with it, whatever it is divided by
 _VALUE = number(-_MOST, _MOST)
@@ -80,7 +90,7 @@ PLAN_KINDS: dict[str, Kind] = {
     "tiling": one_of("whole", "window", "nnunet"),
     "overlap": number(0, 0.99),
     "postprocessing": several(by_name(_ANYTHING)),
-    "look": by_name(number(0.001, 10_000)),
+    "look": Kind('{"model": a name, "margin": mm}, or empty', _is_look),
     "channels": several(by_name(_ANYTHING)),
     "transpose": several(whole(0, 2), 3),
     "resampling": by_name(optional(by_name(_ANYTHING))),
@@ -130,10 +140,8 @@ def _contradictions(plan: Plan) -> list[str]:
     for name, axes in (("transpose", plan.transpose), ("mirror", plan.mirror)):
         if len(set(axes)) < len(axes):
             problems.append(f"{name} {list(axes)} names an axis twice")
-    if plan.look and set(plan.look) != {"spacing", "margin"}:
-        problems.append("look needs a spacing and a margin")
-    if plan.look and (plan.channels or plan.tiling != "whole" or None in plan.spacing):
-        problems.append("a look is only for tiling 'whole', a spacing and one CT channel")
+    if plan.look and (plan.channels or any(plan.size)):
+        problems.append("a look is only for one CT channel and no fixed size")
     if plan.regions and not plan.outputs:
         problems.append("regions need outputs")
     if nameless := set(plan.outputs) - {0, *plan.labels.values()}:

@@ -55,7 +55,7 @@ def configuration(folder: Path, **changes: Any) -> Path:
     )
     content.update(spacing=[12.0] * 3, patch=[8, 12, 12], synthesis_spacing=12.0, coarse_first={})
     content.update(iterations=2, evaluate_every=2, checkpoint_every=2, warmup=0, holdout=[])
-    content.update(empty=[], shares={"labelled": 1.0}, augmentation={}, class_weights=[])
+    content.update(look={}, empty=[], shares={"labelled": 1.0}, augmentation={}, class_weights=[])
     content.update(changes)
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(content))

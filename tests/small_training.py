@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
     "coarse_first": {},
     "freeze_norm": 1.0,
     "class_weights": (),
+    "look": {},
 }
 SPACING = 8.0
 ORGANS_SHOWN = {1: "liver", 3: "spleen", 5: "aorta"}

@@ -178,7 +178,7 @@ from training.networks.network import make_network
 torch.manual_seed(0)
 config = Config.load(Path("training/configs/abdoseg.yaml"))
 network = {**config.network, "features": [4, 4, 8, 8, 8]}
-config = replace(config, network=network, patch=(16, 16, 16))
+config = replace(config, network=network, patch=(16, 16, 16), look={})
 folder = Path(sys.argv[1])
 (folder / "prepared" / "images").mkdir(parents=True)
 hu = np.random.default_rng(0).integers(-200, 300, (16, 32, 16)).astype(np.int16)
@@ -337,6 +337,7 @@ def test_the_model_card_tells_what_was_invented_and_bent(tmp_path: Path) -> None
     for words in (
         "on a machine of which there is no record",
         "Shares of the patches: synthetic 0.5, labelled 0.2, transferred 0.2, empty 0.1.",
+        "in one pass over the body where `abdoseg_look` finds organs. Default precision: ",
         "Synthetic patches",
         "Transferred patches are a real CT",
         "esophagus and the aorta: head.",

@@ -39,8 +39,9 @@ def build(name: str) -> torch.nn.Module:
 
 def test_there_is_a_file_for_each_configuration_and_nothing_else() -> None:
     files = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    assert files == sorted([*NAMES, "abdoseg_heldout", "dsunet_eca_cpu", "nnunet_iso2p5_cpu"])
-    for name in NAMES:
+    others = ["abdoseg_heldout", "abdoseg_look", "dsunet_eca_cpu", "nnunet_iso2p5_cpu"]
+    assert files == sorted([*NAMES, *others])
+    for name in (*NAMES, "abdoseg_look"):
         assert load(name).name == name
 
 
@@ -50,6 +51,14 @@ def test_what_measures_the_default_model_is_that_model_but_for_its_training() ->
     assert named.plan((1, 1, 1)) == default.plan((1, 1, 1))
     assert heldout.network == default.network
     assert heldout.holdout and not heldout.shares.get("labelled")
+
+
+def test_what_looks_for_the_default_model_can() -> None:
+    """Of the same orientation and without a look of its own, as `inference.model` wants it."""
+    look, default = load("abdoseg_look"), load("abdoseg")
+    assert default.look["model"] == look.name
+    assert not look.look
+    assert look.plan((1, 1, 1)).orientation == default.plan((1, 1, 1)).orientation
 
 
 @pytest.mark.parametrize("name", ["dsunet_eca", "nnunet_iso2p5"])

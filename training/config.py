@@ -34,7 +34,7 @@ class Config:
         name: the model's name and that of its folder under ``weights``.
         version: version of the weights.
         network: the ``kind`` of network and its arguments, see `training.networks.unets`.
-        spacing, size, crop, clip, subtract, divide, patch, tiling, overlap, precision,
+        spacing, size, crop, clip, subtract, divide, patch, tiling, overlap, precision, look,
             postprocessing: written into the model's plan as they are, see `inference.plan.Plan`.
             Training prepares its images with the same rules, and draws patches of that size.
         stored: HU range of the prepared images: that of ``clip``, or wider where an augmentation
@@ -93,6 +93,7 @@ class Config:
     tiling: str
     overlap: float
     precision: str
+    look: Mapping[str, Any]
     postprocessing: tuple[Mapping[str, Any], ...]
     stored: tuple[float, float]
     synthesis_spacing: float
@@ -158,6 +159,7 @@ class Config:
             precision=self.precision if self.precision in networks else next(iter(networks)),
             labels=LABEL_OF,
             bytes_per_voxel=bytes_per_voxel,
+            look=self.look,
             postprocessing=self.postprocessing,
         )
 

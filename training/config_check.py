@@ -42,7 +42,7 @@ def _range(low: float = 0, above: float | None = None) -> Kind:
 
 _OF_THE_PLAN = (
     "name", "version", "spacing", "size", "crop", "clip", "subtract", "divide", "patch", "overlap",
-    "precision",
+    "precision", "look",
 )  # fmt: skip
 _KINDS = {
     **{name: PLAN_KINDS[name] for name in _OF_THE_PLAN},

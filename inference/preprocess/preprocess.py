@@ -49,21 +49,27 @@ class Placed:
     shape: tuple[int, ...]
 
 
-def place(
-    volume: NDArray[Any],
-    spacing: Spacing,
-    plan: Plan,
-    offset: float = 0.0,
-    box: Box | None = None,
-) -> Placed:
-    """Lay the network's grid into a CT.
+def crop(volume: NDArray[Any], spacing: Spacing, plan: Plan, offset: float = 0.0) -> Box:
+    """The part of a CT that ``plan.crop`` says.
 
     Args:
         volume: CT, shape (z, y, x), already turned to ``plan.orientation``; any real type.
         spacing: millimetres per axis (z, y, x).
         plan: how the network wants its input.
         offset: what has to be added to the volume's values to make them HU.
-        box: the part of the volume to be prepared; ``None`` for what ``plan.crop`` says.
+    """
+    if plan.crop == "body":
+        return body_box(volume, spacing, offset)
+    return whole_box(volume.shape)
+
+
+def place(box: Box, spacing: Spacing, plan: Plan) -> Placed:
+    """Lay the network's grid into a part of a CT.
+
+    Args:
+        box: the part.
+        spacing: millimetres per axis (z, y, x) of the CT.
+        plan: how the network wants its input.
 
     Returns:
         Where the network's input will lie in the volume.
@@ -71,10 +77,7 @@ def place(
     Raises:
         CaseError: there is not enough memory for it.
     """
-    if box is None:
-        whole = plan.crop != "body"
-        box = whole_box(volume.shape) if whole else body_box(volume, spacing, offset)
-    part = volume[box].shape
+    part = tuple(there.stop - there.start for there in box)
     shape = tuple(
         fixed or shape_at_spacing([n], [size], [wanted or size])[0]
         for n, size, wanted, fixed in zip(part, spacing, plan.spacing, plan.size, strict=True)
@@ -94,7 +97,7 @@ def fill(
     """Resize and normalise what the network's grid covers of a CT.
 
     Args:
-        volume: CT, shape (z, y, x), as `place` got it.
+        volume: CT, shape (z, y, x), already turned to ``plan.orientation``; any real type.
         spacing: millimetres per axis (z, y, x).
         placed: where the network's grid lies.
         plan: how the network wants its input.
@@ -118,7 +121,7 @@ def fill(
 def preprocess(
     volume: NDArray[Any], spacing: Spacing, plan: Plan, offset: float = 0.0, threads: int = 1
 ) -> Prepared:
-    """Prepare a CT for the network: `place` and `fill` in one.
+    """Prepare a CT for the network: `crop`, `place` and `fill` in one.
 
     Args:
         volume: CT, shape (z, y, x), already turned to ``plan.orientation``; any real type.
@@ -133,7 +136,7 @@ def preprocess(
     Raises:
         CaseError: there is not enough memory for it.
     """
-    placed = place(volume, spacing, plan, offset)
+    placed = place(crop(volume, spacing, plan, offset), spacing, plan)
     return fill(volume, spacing, placed, plan, offset, threads)
 
 
