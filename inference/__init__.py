@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # the network that it was imported. What reads patients' images reports nothing to anybody.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-__version__ = "0.25.0"
+__version__ = "0.26.0"
 
 __all__ = [
     "ORGANS",

@@ -67,8 +67,8 @@ class Plan:
             ``i``-th of these in ascending order of their values.
         postprocessing: steps of `inference.labels.postprocess`, in order.
         look: "model", the name of a model beside this one, whose first look tells which part is
-            segmented (`inference.network.locate`), and the "margin" in millimetres around what it
-            finds; empty for none.
+            segmented (`inference.network.locate`), and the "margin" around what it finds,
+            millimetres per axis; empty for none.
         channels: for an imported nnU-Net model, one `inference.nnunet.normalisation.Channel` per
             input channel; they take the place of ``clip``, ``subtract`` and ``divide``.
         transpose: the axis (of z, y, x) that becomes each axis after turning to ``orientation``;

@@ -55,7 +55,7 @@ def _fits_orientation(value: Any) -> bool:
     return isinstance(value, str)
 
 
-_LOOK = {"model": NAME, "margin": number(0, 10_000)}
+_LOOK = {"model": NAME, "margin": several(number(0, 10_000), 3)}
 
 
 def _is_look(value: Any) -> bool:
@@ -90,7 +90,7 @@ PLAN_KINDS: dict[str, Kind] = {
     "tiling": one_of("whole", "window", "nnunet"),
     "overlap": number(0, 0.99),
     "postprocessing": several(by_name(_ANYTHING)),
-    "look": Kind('{"model": a name, "margin": mm}, or empty', _is_look),
+    "look": Kind('{"model": a name, "margin": three numbers}, or empty', _is_look),
     "channels": several(by_name(_ANYTHING)),
     "transpose": several(whole(0, 2), 3),
     "resampling": by_name(optional(by_name(_ANYTHING))),
@@ -133,6 +133,8 @@ def _contradictions(plan: Plan) -> list[str]:
             problems.append(f"{name} of no precision: {', '.join(sorted(unknown))}")
     if plan.bytes_per_voxel and (unknown := set(plan.networks) - set(plan.bytes_per_voxel)):
         problems.append(f"bytes_per_voxel says nothing of {', '.join(sorted(unknown))}")
+    if plan.bytes_per_pass and set(plan.bytes_per_pass) != set(plan.bytes_per_voxel):
+        problems.append("bytes_per_pass is not of the precisions of bytes_per_voxel")
     if plan.precision not in plan.networks:
         problems.append(f"precision {plan.precision!r} has no network")
     if not plan.labels or len(set(plan.labels.values())) != len(plan.labels):

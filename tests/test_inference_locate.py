@@ -22,7 +22,7 @@ from inference.network.tiling import padded_shape
 from inference.pipeline import segment_in_stages
 from inference.preprocess.preprocess import place
 
-MARGIN = 30.0
+MARGIN = [30.0, 20.0, 40.0]
 LIVER = LEVELS[1]
 
 
@@ -66,18 +66,18 @@ def test_the_box_holds_the_organ_and_its_margin(look: Model, offset: float) -> N
     volume = body(ORGAN) - np.int16(offset)
     found = locate(look, volume, (3.0, 2.0, 2.0), MARGIN, offset)
     assert found is not None
-    for part, organ, mm in zip(found, ORGAN, (3.0, 2.0, 2.0), strict=True):
+    for part, organ, mm, more in zip(found, ORGAN, (3.0, 2.0, 2.0), MARGIN, strict=True):
         # To a voxel of the look's grid, and half of one of what it samples.
         for here, wanted in (
-            (part.start, organ.start - MARGIN / mm),
-            (part.stop, organ.stop + MARGIN / mm),
+            (part.start, organ.start - more / mm),
+            (part.stop, organ.stop + more / mm),
         ):
             assert abs(here - wanted) * mm <= 8 + mm
 
 
 def test_the_box_ends_with_the_ct(look: Model) -> None:
     organ = (slice(0, 30), slice(40, 80), slice(30, 90))
-    found = locate(look, body(organ), (3.0, 2.0, 2.0), 1000.0)
+    found = locate(look, body(organ), (3.0, 2.0, 2.0), (1000.0,) * 3)
     assert found == (slice(0, 200), slice(0, 120), slice(0, 160))
 
 
@@ -172,7 +172,7 @@ def test_a_look_beside_the_body_leaves_it_whole(tiny: Model) -> None:
 
 def test_bad_looks_are_refused(tiny: Model) -> None:
     good = {"model": "tiny_look", "margin": MARGIN}
-    for bad in ({"margin": 1.0}, {**good, "more": 1}, {**good, "margin": -1}, {**good, "model": 1}):
+    for bad in ({"margin": 1.0}, {**good, "more": 1}, {**good, "margin": 30}, {**good, "model": 1}):
         with pytest.raises(ModelError, match=r"look is .*, not .*a name"):
             replace(tiny.plan, look=bad)
     with pytest.raises(ModelError, match="only for one CT channel and no fixed size"):

@@ -171,6 +171,79 @@ def test_logits_of_any_finest_stage(
     _check(slices, thick, seed=seed, factor=factor, kernels=tuple(kernels), skip=skip, gate=gate)
 
 
+def _down_and_up(values: Any, weights: _Weights, kernel: int, pad: int, more: int) -> Any:
+    """Half the size, and back by a transposed convolution of another kind than the usual one."""
+    half = ops.convolution(values, weights(4, 4, 2, 2, 2), [2] * 3, [0] * 3, [0] * 3, _ONE)
+    return ops.convolution_backprop_data(
+        half, weights(4, 4, *[kernel] * 3), [2] * 3, None, [pad] * 3, [pad] * 3,
+        output_padding=[more] * 3,
+    )  # fmt: skip
+
+
+_ODD: dict[str, Any] = {
+    "weights along z": lambda v, w: ops.multiply(v, w(1, 4, 72, 1, 1)),
+    "weights along z, of three axes": lambda v, w: ops.multiply(v, w(72, 1, 1)),
+    "weights along z, of four axes": lambda v, w: ops.multiply(v, w(4, 72, 1, 1)),
+    "constants beside": lambda v, w: ops.concat([v, w(1, 3, 72, 12, 6)], 1),
+    "parts above each other": lambda v, w: ops.concat(
+        [ops.slice(v, [40], [72], [1], [2]), ops.slice(v, [0], [40], [1], [2])], 2
+    ),
+    "a computed number": lambda v, w: ops.multiply(
+        v, ops.sigmoid(ops.reduce_mean(v, np.arange(5), keep_dims=False))
+    ),
+    "an even kernel": lambda v, w: ops.convolution(
+        v, w(4, 4, 2, 2, 2), _ONE, [0] * 3, [1] * 3, _ONE
+    ),
+    "grown and shrunk": lambda v, w: ops.convolution(
+        ops.convolution(v, w(4, 4, 3, 3, 3), _ONE, [2] * 3, [2] * 3, _ONE),
+        w(4, 4, 3, 3, 3), _ONE, [0] * 3, [0] * 3, _ONE,
+    ),
+    "upsampled with overlap": lambda v, w: _down_and_up(v, w, 4, 1, 0),
+    "upsampled with gaps": lambda v, w: _down_and_up(v, w, 1, 0, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _ODD)
+def test_layers_that_cannot_be_cut_are_not(name: str, tmp_path: Path) -> None:
+    """They are computed for all slices, or in slabs: what comes out is the same."""
+    weights, shape = _Weights(3), (72, 12, 6)
+    image = ops.parameter([1, 1, *shape], np.float32, name="image")
+    values = _ODD[name](ops.relu(_convolved(image, weights, 1, 4, 3)), weights)
+    values = ops.relu(_convolved(values, weights, values.get_output_shape(0)[1], 4, 3))
+    model = ov.Model([_convolved(values, weights, 4, _CLASSES, 1)], [image], "network")
+    (expected,) = _run(model, _volume(*shape))
+    parts = _run(_in_slabs_of(20 * 12 * 6, model, shape), _volume(*shape))
+    assert len(parts) == 4
+    joined = np.concatenate(parts).swapaxes(0, 1)[None]
+    np.testing.assert_allclose(joined, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_that_are_not_of_each_voxel_are_not_cut() -> None:
+    weights, shape = _Weights(3), (72, 12, _CLASSES)
+    image = ops.parameter([1, 1, *shape], np.float32, name="image")
+    values = ops.relu(_convolved(image, weights, 1, 4, 3))
+    along_x = ops.add(_convolved(values, weights, 4, _CLASSES, 1), weights(_CLASSES))
+    half = ops.max_pool(values, [2] * 3, _ONE, [0] * 3, [0] * 3, [2] * 3).output(0)
+    for logits in (along_x, _convolved(half, weights, 4, _CLASSES, 1)):
+        assert _in_slabs_of(1000, ov.Model([logits], [image], "network"), shape) is None
+
+
+def test_what_cannot_be_taken_apart_runs_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "network.xml"
+    ov.save_model(_network(), path, compress_to_fp16=False)
+    volume = _volume(72, 12, 6)
+    expected = Network(path, "f32", 2, _CLASSES).run(volume)
+
+    def spoil(model: Any) -> None:
+        model.get_results()[0].input(0).replace_source_output(model.input(0))
+        raise RuntimeError("what is this")
+
+    monkeypatch.setattr("inference.network.network.in_slabs", spoil)
+    np.testing.assert_array_equal(Network(path, "f32", 2, _CLASSES).run(volume), expected)
+
+
 def test_few_voxels_are_one_slab() -> None:
     assert _in_slabs_of(72 * 12 * 6, _network(), (72, 12, 6)) is None
     assert _in_slabs_of(100, _network(), (24, 12, 6)) is None  # slabs of a few slices

@@ -13,6 +13,7 @@ Only models whose plan has a ``look`` do this.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import cc3d
@@ -37,7 +38,11 @@ _REACHES = 0.2  # ml within a voxel of a face: less is a speck
 
 
 def locate(
-    look: Model, volume: NDArray[Any], spacing: Spacing, margin: float, offset: float = 0.0
+    look: Model,
+    volume: NDArray[Any],
+    spacing: Spacing,
+    margin: Sequence[float],
+    offset: float = 0.0,
 ) -> Box | None:
     """The part of a CT that is worth segmenting.
 
@@ -45,7 +50,7 @@ def locate(
         look: the model that looks.
         volume: the CT, shape (z, y, x), turned to the orientation of its plan.
         spacing: millimetres per axis (z, y, x).
-        margin: millimetres around what is found.
+        margin: millimetres per axis around what is found.
         offset: what has to be added to the volume's values to make them HU.
 
     Returns:
@@ -68,11 +73,11 @@ def locate(
     if around is None or found.sum() * voxel_millilitres(seen.spacing) < _LEAST:
         return None
     box = []
-    for n, step, size, whole, hit, coarse in zip(
-        volume.shape, steps, spacing, seen.box, around, seen.spacing, strict=True
+    for n, step, size, whole, hit, coarse, more in zip(
+        volume.shape, steps, spacing, seen.box, around, seen.spacing, margin, strict=True
     ):
-        first = whole.start * step + (hit.start * coarse - margin) / size
-        end = whole.start * step + (hit.stop * coarse + margin) / size
+        first = whole.start * step + (hit.start * coarse - more) / size
+        end = whole.start * step + (hit.stop * coarse + more) / size
         box.append(slice(max(0, int(first)), min(n, int(np.ceil(end)))))
     return box[0], box[1], box[2]
 

@@ -157,10 +157,13 @@ class Network:
             return self._compile_as(self.arithmetic, shape)
 
     def _compile_as(self, arithmetic: str, shape: tuple[int, ...]) -> _Compiled:
-        model = self._model.clone()
-        model.reshape([1, self._inputs, *shape])
+        model, slabs = self._of_shape(shape), None
         # With bfloat16 there is half as much to save, and compiling more layers takes its time too.
-        slabs = in_slabs(model) if arithmetic == "f32" else None
+        if arithmetic == "f32":
+            try:
+                slabs = in_slabs(model)
+            except RuntimeError:  # layers of a kind that it does not know
+                model = self._of_shape(shape)
         adapted = ov.preprocess.PrePostProcessor(slabs or model)
         exact = self._precision == "f32"
         for index in range(len((slabs or model).outputs)):
@@ -170,6 +173,11 @@ class Network:
         if slabs is None:
             return _Compiled(request, request.get_output_tensor().data[0])
         return _Compiled(request, _joined_outputs(request, np.float32 if exact else np.uint16))
+
+    def _of_shape(self, shape: tuple[int, ...]) -> ov.Model:
+        model = self._model.clone()
+        model.reshape([1, self._inputs, *shape])
+        return model
 
     def release_features(self) -> None:
         """Let go of the memory between input and logits; the next pass gets it anew."""

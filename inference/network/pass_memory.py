@@ -35,8 +35,10 @@ def with_pass_memory(plan: Plan, folder: Path) -> Plan:
     """A plan that says how much memory passes of its networks need.
 
     Each is measured in a process of its own. Where windows are as large as memory allows, two sizes
-    are: the largest slab of the finest stage (`inference.network.slabs`), and two such slabs. From
-    the first on, memory grows by the voxel.
+    are: the largest slab of the finest stage (`inference.network.slabs`), and two such slabs. A
+    line through both is near what larger passes need: of ``abdoseg``'s seven slabs it says 42 %
+    more than was measured in int8, 7 % less in f32, which the share that a budget leaves free
+    covers.
 
     Args:
         plan: the model's.

@@ -21,13 +21,14 @@ from openvino import Model
 from openvino import opset13 as ops
 
 SLAB_VOXELS = 3_000_000
-"""Voxels of a slab, at most. Smaller ones need less memory, but more of them compile for longer."""
+"""About the most voxels of a slab. Smaller ones need less memory, but compile for longer."""
 
 _LEAST = 16  # slices of a slab: what it reads of its neighbours is computed twice
 _Z = 2  # its axis in (1, C, z, y, x)
 _BY_VOXEL = {"Add", "Clamp", "Convert", "FakeQuantize", "Multiply", "PRelu", "Relu", "Subtract"}
 _CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 _UPSAMPLING = "ConvolutionBackpropData"
+_OF_WEIGHTS = {"Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract"}
 
 
 def in_slabs(model: Any) -> Any | None:
@@ -41,12 +42,17 @@ def in_slabs(model: Any) -> Any | None:
         The network, whose outputs are (d, C, y, x), so that in memory one follows the other:
         (z, C, y, x). ``None`` where one slab is all, or where the last layer is no convolution of
         single voxels: then the model is as it was.
+
+    Raises:
+        RuntimeError: the layers cannot be taken apart. The model is of no more use then.
     """
     shape = tuple(model.input(0).shape)[_Z:]
     depth = shape[0]
     count = min(math.ceil(math.prod(shape) / SLAB_VOXELS), depth // _LEAST)
     logits = model.get_results()[0].input_value(0)
-    if count < 2 or (head := _head(logits.get_node())) is None:
+    if count < 2 or tuple(logits.shape)[_Z:] != shape:
+        return None
+    if (head := _head(logits.get_node())) is None:
         return None
     sources, stage = _cut_off(logits, head, depth)
     # So that all slabs begin with a new voxel of what is upsampled by two.
@@ -64,6 +70,9 @@ def in_slabs(model: Any) -> Any | None:
 def _head(last: Any) -> Any | None:
     """The convolution of single voxels that makes the logits, perhaps with a bias; else none."""
     if last.get_type_name() == "Add" and _is_constant(last.input_value(1)):
+        one, _, *rest = _aligned(last.input_value(1))  # a number for each channel
+        if {one, *rest} != {1}:
+            return None
         last = last.input_value(0).get_node()
     if last.get_type_name() != "Convolution" or set(last.input_value(1).shape[_Z:]) != {1}:
         return None
@@ -127,16 +136,20 @@ def _has_slices(layer: Any, depth: int) -> bool:
     if shape.rank.get_length() != 5 or shape[_Z].get_length() != depth:
         return False
     kind, known = layer.get_type_name(), layer.get_attributes()
+    constants = [source for source in layer.input_values() if _is_constant(source)]
+    others = [source for source in layer.input_values() if not _is_constant(source)]
+    if any(source.get_partial_shape().rank.get_length() != 5 for source in others):
+        return False
     if kind in _BY_VOXEL:
-        constants = [source.shape for source in layer.input_values() if _is_constant(source)]
-        return all(len(size) < 5 or size[_Z] == 1 for size in constants)
+        return all(_aligned(source)[_Z] == 1 for source in constants)
     if kind == "Concat":
-        return bool(known["axis"] == 1)
+        return bool(known["axis"] == 1 and not constants)
     if (kind not in _CONVOLUTIONS and kind != _UPSAMPLING) or known["auto_pad"] != "explicit":
         return False
     kernel, stride, (before, after) = _kernel(layer), known["strides"][0], _padding(layer)
     if kind == _UPSAMPLING:
         plain = len(layer.inputs()) == 2 and known["output_padding"][0] == 0
+        plain &= known["dilations"][0] == 1
         return plain and kernel == stride and before == after == 0
     return stride == 1 and before + after == known["dilations"][0] * (kernel - 1)
 
@@ -213,8 +226,15 @@ def _padding(layer: Any) -> tuple[int, int]:
     return known["pads_begin"][0], known["pads_end"][0]
 
 
+def _aligned(output: Any) -> tuple[int, ...]:
+    """A constant's shape as it meets (1, C, z, y, x): axes that are left out come first."""
+    shape = tuple(output.shape)
+    return (1,) * (5 - len(shape)) + shape
+
+
 def _is_constant(output: Any) -> bool:
+    """Whether it is a weight: a constant, perhaps stored in another type or quantised."""
     node = output.get_node()
     if node.get_type_name() == "Constant":
         return True
-    return bool(node.inputs()) and all(map(_is_constant, node.input_values()))
+    return node.get_type_name() in _OF_WEIGHTS and all(map(_is_constant, node.input_values()))
