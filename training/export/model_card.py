@@ -129,13 +129,14 @@ def _network(config: Config, plan: Plan) -> str:
     network = make_network(dict(config.network))
     work = multiply_adds(network, config.patch) / np.prod(config.patch)
     features = "-".join(map(str, config.network["features"]))
-    passes = "one pass" if plan.tiling == "whole" else "windows"
-    part = f" where `{plan.look['model']}` finds organs" if plan.look else ""
+    passes = "one pass over the body" if plan.tiling == "whole" else "windows over the body"
+    if plan.look:
+        passes += f" where `{plan.look['model']}` finds organs"
     return (
         f"A 3D U-Net (`{config.network['kind']}`, features {features}) with "
         f"{parameter_count(network):,} parameters and {work / 1e3:.1f} G multiply-adds per million "
-        f"voxels, on a grid of {_grid(config.spacing, config.size)} (z, y, x), in {passes} over the body"
-        f"{part}. Default precision: {plan.precision}."
+        f"voxels, on a grid of {_grid(config.spacing, config.size)} (z, y, x), in {passes}. "
+        f"Default precision: {plan.precision}."
         + (
             f" In int8, {len(config.not_int8)} of its convolutions stay in floating point "
             f"({', '.join(map(str, config.not_int8))} in their order)."
