@@ -92,6 +92,7 @@ def segment_in_stages(
                 found = locate(model.look, volume, case.spacing, plan.look["margin"], offset)
         answer = _answer(case, model, found, seconds, tell, last)
         if answer.is_cut_off:  # the look missed something
+            del answer  # and its memory
             answer = _answer(case, model, None, seconds, tell, last)
         with _timed("labels", seconds, tell):
             labels = np.zeros(image.GetSize()[::-1], np.uint8)
