@@ -204,7 +204,7 @@ _ODD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", _ODD)
-def test_layers_that_cannot_be_cut_are_not(name: str, tmp_path: Path) -> None:
+def test_layers_that_cannot_be_cut_are_not(name: str) -> None:
     """They are computed for all slices, or in slabs: what comes out is the same."""
     weights, shape = _Weights(3), (72, 12, 6)
     image = ops.parameter([1, 1, *shape], np.float32, name="image")

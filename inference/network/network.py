@@ -175,6 +175,7 @@ class Network:
         return _Compiled(request, _joined_outputs(request, np.float32 if exact else np.uint16))
 
     def _of_shape(self, shape: tuple[int, ...]) -> ov.Model:
+        """A copy of the network for an input of this shape (z, y, x)."""
         model = self._model.clone()
         model.reshape([1, self._inputs, *shape])
         return model
