@@ -93,6 +93,7 @@ def test_an_imported_plan_is_understood(tmp_path: Path) -> None:
         ({"bytes_per_pass": {"f32": -1}}, "bytes_per_pass is"),
         ({"bytes_per_pass": {"fp32": 100.0}}, "bytes_per_pass of no precision: fp32"),
         ({"bytes_per_voxel": {"int8": 100.0}}, "bytes_per_voxel says nothing of f32"),
+        ({"bytes_per_pass": {"int8": 100.0}}, "bytes_per_pass is not of the precisions of"),
         ({"overlap": 1}, "overlap is"),
         ({"outside": "air"}, "outside is"),
         ({"mirror": [0, 0]}, "mirror [0, 0] names an axis twice"),
